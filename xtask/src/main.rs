@@ -1,2 +1,60 @@
-//! Placeholder.
-fn main() {}
+//! The developer's commands, called as `cargo xtask <command>` through the
+//! alias in `.cargo/config.toml`.
+//!
+//! This program is built before anything else on a fresh machine, so it may
+//! use nothing but `std` and `serde_json`, and it must not depend on any other
+//! crate of the workspace.
+
+mod apt;
+mod assets;
+mod check;
+mod command;
+mod house;
+mod kernel;
+mod modules;
+mod project;
+mod setup;
+mod test;
+
+use std::process::ExitCode;
+
+use command::Failure;
+use project::Project;
+
+const HELP: &str = "\
+cargo xtask <command>
+
+  test     check, build and run every test; the last line is the total
+  check    formatting, clippy, documentation and the house rules
+  setup    install the Debian packages the others need and prepare the guest
+           kernel and its first process; test calls this itself
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let command: fn(&Project) -> Result<(), Failure> = match words.as_slice() {
+        ["setup"] => setup::run,
+        ["check"] => check::run,
+        ["test"] => test::run,
+        [] | ["help" | "--help" | "-h"] => {
+            print!("{HELP}");
+            return ExitCode::SUCCESS;
+        }
+        [unknown, ..] => {
+            let rest = words.join(" ");
+            eprintln!(
+                "xtask: '{rest}' is not understood: '{unknown}' must be one of setup, check, \
+                 test and take no further arguments; see cargo xtask --help"
+            );
+            return ExitCode::from(2);
+        }
+    };
+    match Project::locate().and_then(|project| command(&project)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("xtask: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}

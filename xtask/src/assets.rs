@@ -1,0 +1,110 @@
+//! The assets directory: what the programs need beside themselves at run time.
+//!
+//! Called by `setup`. The layout is read by `pericarp run` and by the tests:
+//!
+//! ```text
+//! assets/kernel/vmlinuz          the kernel image as Debian ships it
+//! assets/kernel/release          its release, one line
+//! assets/kernel/modules/*.ko.xz  modules, flat
+//! assets/kernel/modules/order    those to load at boot, one per line, in order
+//! assets/pericarp-init           the guest's first process, static
+//! ```
+
+use std::fs;
+use std::path::Path;
+
+use crate::command::{self, Failure, cargo};
+use crate::kernel;
+use crate::project::Project;
+
+/// Changes whenever the way the kernel directory is made changes, so that a
+/// directory made the old way is made again.
+const KERNEL_RECIPE: &str = "1\n";
+
+/// The guest is a static program of the target the tool chain always has.
+const INIT_TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// Brings the assets directory up to date.
+pub(crate) fn prepare(project: &Project) -> Result<(), Failure> {
+    let assets = project.assets();
+    fs::create_dir_all(&assets).map_err(|e| format!("cannot create {}: {e}", assets.display()))?;
+    prepare_kernel(&assets)?;
+    let init_changed = prepare_init(project, &assets)?;
+    let release = fs::read_to_string(assets.join("kernel/release"))
+        .map_err(|e| format!("cannot read the guest kernel's release: {e}"))?;
+    println!(
+        "setup: guest kernel {} and pericarp-init {}",
+        release.trim(),
+        if init_changed {
+            "are ready"
+        } else {
+            "are up to date"
+        }
+    );
+    Ok(())
+}
+
+fn prepare_kernel(assets: &Path) -> Result<(), Failure> {
+    let kernel = assets.join("kernel");
+    let recipe = kernel.join("recipe");
+    let complete = fs::read_to_string(&recipe).is_ok_and(|text| text == KERNEL_RECIPE)
+        && kernel.join("release").exists();
+    if complete {
+        return Ok(());
+    }
+    // Made beside its place and moved there whole: an interrupted run leaves
+    // no half of a kernel that looks like one.
+    let unfinished = assets.join(format!("kernel.{}", std::process::id()));
+    fs::create_dir_all(&unfinished)
+        .map_err(|e| format!("cannot create {}: {e}", unfinished.display()))?;
+    let made = kernel::fetch_into(&unfinished).and_then(|()| {
+        fs::write(unfinished.join("recipe"), KERNEL_RECIPE)
+            .map_err(|e| format!("cannot write the kernel's recipe: {e}"))?;
+        if kernel.exists() {
+            fs::remove_dir_all(&kernel)
+                .map_err(|e| format!("cannot remove {}: {e}", kernel.display()))?;
+        }
+        fs::rename(&unfinished, &kernel)
+            .map_err(|e| format!("cannot move the guest kernel into place: {e}").into())
+    });
+    if made.is_err() {
+        let _ = fs::remove_dir_all(&unfinished);
+    }
+    made
+}
+
+/// Builds the static first process; says whether it changed.
+fn prepare_init(project: &Project, assets: &Path) -> Result<bool, Failure> {
+    // A build directory of its own: other flags in the common one would make
+    // cargo build everything again and again.
+    let target = project.target.join("init");
+    command::run(
+        cargo()
+            .current_dir(&project.root)
+            .env("RUSTFLAGS", "-C target-feature=+crt-static")
+            .args([
+                "build",
+                "--quiet",
+                "--release",
+                "--package",
+                "pericarp-init",
+            ])
+            .args(["--target", INIT_TARGET, "--target-dir"])
+            .arg(&target),
+    )?;
+    let built = target.join(INIT_TARGET).join("release/pericarp-init");
+    replace_if_different(&built, &assets.join("pericarp-init"))
+}
+
+fn replace_if_different(from: &Path, to: &Path) -> Result<bool, Failure> {
+    let new = fs::read(from).map_err(|e| format!("cannot read {}: {e}", from.display()))?;
+    if fs::read(to).is_ok_and(|old| old == new) {
+        return Ok(false);
+    }
+    // Renamed over the old one, which a running guest builder may be reading.
+    let beside = to.with_extension(std::process::id().to_string());
+    fs::copy(from, &beside)
+        .and_then(|_| fs::rename(&beside, to))
+        .map_err(|e| format!("cannot write {}: {e}", to.display()))?;
+    Ok(true)
+}

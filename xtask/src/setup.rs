@@ -1,0 +1,156 @@
+//! `cargo xtask setup`: the Debian packages by name, then the guest kernel and
+//! the guest's first process.
+//!
+//! `demo` and `test` call this first. When all is there it prints two lines
+//! and changes nothing. It never installs a kernel, a boot entry or a service
+//! on the host.
+
+use std::process::{Command, Stdio};
+
+use crate::apt;
+use crate::assets;
+use crate::command::{self, Failure, capture, find_program};
+use crate::project::Project;
+
+/// A program we call, the Debian 12 package it comes in, and what it is for.
+struct Need {
+    program: &'static str,
+    package: &'static str,
+    why: &'static str,
+}
+
+const NEEDS: &[Need] = &[
+    Need {
+        program: "qemu-system-x86_64",
+        package: "qemu-system-x86",
+        why: "runs the virtual machines",
+    },
+    Need {
+        program: "qemu-storage-daemon",
+        package: "qemu-system-common",
+        why: "the peer our block backend is compared with",
+    },
+    Need {
+        program: "linux.uml",
+        package: "user-mode-linux",
+        why: "runs Linux's own virtio drivers at native speed without KVM",
+    },
+    Need {
+        program: "fio",
+        package: "fio",
+        why: "measures and verifies disk I/O",
+    },
+    Need {
+        program: "runc",
+        package: "runc",
+        why: "the plain container the virtual machine is compared with",
+    },
+    Need {
+        program: "mkfs.ext4",
+        package: "e2fsprogs",
+        why: "makes disk images",
+    },
+    Need {
+        program: "busybox",
+        package: "busybox-static",
+        why: "a user space in one file for test guests",
+    },
+    Need {
+        program: "mmdebstrap",
+        package: "mmdebstrap",
+        why: "builds the small Debian root the demo runs",
+    },
+    Need {
+        program: "depmod",
+        package: "kmod",
+        why: "finds out which kernel modules need which",
+    },
+];
+
+impl Need {
+    /// Whether the program is on this machine, wherever it came from.
+    fn is_met(&self) -> bool {
+        let Some(file) = find_program(self.program) else {
+            return false;
+        };
+        // Test guests hold nothing but this file, so a dynamically linked
+        // busybox is as good as none.
+        self.program != "busybox"
+            || std::fs::read(file).is_ok_and(|program| {
+                !program
+                    .windows(b"/ld-linux".len())
+                    .any(|window| window == b"/ld-linux")
+            })
+    }
+}
+
+/// Installs what is missing and prepares the guest.
+pub(crate) fn run(project: &Project) -> Result<(), Failure> {
+    install_packages()?;
+    add_toolchain_parts()?;
+    assets::prepare(project)
+}
+
+fn install_packages() -> Result<(), Failure> {
+    let missing: Vec<&Need> = NEEDS.iter().filter(|need| !need.is_met()).collect();
+    if missing.is_empty() {
+        println!("setup: all {} programs are there", NEEDS.len());
+        return Ok(());
+    }
+    for need in &missing {
+        println!("setup: needs {}: {}", need.package, need.why);
+    }
+    let packages: Vec<&str> = missing.iter().map(|need| need.package).collect();
+    apt::install(&packages)?;
+    match missing.iter().find(|need| !need.is_met()) {
+        None => Ok(()),
+        Some(need) => Err(format!(
+            "package {} is installed and yet there is no usable {}; install that program by hand",
+            need.package, need.program
+        )
+        .into()),
+    }
+}
+
+/// A minimal Rust toolchain comes without the two parts `check` needs.
+fn add_toolchain_parts() -> Result<(), Failure> {
+    for (program, part) in [("rustfmt", "rustfmt"), ("cargo-clippy", "clippy")] {
+        let works = Command::new(program)
+            .arg("--version")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success());
+        if works {
+            continue;
+        }
+        if find_program("rustup").is_none() {
+            return Err(format!(
+                "the Rust toolchain has no {part} and there is no rustup to add it"
+            )
+            .into());
+        }
+        println!("setup: adds {part} to the Rust toolchain: cargo xtask check calls it");
+        command::run(Command::new("rustup").args(["component", "add", part]))?;
+    }
+    Ok(())
+}
+
+/// Whether this process may install packages.
+pub(crate) fn is_root() -> bool {
+    capture(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_package_is_named_once_with_a_reason() {
+        let packages: BTreeSet<_> = NEEDS.iter().map(|need| need.package).collect();
+        assert_eq!(packages.len(), NEEDS.len());
+        assert!(NEEDS.iter().all(|need| !need.why.is_empty()));
+    }
+}

@@ -1,0 +1,126 @@
+//! `cargo xtask test`: everything a change has to pass, on any machine.
+//!
+//! Sets the machine up, runs `check`, builds all programs and runs all tests
+//! with nothing allowed to be skipped. What the test programs print goes
+//! through unchanged; the last line is the sum of their summary lines.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::Stdio;
+
+use crate::check;
+use crate::command::{self, Failure, cannot_start, cargo};
+use crate::project::Project;
+use crate::setup;
+
+/// Runs the whole test command.
+pub(crate) fn run(project: &Project) -> Result<(), Failure> {
+    setup::run(project)?;
+    let checked = check::run(project);
+    if let Err(failure) = &checked {
+        // The tests still run: one call should show everything.
+        eprintln!("test: {failure}");
+    }
+    // The tests start the programs themselves, so these must be there first.
+    command::run(
+        cargo()
+            .current_dir(&project.root)
+            .args(["build", "--workspace", "--bins"]),
+    )?;
+    let (total, tests_passed) = run_tests(project)?;
+    println!("{} passed, {} failed", total.passed, total.failed);
+    if !tests_passed {
+        return Err("tests failed".into());
+    }
+    if total.passed == 0 {
+        return Err("no test was run".into());
+    }
+    checked
+}
+
+/// Runs `cargo test`, passes its output on and adds up the summary lines.
+fn run_tests(project: &Project) -> Result<(Total, bool), Failure> {
+    let mut command = cargo();
+    command
+        .current_dir(&project.root)
+        .args(["test", "--workspace", "--no-fail-fast"])
+        .env("PERICARP_REQUIRE_ALL", "1")
+        .env("PERICARP_ASSETS", project.assets())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
+    let mut child = command
+        .spawn()
+        .map_err(|error| cannot_start(&command, &error))?;
+    let mut total = Total::default();
+    if let Some(output) = child.stdout.take() {
+        let mut reader = BufReader::new(output);
+        let mut line = Vec::new();
+        // Bytes, not text: a test may print anything.
+        while reader
+            .read_until(b'\n', &mut line)
+            .map_err(|e| format!("cannot read what cargo test prints: {e}"))?
+            > 0
+        {
+            // Nobody may be reading our own output any more.
+            let _ = std::io::stdout().write_all(&line);
+            total.add_line(&String::from_utf8_lossy(&line));
+            line.clear();
+        }
+    }
+    let status = child
+        .wait()
+        .map_err(|e| format!("cannot wait for cargo test: {e}"))?;
+    Ok((total, status.success()))
+}
+
+/// The sum over all test programs.
+#[derive(Debug, Default, PartialEq)]
+struct Total {
+    passed: u64,
+    failed: u64,
+}
+
+impl Total {
+    /// Adds a summary line, `test result: ok. 3 passed; 0 failed; ...`; other
+    /// lines count for nothing.
+    fn add_line(&mut self, line: &str) {
+        let Some((_, counts)) = line
+            .trim_end()
+            .strip_prefix("test result: ")
+            .and_then(|rest| rest.split_once(". "))
+        else {
+            return;
+        };
+        for part in counts.split("; ") {
+            match part.split_once(' ') {
+                Some((number, "passed")) => self.passed += number.parse().unwrap_or(0),
+                Some((number, "failed")) => self.failed += number.parse().unwrap_or(0),
+                _ => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn summary_lines_are_added_up() {
+        let mut total = Total::default();
+        for line in [
+            "running 4 tests\n",
+            "test result: ok. 4 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s\n",
+            "test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.10s\n",
+            "a test that prints test result: ok. 9 passed; 9 failed\n",
+        ] {
+            total.add_line(line);
+        }
+        assert_eq!(
+            total,
+            Total {
+                passed: 5,
+                failed: 2
+            }
+        );
+    }
+}
