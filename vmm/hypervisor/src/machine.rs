@@ -1,0 +1,177 @@
+//! A running virtual machine, whatever driver started it, and the ways it can end.
+//!
+//! The [`Hypervisor`] trait is the seam between callers and drivers: one method that turns a
+//! [`MachineSpec`] into a [`Machine`]. Callers talk to the guest through the channels and watch
+//! [`Machine::exit_fd`]; when it fires, [`Machine::death`] says in one error what happened.
+
+use std::{
+    io,
+    os::{fd::BorrowedFd, unix::net::UnixStream},
+    path::PathBuf,
+    time::Duration,
+};
+
+use thiserror::Error;
+
+use crate::{
+    console::Console,
+    process::Process,
+    spec::{MachineSpec, SpecError},
+};
+
+/// A way to run virtual machines on this host.
+pub trait Hypervisor {
+    /// What messages call it.
+    fn name(&self) -> &'static str;
+
+    /// How long a guest may take to report itself before its boot counts as failed.
+    fn boot_timeout(&self) -> Duration;
+
+    /// Starts a machine. Call from a thread that lives as long as the machine should: the kernel
+    /// kills the machine when that thread ends. The backends of its disks must be listening.
+    ///
+    /// # Errors
+    ///
+    /// The machine could not be started; nothing of it is left.
+    fn start(&self, spec: &MachineSpec) -> Result<Machine, MachineError>;
+}
+
+/// Why a machine is of no use any more.
+#[derive(Debug, Error)]
+pub enum MachineError {
+    /// The description is invalid.
+    #[error("the machine cannot be made: {0}")]
+    Spec(#[from] SpecError),
+    /// The driver's program cannot be started.
+    #[error("'{program}' cannot be started: {source}{}", cure(.source))]
+    Start {
+        /// Program name.
+        program: String,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Something on the host's side failed while the machine was being set up.
+    #[error("{what}: {source}")]
+    Host {
+        /// What was tried.
+        what: String,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The driver's program ended before the guest started.
+    #[error("the virtual machine could not be set up ({program}: {end})")]
+    SetUp {
+        /// Program name.
+        program: String,
+        /// How it ended.
+        end: String,
+    },
+    /// The driver's program ended while the guest was running.
+    #[error("the virtual machine died ({program}: {end})")]
+    Died {
+        /// Program name.
+        program: String,
+        /// How it ended.
+        end: String,
+    },
+    /// The guest's kernel gave up.
+    #[error("the virtual machine's kernel panicked (\"{0}\")")]
+    Panicked(String),
+    /// The guest switched itself off before it was told to.
+    #[error("the virtual machine switched itself off before its command had ended")]
+    PoweredOff,
+    /// The guest did not report itself in time.
+    #[error("the virtual machine did not start its command within {} s", .0.as_secs_f64())]
+    BootTimeout(Duration),
+}
+
+fn cure(error: &io::Error) -> &'static str {
+    if error.kind() == io::ErrorKind::NotFound {
+        "; `cargo xtask setup` installs it"
+    } else {
+        ""
+    }
+}
+
+/// A running machine. Dropping it kills it and removes its sockets.
+#[derive(Debug)]
+pub struct Machine {
+    pub(crate) process: Process,
+    pub(crate) console: Console,
+    pub(crate) channels: Vec<(String, UnixStream)>,
+    pub(crate) sockets: Vec<PathBuf>,
+}
+
+impl Machine {
+    /// Process id of the driver's program.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// Takes the channel of that name, connected to the guest's port. Bytes written before the
+    /// guest opens its port wait for it.
+    pub fn take_channel(&mut self, name: &str) -> Option<UnixStream> {
+        let at = self.channels.iter().position(|(known, _)| known == name)?;
+        Some(self.channels.swap_remove(at).1)
+    }
+
+    /// Becomes readable when the machine has ended.
+    #[must_use]
+    pub fn exit_fd(&self) -> BorrowedFd<'_> {
+        self.process.exit_fd()
+    }
+
+    /// Whether the machine has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.process.exited().is_some()
+    }
+
+    /// Waits for a machine that is switching itself off; kills it after `limit`. Returns whether
+    /// it went by itself.
+    pub fn wait_for_power_off(&mut self, limit: Duration) -> bool {
+        let in_time = self.process.wait_for(limit).is_some();
+        self.process.kill();
+        in_time
+    }
+
+    /// Ends the machine now.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// What ended a machine that should still be running. Gives a machine that is about to end
+    /// a moment to do so, and kills it otherwise.
+    pub fn death(&mut self) -> MachineError {
+        self.process.wait_for(Duration::from_secs(2));
+        let status = self.process.exited();
+        self.process.kill();
+        // A panicking guest reboots, which ends the machine with success.
+        if let Some(line) = self.console.panic_line() {
+            return MachineError::Panicked(line);
+        }
+        match status {
+            Some(status) if status.success() => MachineError::PoweredOff,
+            _ => MachineError::Died {
+                program: self.process.name().to_owned(),
+                end: self.process.describe_end(),
+            },
+        }
+    }
+
+    /// The last lines of the guest's console, safe to print.
+    #[must_use]
+    pub fn console_lines(&self, count: usize) -> Vec<String> {
+        self.console.last_lines(count)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.process.kill();
+        for socket in &self.sockets {
+            // Usually gone already: they are removed once connected.
+            let _ = std::fs::remove_file(socket);
+        }
+    }
+}

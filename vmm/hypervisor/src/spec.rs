@@ -1,0 +1,200 @@
+//! What a virtual machine consists of, independent of the driver.
+//!
+//! Filled in by the caller and checked as a whole by [`MachineSpec::check`] before a driver starts
+//! anything. Nothing here opens, reads or creates a file.
+
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use crate::console::ConsoleSpec;
+
+/// Most CPUs a machine may have.
+pub const MAX_CPUS: u32 = 255;
+/// Least memory with which the stock kernel boots, in bytes.
+pub const MIN_MEMORY: u64 = 128 << 20;
+/// Memory comes in units of this many bytes.
+pub const MEMORY_UNIT: u64 = 1 << 20;
+/// A socket address holds no longer path.
+const MAX_SOCKET_PATH: usize = 107;
+
+/// A machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MachineSpec {
+    /// Kernel image.
+    pub kernel: PathBuf,
+    /// Initial file system.
+    pub initramfs: PathBuf,
+    /// Kernel parameters; the driver adds the console it provides.
+    pub cmdline: String,
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// Bytes of memory.
+    pub memory: u64,
+    /// Disks, in the order the guest's bus shows them.
+    pub disks: Vec<DiskSpec>,
+    /// Names of byte channels to the guest: virtio-serial ports with these names.
+    pub channels: Vec<String>,
+    /// Free slots on the bus for devices that come later.
+    pub spare_slots: u8,
+    /// What is kept of the console.
+    pub console: ConsoleSpec,
+    /// A directory that belongs to the caller alone, for the driver's sockets.
+    pub run_dir: PathBuf,
+}
+
+/// A disk served by a vhost-user backend. Whether it is read-only is the backend's matter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskSpec {
+    /// Name of the device; letters, digits, `-` and `_`.
+    pub id: String,
+    /// Where the backend listens.
+    pub socket: PathBuf,
+    /// Request queues.
+    pub num_queues: u16,
+    /// Descriptors per queue, a power of two.
+    pub queue_size: u16,
+}
+
+/// A description no machine can be made of.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum SpecError {
+    /// CPUs out of range.
+    #[error("{0} CPUs: a machine has 1 to {MAX_CPUS}")]
+    Cpus(u32),
+    /// Memory out of range.
+    #[error("{0} bytes of memory: a machine has at least {MIN_MEMORY}, in units of {MEMORY_UNIT}")]
+    Memory(u64),
+    /// A name with characters that are not allowed, or one that occurs twice.
+    #[error("'{0}' is no usable name: letters, digits, '-', '_' and '.' are, each name once")]
+    Name(String),
+    /// Queues out of range.
+    #[error("disk '{0}': 1 to 64 queues of a power of two between 2 and 1024 entries")]
+    Queues(String),
+    /// A path the driver cannot pass on.
+    #[error("'{}': the path is not text, or too long for a socket", .0.display())]
+    Path(PathBuf),
+    /// Kernel parameters with line ends or too long.
+    #[error("the kernel's parameters must be one line of at most 2000 characters")]
+    Cmdline,
+}
+
+impl MachineSpec {
+    /// Checks everything that can be wrong without looking at the host.
+    ///
+    /// # Errors
+    ///
+    /// The first thing found.
+    pub fn check(&self) -> Result<(), SpecError> {
+        if !(1..=MAX_CPUS).contains(&self.cpus) {
+            return Err(SpecError::Cpus(self.cpus));
+        }
+        if self.memory < MIN_MEMORY || !self.memory.is_multiple_of(MEMORY_UNIT) {
+            return Err(SpecError::Memory(self.memory));
+        }
+        // The kernel's own limit is 2047; the driver adds a little.
+        if self.cmdline.len() > 2000 || self.cmdline.contains(['\n', '\r', '\0']) {
+            return Err(SpecError::Cmdline);
+        }
+        let mut names: Vec<&str> = Vec::new();
+        for name in self.disks.iter().map(|disk| &disk.id).chain(&self.channels) {
+            let usable = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+            if name.is_empty() || !name.chars().all(usable) || names.contains(&name.as_str()) {
+                return Err(SpecError::Name(name.clone()));
+            }
+            names.push(name);
+        }
+        for disk in &self.disks {
+            if !(1..=64).contains(&disk.num_queues)
+                || !(2..=1024).contains(&disk.queue_size)
+                || !disk.queue_size.is_power_of_two()
+            {
+                return Err(SpecError::Queues(disk.id.clone()));
+            }
+            if disk.socket.as_os_str().len() > MAX_SOCKET_PATH {
+                return Err(SpecError::Path(disk.socket.clone()));
+            }
+        }
+        for path in [&self.kernel, &self.initramfs, &self.run_dir]
+            .into_iter()
+            .chain(self.disks.iter().map(|disk| &disk.socket))
+        {
+            if path.to_str().is_none() {
+                return Err(SpecError::Path(path.clone()));
+            }
+        }
+        // The longest name the driver puts there is `channel-255`.
+        if self.run_dir.as_os_str().len() + "/channel-255".len() > MAX_SOCKET_PATH {
+            return Err(SpecError::Path(self.run_dir.clone()));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn sample() -> MachineSpec {
+        MachineSpec {
+            kernel: "/k".into(),
+            initramfs: "/i".into(),
+            cmdline: "panic=-1".into(),
+            cpus: 2,
+            memory: 256 << 20,
+            disks: vec![DiskSpec {
+                id: "root".into(),
+                socket: "/run/x/root,1.sock".into(),
+                num_queues: 2,
+                queue_size: 128,
+            }],
+            channels: vec!["pericarp.control".into()],
+            spare_slots: 2,
+            console: ConsoleSpec::default(),
+            run_dir: "/run/x".into(),
+        }
+    }
+
+    #[test]
+    fn each_rule_is_checked() {
+        type Case = (fn(&mut MachineSpec), SpecError);
+        assert_eq!(sample().check(), Ok(()));
+        let long = PathBuf::from("/".repeat(120));
+        let cases: Vec<Case> = vec![
+            (|s| s.cpus = 0, SpecError::Cpus(0)),
+            (|s| s.cpus = 256, SpecError::Cpus(256)),
+            (|s| s.memory = 64 << 20, SpecError::Memory(64 << 20)),
+            (|s| s.memory += 1, SpecError::Memory((256 << 20) + 1)),
+            (
+                |s| s.disks[0].id = "a,b".into(),
+                SpecError::Name("a,b".into()),
+            ),
+            (
+                |s| s.channels[0] = "root".into(),
+                SpecError::Name("root".into()),
+            ),
+            (
+                |s| s.disks[0].num_queues = 0,
+                SpecError::Queues("root".into()),
+            ),
+            (
+                |s| s.disks[0].queue_size = 100,
+                SpecError::Queues("root".into()),
+            ),
+            (
+                |s| s.run_dir = "/".repeat(120).into(),
+                SpecError::Path(long.clone()),
+            ),
+            (
+                |s| s.disks[0].socket = "/".repeat(120).into(),
+                SpecError::Path(long),
+            ),
+            (|s| s.cmdline = "a\nb".into(), SpecError::Cmdline),
+        ];
+        for (spoil, error) in cases {
+            let mut spec = sample();
+            spoil(&mut spec);
+            assert_eq!(spec.check(), Err(error));
+        }
+    }
+}
