@@ -1,0 +1,64 @@
+//! Landlock rules that allow nothing but the removal of the own sockets: third
+//! step of [`crate::enter`]. It holds for rings too, since Landlock checks the
+//! act and not the system call; it does not touch what is open already.
+
+use std::os::fd::AsFd;
+
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, LandlockStatus, PathBeneath, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
+};
+
+use crate::ConfineError;
+use crate::report::{Confinement, Measure};
+use crate::socket::SocketFile;
+
+/// The newest ABI whose rights we know to be safe to deny. The crate leaves out
+/// what the running kernel does not know.
+const NEWEST: ABI = ABI::V10;
+
+pub(crate) fn forbid(sockets: &[SocketFile], report: &mut Confinement) -> Result<(), ConfineError> {
+    let status = apply(sockets).map_err(ConfineError::Landlock)?;
+    let abi = match status.landlock {
+        LandlockStatus::Available { effective_abi, .. } => effective_abi,
+        LandlockStatus::NotEnabled => {
+            report.lacks(Measure::Landlock, "landlock (disabled at boot)");
+            return Ok(());
+        }
+        LandlockStatus::NotImplemented => {
+            report.lacks(Measure::Landlock, "landlock (not in this kernel)");
+            return Ok(());
+        }
+    };
+    if status.ruleset == RulesetStatus::NotEnforced {
+        return Err(ConfineError::NotEnforced);
+    }
+    let mut denied = vec![if sockets.is_empty() {
+        "no files"
+    } else {
+        "no files, own socket removable"
+    }];
+    if abi >= ABI::V4 {
+        denied.push("no TCP");
+    }
+    if abi >= ABI::V6 {
+        denied.push("no abstract sockets, no signals out");
+    }
+    report.holds(
+        Measure::Landlock,
+        format!("landlock {abi:?} ({})", denied.join(", ")),
+    );
+    Ok(())
+}
+
+fn apply(sockets: &[SocketFile]) -> Result<landlock::RestrictionStatus, RulesetError> {
+    let mut rules = Ruleset::default()
+        .handle_access(AccessFs::from_all(NEWEST))?
+        .handle_access(AccessNet::from_all(NEWEST))?
+        .scope(Scope::from_all(NEWEST))?
+        .create()?;
+    for socket in sockets {
+        rules = rules.add_rule(PathBeneath::new(socket.as_fd(), AccessFs::RemoveFile))?;
+    }
+    rules.restrict_self()
+}

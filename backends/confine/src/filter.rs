@@ -1,0 +1,232 @@
+//! The system call filter: last step of [`crate::enter`]. It lists what a
+//! threaded Rust program on glibc needs to serve descriptors it already has.
+//! A call that is not listed kills the process; a few that libraries try with
+//! a plan for failure get an error instead.
+
+use std::collections::BTreeMap;
+
+use libc::*;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op, SeccompCondition,
+    SeccompFilter, SeccompRule, TargetArch, apply_filter, apply_filter_all_threads,
+};
+
+use crate::report::{Confinement, Measure};
+use crate::{ConfineError, Profile};
+
+type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+/// Allowed with any arguments.
+#[rustfmt::skip] // a line for each call would hide the groups
+const COMMON: &[i64] = &[
+    // I/O on descriptors.
+    SYS_read, SYS_write, SYS_readv, SYS_writev, SYS_pread64, SYS_pwrite64, SYS_preadv,
+    SYS_pwritev, SYS_preadv2, SYS_pwritev2, SYS_lseek, SYS_fsync, SYS_fdatasync, SYS_fallocate,
+    SYS_close, SYS_eventfd2, SYS_io_uring_enter, SYS_timerfd_create, SYS_timerfd_settime,
+    // Paths mean nothing any more: for descriptors, and for the own socket.
+    SYS_fstat, SYS_newfstatat, SYS_statx, SYS_unlinkat,
+    // Sockets that exist, and those they bring forth.
+    SYS_accept4, SYS_recvmsg, SYS_sendmsg, SYS_recvfrom, SYS_shutdown, SYS_getsockname,
+    SYS_getpeername,
+    // Waiting.
+    SYS_ppoll, SYS_epoll_create1, SYS_epoll_ctl, SYS_epoll_pwait, SYS_futex, SYS_nanosleep,
+    SYS_clock_nanosleep, SYS_clock_gettime, SYS_clock_getres, SYS_gettimeofday,
+    SYS_restart_syscall,
+    // Memory; what makes memory executable is below.
+    SYS_munmap, SYS_mremap, SYS_madvise, SYS_brk, SYS_getrandom,
+    // Threads and signals.
+    SYS_gettid, SYS_getpid, SYS_set_robust_list, SYS_rseq, SYS_sched_yield, SYS_sched_getaffinity,
+    SYS_getcpu, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn,
+    SYS_rt_sigtimedwait, SYS_sigaltstack, SYS_getrusage, SYS_exit, SYS_exit_group,
+];
+
+/// The older calls that arm64 never had.
+#[cfg(target_arch = "x86_64")]
+const LEGACY: &[i64] = &[SYS_poll, SYS_epoll_wait];
+#[cfg(not(target_arch = "x86_64"))]
+const LEGACY: &[i64] = &[];
+
+/// Refused with ENOSYS. glibc then starts threads with `clone`, whose flags a
+/// filter can see; those of `clone3` lie in memory.
+const ABSENT: &[i64] = &[SYS_clone3, SYS_openat2, SYS_faccessat2];
+
+/// Refused with EPERM: what the standard library, glibc and a sidecar's choice
+/// of I/O engine try and can do without.
+#[rustfmt::skip]
+const REFUSED: &[i64] = &[
+    SYS_openat, SYS_getcwd, SYS_faccessat, SYS_readlinkat, SYS_getdents64, SYS_statfs, SYS_socket,
+    SYS_io_uring_setup,
+];
+#[cfg(target_arch = "x86_64")]
+const REFUSED_LEGACY: &[i64] = &[SYS_open, SYS_access, SYS_readlink];
+#[cfg(not(target_arch = "x86_64"))]
+const REFUSED_LEGACY: &[i64] = &[];
+
+/// What `pthread_create` asks for; anything else makes a process or namespace.
+const THREAD: c_int = CLONE_VM
+    | CLONE_FS
+    | CLONE_FILES
+    | CLONE_SIGHAND
+    | CLONE_THREAD
+    | CLONE_SYSVSEM
+    | CLONE_SETTLS
+    | CLONE_PARENT_SETTID
+    | CLONE_CHILD_CLEARTID;
+
+#[rustfmt::skip]
+const FCNTL: &[c_int] = &[
+    F_GETFL, F_SETFL, F_GETFD, F_SETFD, F_DUPFD_CLOEXEC, F_ADD_SEALS, F_GET_SEALS, F_OFD_GETLK,
+    F_OFD_SETLK, F_OFD_SETLKW,
+];
+
+/// `io_uring_register` without what makes rings reach further: credentials
+/// (9, 10), zero-copy network queues, buffers of other rings, new memory
+/// regions. The numbers are those of `enum io_uring_register_op`.
+const RING_REGISTER: &[u32] = &[
+    0, 1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26,
+];
+/// Set in the opcode when the ring itself is named by its registered index.
+const REGISTERED_RING: u64 = 1 << 31;
+
+const SOCKET_OPTIONS: &[c_int] = &[SO_RCVTIMEO, SO_SNDTIMEO, SO_RCVBUF, SO_SNDBUF];
+
+pub(crate) fn install(profile: &Profile<'_>, report: &mut Confinement) -> Result<(), ConfineError> {
+    if rustix::thread::secure_computing_mode().is_err() {
+        report.lacks(Measure::Seccomp, "seccomp (not in this kernel)");
+        return Ok(());
+    }
+    let (allowed, count) = allow_list(profile).map_err(ConfineError::Build)?;
+    let wanted = |list: &[i64]| -> Vec<i64> {
+        list.iter()
+            .copied()
+            .filter(|call| !profile.syscalls.contains(call))
+            .collect()
+    };
+    let absent = refuse(&wanted(ABSENT), ENOSYS).map_err(ConfineError::Build)?;
+    let refused = wanted(&[REFUSED, REFUSED_LEGACY].concat());
+    let refused = refuse(&refused, EPERM).map_err(ConfineError::Build)?;
+    // The strictest answer of all filters counts, and an error is stricter than
+    // permission but milder than death: what the two refuse, the list allows.
+    // Each filter must let `seccomp` itself pass, so the list comes last.
+    for program in [&absent, &refused] {
+        if !program.is_empty() {
+            apply_filter(program).map_err(ConfineError::Filter)?;
+        }
+    }
+    apply_filter_all_threads(&allowed).map_err(ConfineError::Filter)?;
+    report.holds(Measure::Seccomp, format!("seccomp ({count} system calls)"));
+    Ok(())
+}
+
+/// The filter that kills on all but the listed calls, and how many these are.
+fn allow_list(profile: &Profile<'_>) -> Result<(BpfProgram, usize), seccompiler::BackendError> {
+    let mut rules = conditional(profile)?;
+    for call in [COMMON, LEGACY, profile.syscalls].concat() {
+        // An empty list of rules means any arguments.
+        rules.entry(call).or_default();
+    }
+    let count = rules.len();
+    for call in [ABSENT, REFUSED, REFUSED_LEGACY].concat() {
+        rules.entry(call).or_default();
+    }
+    Ok((
+        compile(rules, SeccompAction::KillProcess, SeccompAction::Allow)?,
+        count,
+    ))
+}
+
+fn refuse(calls: &[i64], errno: c_int) -> Result<BpfProgram, seccompiler::BackendError> {
+    if calls.is_empty() {
+        return Ok(BpfProgram::new());
+    }
+    let rules = calls.iter().map(|call| (*call, Vec::new())).collect();
+    compile(
+        rules,
+        SeccompAction::Allow,
+        SeccompAction::Errno(errno.unsigned_abs()),
+    )
+}
+
+fn compile(
+    rules: Rules,
+    otherwise: SeccompAction,
+    listed: SeccompAction,
+) -> Result<BpfProgram, seccompiler::BackendError> {
+    let arch = TargetArch::try_from(std::env::consts::ARCH)?;
+    SeccompFilter::new(rules, otherwise, listed, arch)?.try_into()
+}
+
+/// The calls whose arguments decide.
+fn conditional(profile: &Profile<'_>) -> Result<Rules, seccompiler::BackendError> {
+    let is = |argument, value: u64| SeccompCondition::new(argument, Len::Dword, Op::Eq, value);
+    let masked = |argument, mask: u64, value: u64| {
+        SeccompCondition::new(argument, Len::Qword, Op::MaskedEq(mask), value)
+    };
+    let number = |value: c_int| u64::from(value.cast_unsigned());
+    let any_of =
+        |argument: u8, values: &[u64]| -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
+            values
+                .iter()
+                .map(|value| SeccompRule::new(vec![is(argument, *value)?]))
+                .collect()
+        };
+    let not_executable = SeccompRule::new(vec![masked(2, number(PROT_EXEC), 0)?])?;
+    let itself = u64::from(std::process::id());
+    let ioctls: Vec<u64> = [FIONBIO as u32, FIOCLEX as u32]
+        .iter()
+        .chain(profile.ioctls)
+        .map(|r| u64::from(*r))
+        .collect();
+    let fcntls: Vec<u64> = FCNTL.iter().map(|command| number(*command)).collect();
+    let level = number(SOL_SOCKET);
+    let mut set_options = Vec::new();
+    for option in SOCKET_OPTIONS {
+        set_options.push(SeccompRule::new(vec![
+            is(1, level)?,
+            is(2, number(*option))?,
+        ])?);
+    }
+    let mut ring_operations = Vec::new();
+    for operation in RING_REGISTER {
+        let mask = u64::from(u32::MAX) & !REGISTERED_RING;
+        let condition =
+            SeccompCondition::new(1, Len::Dword, Op::MaskedEq(mask), u64::from(*operation))?;
+        ring_operations.push(SeccompRule::new(vec![condition])?);
+    }
+    Ok(BTreeMap::from([
+        (SYS_mmap, vec![not_executable.clone()]),
+        (SYS_mprotect, vec![not_executable]),
+        // musl adds a flag that no kernel looks at.
+        (
+            SYS_clone,
+            vec![SeccompRule::new(vec![masked(
+                0,
+                !number(CLONE_DETACHED),
+                number(THREAD),
+            )?])?],
+        ),
+        (SYS_prctl, any_of(0, &[number(PR_SET_NAME)])?),
+        (SYS_ioctl, any_of(1, &ioctls)?),
+        (SYS_fcntl, any_of(1, &fcntls)?),
+        (SYS_getsockopt, any_of(1, &[level])?),
+        (SYS_setsockopt, set_options),
+        // No address: data goes to the peer that is there.
+        (
+            SYS_sendto,
+            vec![SeccompRule::new(vec![masked(4, u64::MAX, 0)?])?],
+        ),
+        // `abort` signals its own thread.
+        (SYS_tgkill, any_of(0, &[itself])?),
+        // Of the calling thread: by number it could be any process of the user.
+        (SYS_sched_setaffinity, any_of(0, &[0])?),
+        // Reading limits, the own ones.
+        (
+            SYS_prlimit64,
+            vec![SeccompRule::new(vec![
+                masked(0, u64::MAX, 0)?,
+                masked(2, u64::MAX, 0)?,
+            ])?],
+        ),
+        (SYS_io_uring_register, ring_operations),
+    ]))
+}

@@ -1,0 +1,113 @@
+//! The file of a listening socket and the right to remove it: opened by `main`
+//! after `bind`, handed to [`crate::enter`], used once at exit. It never
+//! removes a socket that another process has put in its place.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, openat, statat, unlinkat};
+use rustix::io::Errno;
+use rustix::mount::{OpenTreeFlags, open_tree};
+
+use crate::{ConfineError, step};
+
+/// The file of a socket this process listens on.
+#[derive(Debug)]
+pub struct SocketFile {
+    /// The canonical directory, good until the root directory is swapped.
+    parent: PathBuf,
+    name: OsString,
+    dir: OwnedFd,
+    /// Device and inode of the directory and of the socket.
+    dir_id: (u64, u64),
+    socket_id: (u64, u64),
+}
+
+fn id(stat: &Stat) -> (u64, u64) {
+    (stat.st_dev, stat.st_ino)
+}
+
+impl SocketFile {
+    /// Remembers the socket at `path`, which must exist: call it after `bind`.
+    ///
+    /// # Errors
+    ///
+    /// `path` does not name a socket, or its directory cannot be opened.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let not_a_socket = || io::Error::new(io::ErrorKind::InvalidInput, "not a socket");
+        let name = path.file_name().ok_or_else(not_a_socket)?.to_owned();
+        let parent = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.canonicalize()?,
+            _ => Path::new(".").canonicalize()?,
+        };
+        let dir = openat(
+            CWD,
+            &parent,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        let dir_id = id(&rustix::fs::fstat(&dir)?);
+        let stat = statat(&dir, &name, AtFlags::SYMLINK_NOFOLLOW)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Socket {
+            return Err(not_a_socket());
+        }
+        Ok(Self {
+            parent,
+            name,
+            dir,
+            dir_id,
+            socket_id: id(&stat),
+        })
+    }
+
+    /// Removes the socket; `false` when the name is gone or is another file by
+    /// now. A replacement in the instant between the look and the removal goes
+    /// unnoticed: no system call removes a name by its inode.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's answer to `unlinkat`: a read-only file system, or a
+    /// directory that this uid may not write.
+    pub fn remove(&self) -> io::Result<bool> {
+        match statat(&self.dir, &self.name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if id(&stat) == self.socket_id => {}
+            Ok(_) | Err(Errno::NOENT) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+        unlinkat(&self.dir, &self.name, AtFlags::empty())?;
+        Ok(true)
+    }
+
+    /// Replaces the descriptor by a mount of this directory alone: `..` then
+    /// ends there. The plain descriptor still climbs to the root of its mount
+    /// after the process has lost its own root.
+    pub(crate) fn detach(&mut self) -> Result<(), ConfineError> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let clone = match open_tree(CWD, &self.parent, flags) {
+            // In a user namespace mounts below the directory must come along.
+            Err(Errno::INVAL) => open_tree(CWD, &self.parent, flags | OpenTreeFlags::AT_RECURSIVE),
+            other => other,
+        };
+        let clone = step("mount the directory of the socket", clone)?;
+        if id(&step(
+            "look at the directory of the socket",
+            rustix::fs::fstat(&clone),
+        )?) != self.dir_id
+        {
+            return Err(ConfineError::Replaced {
+                path: self.parent.join(&self.name),
+            });
+        }
+        self.dir = clone;
+        Ok(())
+    }
+}
+
+impl AsFd for SocketFile {
+    /// The directory, an `O_PATH` descriptor.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+}
