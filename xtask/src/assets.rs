@@ -29,17 +29,12 @@ pub(crate) fn prepare(project: &Project) -> Result<(), Failure> {
     let assets = project.assets();
     fs::create_dir_all(&assets).map_err(|e| format!("cannot create {}: {e}", assets.display()))?;
     prepare_kernel(&assets)?;
-    let init_changed = prepare_init(project, &assets)?;
+    prepare_init(project, &assets)?;
     let release = fs::read_to_string(assets.join("kernel/release"))
         .map_err(|e| format!("cannot read the guest kernel's release: {e}"))?;
     println!(
-        "setup: guest kernel {} and pericarp-init {}",
-        release.trim(),
-        if init_changed {
-            "are ready"
-        } else {
-            "are up to date"
-        }
+        "setup: guest kernel {} and pericarp-init are ready",
+        release.trim()
     );
     Ok(())
 }
@@ -73,8 +68,8 @@ fn prepare_kernel(assets: &Path) -> Result<(), Failure> {
     made
 }
 
-/// Builds the static first process; says whether it changed.
-fn prepare_init(project: &Project, assets: &Path) -> Result<bool, Failure> {
+/// Builds the static first process.
+fn prepare_init(project: &Project, assets: &Path) -> Result<(), Failure> {
     // A build directory of its own: other flags in the common one would make
     // cargo build everything again and again.
     let target = project.target.join("init");
@@ -96,15 +91,14 @@ fn prepare_init(project: &Project, assets: &Path) -> Result<bool, Failure> {
     replace_if_different(&built, &assets.join("pericarp-init"))
 }
 
-fn replace_if_different(from: &Path, to: &Path) -> Result<bool, Failure> {
+fn replace_if_different(from: &Path, to: &Path) -> Result<(), Failure> {
     let new = fs::read(from).map_err(|e| format!("cannot read {}: {e}", from.display()))?;
     if fs::read(to).is_ok_and(|old| old == new) {
-        return Ok(false);
+        return Ok(());
     }
     // Renamed over the old one, which a running guest builder may be reading.
     let beside = to.with_extension(std::process::id().to_string());
     fs::copy(from, &beside)
         .and_then(|_| fs::rename(&beside, to))
-        .map_err(|e| format!("cannot write {}: {e}", to.display()))?;
-    Ok(true)
+        .map_err(|e| format!("cannot write {}: {e}", to.display()).into())
 }

@@ -35,8 +35,7 @@ pub(crate) fn run(project: &Project) -> Result<(), Failure> {
 
     let mut doc = in_tree(cargo());
     doc.env("RUSTDOCFLAGS", "-D warnings")
-        .args(["doc", "--quiet", "--workspace", "--no-deps"])
-        .arg("--document-private-items");
+        .args(["doc", "--quiet", "--workspace", "--no-deps"]);
     step("documentation", command::run(&mut doc));
 
     step("house rules", house::inspect(&project.root));

@@ -3,7 +3,7 @@
 //! Called by all modules that start a process. Nothing here interprets output;
 //! callers do.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fmt;
 use std::io::Write as _;
 use std::path::Path;
@@ -83,7 +83,7 @@ pub(crate) fn cannot_start(command: &Command, error: &std::io::Error) -> Failure
 /// The full path of `program` in the search path. The administrator's
 /// directories count too: a plain user's path often lacks them.
 pub(crate) fn find_program(program: &str) -> Option<std::path::PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_else(OsString::new);
+    let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(["/usr/sbin", "/sbin"].map(Into::into))
         .map(|dir| dir.join(program))
@@ -107,7 +107,8 @@ fn words(command: &Command) -> String {
         .iter()
         .map(|word| word.to_string_lossy())
         .collect::<Vec<_>>()
-        .join(" ");
+        .join(" ")
+        .replace('\n', " ");
     if line.chars().count() > 120 {
         line = line.chars().take(117).collect::<String>() + "...";
     }

@@ -9,7 +9,10 @@ mod apt;
 mod assets;
 mod check;
 mod command;
+mod demo;
+mod fio;
 mod house;
+mod janitor;
 mod kernel;
 mod modules;
 mod project;
@@ -24,10 +27,12 @@ use project::Project;
 const HELP: &str = "\
 cargo xtask <command>
 
+  demo     run one command under runc and in a virtual machine of its own, then
+           the same fio job in each, and print both tables
   test     check, build and run every test; the last line is the total
   check    formatting, clippy, documentation and the house rules
   setup    install the Debian packages the others need and prepare the guest
-           kernel and its first process; test calls this itself
+           kernel and its first process; demo and test call this themselves
 ";
 
 fn main() -> ExitCode {
@@ -37,6 +42,9 @@ fn main() -> ExitCode {
         ["setup"] => setup::run,
         ["check"] => check::run,
         ["test"] => test::run,
+        ["demo"] => demo::run,
+        // The demo starts this one beside itself; see `janitor`.
+        ["janitor"] => |_| janitor::serve(std::io::stdin().lock()),
         [] | ["help" | "--help" | "-h"] => {
             print!("{HELP}");
             return ExitCode::SUCCESS;
@@ -45,7 +53,7 @@ fn main() -> ExitCode {
             let rest = words.join(" ");
             eprintln!(
                 "xtask: '{rest}' is not understood: '{unknown}' must be one of setup, check, \
-                 test and take no further arguments; see cargo xtask --help"
+                 test, demo and take no further arguments; see cargo xtask --help"
             );
             return ExitCode::from(2);
         }

@@ -1,0 +1,69 @@
+//! `cargo xtask demo`: what the project is for, on real input, in one command.
+//!
+//! Sets the machine up, builds the programs, makes a small Debian root, and
+//! runs the same things under runc and in a virtual machine of its own. Nothing
+//! outlives it but the files in `target/demo`: a janitor process ends and
+//! removes the rest even when the demo is killed.
+
+mod identity;
+mod image;
+mod pericarp;
+mod storage;
+mod table;
+
+use std::fs;
+use std::time::Instant;
+
+use crate::command::{self, Failure, cargo};
+use crate::janitor::Janitor;
+use crate::project::Project;
+use crate::setup;
+
+/// Runs the whole demo.
+pub(crate) fn run(project: &Project) -> Result<(), Failure> {
+    step(1, "the packages, the guest kernel and its first process");
+    setup::run(project)?;
+
+    step(2, "builds the programs");
+    build(project)?;
+    let started = Instant::now();
+
+    let dir = project.target.join("demo");
+    fs::create_dir_all(&dir).map_err(|e| format!("cannot create {}: {e}", dir.display()))?;
+    let mut janitor = Janitor::start()?;
+
+    step(3, "makes the disks");
+    let root = image::root(&dir, &mut janitor)?;
+    let data = image::data(&dir)?;
+
+    step(
+        4,
+        "runs one command as a container and in a virtual machine",
+    );
+    let identities = identity::compare(project, &root, &mut janitor)?;
+
+    step(5, "runs the same fio job in each, about ten seconds a row");
+    let storage = storage::compare(project, &dir, &root, &data, &mut janitor)?;
+
+    step(6, "the results");
+    println!("\n{identities}\n{storage}");
+    println!("Took {} s after the build.", started.elapsed().as_secs());
+    Ok(())
+}
+
+const STEPS: usize = 6;
+
+fn step(number: usize, what: &str) {
+    println!("[{number}/{STEPS}] {what}");
+}
+
+fn build(project: &Project) -> Result<(), Failure> {
+    command::run(cargo().current_dir(&project.root).args([
+        "build",
+        "--release",
+        "--package=pericarp",
+        "--package=pericarp-block",
+        "--package=pericarp-tests",
+        "--bins",
+    ]))
+}
