@@ -5,7 +5,7 @@
 //! most once per run, and only when something has to be fetched.
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Once;
 
 use crate::command::{self, Failure, capture, find_program};
@@ -41,11 +41,24 @@ pub(crate) fn install(packages: &[&str]) -> Result<(), Failure> {
     }
     refresh();
     println!("setup: apt-get install {names}");
-    command::run(
-        apt_get()
-            .args(["-qq", "--yes", "--no-install-recommends", "install"])
-            .args(packages),
-    )
+    // What dpkg has to say fills hundreds of lines and matters when it fails.
+    let output = apt_get()
+        .args(["-qq", "--yes", "--no-install-recommends", "install"])
+        .args(packages)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("cannot start apt-get: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let mut said = output.stdout;
+    said.extend(output.stderr);
+    let said = String::from_utf8_lossy(&said);
+    let skipped = said.lines().count().saturating_sub(30);
+    for line in said.lines().skip(skipped) {
+        eprintln!("  | {line}");
+    }
+    Err("apt-get could not install the packages; its last lines are above".into())
 }
 
 /// The names of all packages that start with `prefix`, from the package lists.
