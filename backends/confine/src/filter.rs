@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 
 use libc::*;
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op, SeccompCondition,
-    SeccompFilter, SeccompRule, TargetArch, apply_filter, apply_filter_all_threads,
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op,
+    SeccompCondition, SeccompFilter, SeccompRule, TargetArch, apply_filter,
+    apply_filter_all_threads,
 };
 
 use crate::report::{Confinement, Measure};
@@ -82,7 +83,7 @@ const FCNTL: &[c_int] = &[
 /// `io_uring_register` without what makes rings reach further: credentials
 /// (9, 10), zero-copy network queues, buffers of other rings, new memory
 /// regions. The numbers are those of `enum io_uring_register_op`.
-const RING_REGISTER: &[u32] = &[
+const RING_REGISTER: &[u64] = &[
     0, 1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26,
 ];
 /// Set in the opcode when the ring itself is named by its registered index.
@@ -119,7 +120,7 @@ pub(crate) fn install(profile: &Profile<'_>, report: &mut Confinement) -> Result
 }
 
 /// The filter that kills on all but the listed calls, and how many these are.
-fn allow_list(profile: &Profile<'_>) -> Result<(BpfProgram, usize), seccompiler::BackendError> {
+fn allow_list(profile: &Profile<'_>) -> Result<(BpfProgram, usize), BackendError> {
     let mut rules = conditional(profile)?;
     for call in [COMMON, LEGACY, profile.syscalls].concat() {
         // An empty list of rules means any arguments.
@@ -135,7 +136,7 @@ fn allow_list(profile: &Profile<'_>) -> Result<(BpfProgram, usize), seccompiler:
     ))
 }
 
-fn refuse(calls: &[i64], errno: c_int) -> Result<BpfProgram, seccompiler::BackendError> {
+fn refuse(calls: &[i64], errno: c_int) -> Result<BpfProgram, BackendError> {
     if calls.is_empty() {
         return Ok(BpfProgram::new());
     }
@@ -151,82 +152,72 @@ fn compile(
     rules: Rules,
     otherwise: SeccompAction,
     listed: SeccompAction,
-) -> Result<BpfProgram, seccompiler::BackendError> {
+) -> Result<BpfProgram, BackendError> {
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
     SeccompFilter::new(rules, otherwise, listed, arch)?.try_into()
 }
 
 /// The calls whose arguments decide.
-fn conditional(profile: &Profile<'_>) -> Result<Rules, seccompiler::BackendError> {
-    let is = |argument, value: u64| SeccompCondition::new(argument, Len::Dword, Op::Eq, value);
-    let masked = |argument, mask: u64, value: u64| {
-        SeccompCondition::new(argument, Len::Qword, Op::MaskedEq(mask), value)
-    };
-    let number = |value: c_int| u64::from(value.cast_unsigned());
-    let any_of =
-        |argument: u8, values: &[u64]| -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
-            values
-                .iter()
-                .map(|value| SeccompRule::new(vec![is(argument, *value)?]))
-                .collect()
-        };
-    let not_executable = SeccompRule::new(vec![masked(2, number(PROT_EXEC), 0)?])?;
-    let itself = u64::from(std::process::id());
-    let ioctls: Vec<u64> = [FIONBIO as u32, FIOCLEX as u32]
-        .iter()
-        .chain(profile.ioctls)
-        .map(|r| u64::from(*r))
-        .collect();
-    let fcntls: Vec<u64> = FCNTL.iter().map(|command| number(*command)).collect();
-    let level = number(SOL_SOCKET);
-    let mut set_options = Vec::new();
+fn conditional(profile: &Profile<'_>) -> Result<Rules, BackendError> {
+    let not_executable = vec![rule(&[masked(2, number(PROT_EXEC), 0)?])?];
+    // musl adds a flag that no kernel looks at.
+    let thread = masked(0, !number(CLONE_DETACHED), number(THREAD))?;
+    let own_limits = [masked(0, u64::MAX, 0)?, masked(2, u64::MAX, 0)?];
+    let commands: Vec<u64> = FCNTL.iter().copied().map(number).collect();
+    let mut requests = vec![FIONBIO, FIOCLEX];
+    requests.extend(profile.ioctls.iter().map(|request| u64::from(*request)));
+    let mut options = Vec::new();
     for option in SOCKET_OPTIONS {
-        set_options.push(SeccompRule::new(vec![
-            is(1, level)?,
+        options.push(rule(&[
+            is(1, number(SOL_SOCKET))?,
             is(2, number(*option))?,
         ])?);
     }
     let mut ring_operations = Vec::new();
     for operation in RING_REGISTER {
-        let mask = u64::from(u32::MAX) & !REGISTERED_RING;
-        let condition =
-            SeccompCondition::new(1, Len::Dword, Op::MaskedEq(mask), u64::from(*operation))?;
-        ring_operations.push(SeccompRule::new(vec![condition])?);
+        let registered = operation | REGISTERED_RING;
+        ring_operations.extend(any_of(1, &[*operation, registered])?);
     }
     Ok(BTreeMap::from([
-        (SYS_mmap, vec![not_executable.clone()]),
-        (SYS_mprotect, vec![not_executable]),
-        // musl adds a flag that no kernel looks at.
-        (
-            SYS_clone,
-            vec![SeccompRule::new(vec![masked(
-                0,
-                !number(CLONE_DETACHED),
-                number(THREAD),
-            )?])?],
-        ),
+        (SYS_mmap, not_executable.clone()),
+        (SYS_mprotect, not_executable),
+        (SYS_clone, vec![rule(&[thread])?]),
         (SYS_prctl, any_of(0, &[number(PR_SET_NAME)])?),
-        (SYS_ioctl, any_of(1, &ioctls)?),
-        (SYS_fcntl, any_of(1, &fcntls)?),
-        (SYS_getsockopt, any_of(1, &[level])?),
-        (SYS_setsockopt, set_options),
+        (SYS_ioctl, any_of(1, &requests)?),
+        (SYS_fcntl, any_of(1, &commands)?),
+        (SYS_getsockopt, any_of(1, &[number(SOL_SOCKET)])?),
+        (SYS_setsockopt, options),
         // No address: data goes to the peer that is there.
-        (
-            SYS_sendto,
-            vec![SeccompRule::new(vec![masked(4, u64::MAX, 0)?])?],
-        ),
+        (SYS_sendto, vec![rule(&[masked(4, u64::MAX, 0)?])?]),
         // `abort` signals its own thread.
-        (SYS_tgkill, any_of(0, &[itself])?),
+        (SYS_tgkill, any_of(0, &[std::process::id().into()])?),
         // Of the calling thread: by number it could be any process of the user.
         (SYS_sched_setaffinity, any_of(0, &[0])?),
-        // Reading limits, the own ones.
-        (
-            SYS_prlimit64,
-            vec![SeccompRule::new(vec![
-                masked(0, u64::MAX, 0)?,
-                masked(2, u64::MAX, 0)?,
-            ])?],
-        ),
+        (SYS_prlimit64, vec![rule(&own_limits)?]),
         (SYS_io_uring_register, ring_operations),
     ]))
+}
+
+/// A C `int` as the 32 bits that the kernel compares.
+fn number(value: c_int) -> u64 {
+    value.cast_unsigned().into()
+}
+
+fn is(argument: u8, value: u64) -> Result<SeccompCondition, BackendError> {
+    SeccompCondition::new(argument, Len::Dword, Op::Eq, value)
+}
+
+fn masked(argument: u8, mask: u64, value: u64) -> Result<SeccompCondition, BackendError> {
+    SeccompCondition::new(argument, Len::Qword, Op::MaskedEq(mask), value)
+}
+
+fn rule(conditions: &[SeccompCondition]) -> Result<SeccompRule, BackendError> {
+    SeccompRule::new(conditions.to_vec())
+}
+
+fn any_of(argument: u8, values: &[u64]) -> Result<Vec<SeccompRule>, BackendError> {
+    values
+        .iter()
+        .map(|value| rule(&[is(argument, *value)?]))
+        .collect()
 }

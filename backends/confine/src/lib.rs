@@ -6,6 +6,24 @@
 //! before a thread is spawned (threads inherit what their parent has). It must
 //! not print, and must not be told by a peer what to leave out.
 //!
+//! ```no_run
+//! use pericarp_confine::{Namespaces, Profile, SocketFile, enter};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let path = std::path::Path::new("/run/pod-1/block/socket");
+//! let listener = std::os::unix::net::UnixListener::bind(path)?;
+//! let mut sockets = [SocketFile::open(path)?];
+//! // Open the images and create the rings here.
+//! let profile = Profile { syscalls: &[], ioctls: &[], namespaces: Namespaces::ALL };
+//! let confinement = enter(&profile, &mut sockets)?;
+//! eprintln!("{confinement}");
+//! // Spawn the workers, accept, serve; then, at a clean exit:
+//! sockets[0].remove()?;
+//! # drop(listener);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Threat model
 //!
 //! The guest, or whoever holds the other end of the vhost-user socket, has

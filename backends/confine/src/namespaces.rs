@@ -14,7 +14,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags,
     fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, unmount,
 };
-use rustix::process::{chroot, fchdir, getegid, geteuid, pivot_root};
+use rustix::process::{Gid, Uid, chroot, fchdir, getegid, geteuid, pivot_root};
 use rustix::thread::{CapabilitySet, UnshareFlags, capabilities, unshare_unsafe};
 
 use crate::report::{Confinement, Measure};
@@ -58,6 +58,8 @@ impl Namespaces {
     };
 }
 
+const NO_MOUNTS: &str = "empty root (no mount namespace)";
+
 fn unshare(flag: UnshareFlags) -> rustix::io::Result<()> {
     debug_assert!(!flag.contains(UnshareFlags::FILES));
     // SAFETY: no caller passes FILES, so the table of descriptors stays shared.
@@ -94,16 +96,21 @@ pub(crate) fn leave(
     let mut entered = Vec::new();
     let effective = step("read the capabilities", capabilities(None))?.effective;
     if !effective.contains(CapabilitySet::SYS_ADMIN) {
-        let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
-        match unshare(UnshareFlags::NEWUSER) {
+        let (uid, gid) = (geteuid(), getegid());
+        // The kernel lets uid 0 map itself with this capability only, and
+        // says so after the namespace is entered, which cannot be undone.
+        let own = if uid.is_root() && !effective.contains(CapabilitySet::SETFCAP) {
+            Err(Errno::PERM)
+        } else {
+            unshare(UnshareFlags::NEWUSER)
+        };
+        match own {
             Ok(()) => step("map the user into its namespace", map_self(uid, gid))?,
             Err(error) if refused(error) => {
-                report.lacks(
-                    Measure::Namespaces,
-                    format!("user namespace and all others ({error})"),
-                );
+                let reason = format!("user namespace and all others ({error})");
+                report.lacks(Measure::Namespaces, reason);
                 if wanted.mount {
-                    report.lacks(Measure::EmptyRoot, "empty root (no mount namespace)");
+                    report.lacks(Measure::EmptyRoot, NO_MOUNTS);
                 }
                 return Ok(());
             }
@@ -139,7 +146,7 @@ pub(crate) fn leave(
         return Ok(());
     }
     if !entered.contains(&"mount") {
-        report.lacks(Measure::EmptyRoot, "empty root (no mount namespace)");
+        report.lacks(Measure::EmptyRoot, NO_MOUNTS);
         return Ok(());
     }
     match empty_root(sockets) {
@@ -158,7 +165,8 @@ pub(crate) fn leave(
 }
 
 /// Maps the user and group onto themselves, so that files keep their owners.
-fn map_self(uid: u32, gid: u32) -> io::Result<()> {
+fn map_self(uid: Uid, gid: Gid) -> io::Result<()> {
+    let (uid, gid) = (uid.as_raw(), gid.as_raw());
     std::fs::write("/proc/self/setgroups", "deny")?;
     std::fs::write("/proc/self/uid_map", format!("{uid} {uid} 1"))?;
     std::fs::write("/proc/self/gid_map", format!("{gid} {gid} 1"))

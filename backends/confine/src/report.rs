@@ -23,6 +23,19 @@ pub enum Measure {
     Seccomp,
 }
 
+impl Measure {
+    /// All of them, in the order in which they are applied.
+    pub const ALL: [Self; 7] = [
+        Self::Namespaces,
+        Self::EmptyRoot,
+        Self::NoNewPrivs,
+        Self::Capabilities,
+        Self::Dumps,
+        Self::Landlock,
+        Self::Seccomp,
+    ];
+}
+
 /// Which measures hold, and which do not and why.
 ///
 /// `Display` gives it as one line for the log.
