@@ -218,18 +218,9 @@ pub(crate) fn work_goes_on(dir: &Path) {
     served.write_all(&hello).unwrap();
     assert!(rustix::net::sockopt::socket_acceptconn(&listener).unwrap());
     let shared = ProtFlags::READ | ProtFlags::WRITE;
+    let null = std::ptr::null_mut();
     // SAFETY: a new mapping at an address of the kernel's choice.
-    let map = unsafe {
-        mmap(
-            std::ptr::null_mut(),
-            8192,
-            shared,
-            MapFlags::SHARED,
-            &memory,
-            0,
-        )
-    }
-    .unwrap();
+    let map = unsafe { mmap(null, 8192, shared, MapFlags::SHARED, &memory, 0) }.unwrap();
     // SAFETY: the mapping is 8192 bytes long and nobody else's.
     unsafe { map.cast::<u8>().add(8191).write(7) };
     assert_eq!(rustix::io::pread(&memory, &mut [0; 16], 8191).unwrap(), 1);
@@ -297,7 +288,7 @@ pub(crate) fn removal(dir: &Path) {
         Errno::NOENT
     );
     assert!(!socket.remove().unwrap(), "it is gone");
-    // What Landlock cannot tell apart: any file in that directory could go.
+    // Landlock cannot tell: any file in that directory could go.
     assert!(unlinkat(&socket, "file", AtFlags::empty()).is_ok());
 }
 
@@ -380,6 +371,7 @@ pub(crate) fn landlock_fails(_: &Path) {
 }
 
 pub(crate) fn profile_adds(_: &Path) {
+    let entry = path_fd(Path::new("/proc/self"));
     let file = memfd_create("x", MemfdFlags::CLOEXEC).unwrap();
     let syscalls = &[
         libc::SYS_memfd_create,
@@ -393,6 +385,9 @@ pub(crate) fn profile_adds(_: &Path) {
     };
     let report = enter(&profile, &mut []).unwrap();
     assert!(!report.has(Measure::Namespaces));
+    // The mark of a process that cannot be dumped; no user namespace hides it.
+    let status = statat(&entry, "status", AtFlags::empty()).unwrap();
+    assert_eq!(status.st_uid, 0);
     call(libc::SYS_ioctl, [usize::MAX, 0x1277, 0]);
     rustix::fs::ftruncate(&file, 4096).unwrap();
     memfd_create("y", MemfdFlags::CLOEXEC).unwrap();
