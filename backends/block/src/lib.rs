@@ -1,1 +1,18 @@
-//! Placeholder.
+//! `pericarp-block`: vhost-user block devices on files and block devices.
+//!
+//! [`Disk`] opens and measures a file, [`BlockDevice`] is the virtio-blk state
+//! machine (virtio 1.3, 5.2) over it, [`Options`] is the command line. The
+//! binary puts them behind sockets with `pericarp-vhost` and confines itself;
+//! benches and tests use the parts.
+
+mod device;
+mod disk;
+mod logger;
+mod options;
+
+pub use device::{BlockDevice, Request};
+pub use disk::{CacheMode, Disk, DiskError, DiskOptions};
+pub use logger::start_logging;
+pub use options::{
+    BadOption, Command, DeviceOptions, HELP, MAX_QUEUES, Options, SocketOption, parse,
+};

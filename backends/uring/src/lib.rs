@@ -1,1 +1,237 @@
-//! Placeholder.
+//! The one place a worker waits: an io_uring per worker thread, or poll(2) and
+//! plain system calls where io_uring is forbidden.
+//!
+//! Everything a worker can be woken by goes through an [`Engine`]: kicks and
+//! the control mailbox as polls, file I/O as operations. Each comes back as a
+//! [`Completion`] that carries the caller's token. [`Engine::submit`] is the
+//! only call that enters the kernel on the fast path.
+//!
+//! Engines are made before a program confines itself ([`Engine::new`]) and
+//! started on the thread that will own them ([`Engine::start`]).
+
+mod blocking;
+mod files;
+mod ring;
+
+use std::fmt;
+use std::io;
+use std::os::fd::RawFd;
+
+use libc::iovec;
+use thiserror::Error;
+
+pub use files::FileSlot;
+
+use blocking::Blocking;
+use ring::Ring;
+
+/// The highest token a caller may use; those above are the engine's own.
+pub const MAX_TOKEN: u64 = (1 << 61) - 1;
+
+/// Which engine to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum EngineKind {
+    /// io_uring where the kernel lets us, else the synchronous one.
+    #[default]
+    Auto,
+    /// io_uring or nothing.
+    Uring,
+    /// preadv and pwritev on the worker thread.
+    Sync,
+}
+
+/// Why an engine could not be made or used.
+#[derive(Debug, Error)]
+pub enum EngineError {
+    /// io_uring was asked for and the kernel refuses it.
+    #[error("io_uring is not available here")]
+    Unavailable(#[source] io::Error),
+    /// The ring exists but could not be set up.
+    #[error("cannot set up io_uring ({step})")]
+    Setup {
+        /// What was being done.
+        step: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Waiting or submitting failed.
+    #[error("the I/O engine failed")]
+    Failed(#[source] io::Error),
+    /// All file slots are taken.
+    #[error("more than {0} files and eventfds on one worker")]
+    TooManyFiles(u32),
+}
+
+/// What came back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Completion {
+    /// The token given with the operation.
+    pub token: u64,
+    /// Bytes moved, poll events, or a negative errno.
+    pub result: i32,
+}
+
+/// A file operation on segments of memory.
+#[derive(Debug, Clone, Copy)]
+pub struct Transfer<'a> {
+    /// The registered file.
+    pub file: FileSlot,
+    /// Where the bytes go to or come from.
+    pub segments: &'a [iovec],
+    /// Byte offset in the file.
+    pub offset: u64,
+    /// RWF_* flags.
+    pub flags: i32,
+    /// Comes back in the completion.
+    pub token: u64,
+}
+
+/// A worker's way into the kernel.
+#[derive(Debug)]
+pub enum Engine {
+    /// io_uring.
+    #[doc(hidden)]
+    Uring(Box<Ring>),
+    /// System calls.
+    #[doc(hidden)]
+    Sync(Blocking),
+}
+
+impl Engine {
+    /// Makes an engine with room for about `depth` operations at a time and
+    /// `files` registered descriptors. It does nothing until
+    /// [`start`](Self::start).
+    ///
+    /// # Errors
+    /// [`EngineError`] when `kind` is [`EngineKind::Uring`] and io_uring cannot
+    /// be had, or when memory runs out.
+    pub fn new(kind: EngineKind, depth: u32, files: u32) -> Result<Self, EngineError> {
+        match kind {
+            EngineKind::Sync => Ok(Self::Sync(Blocking::new(files))),
+            EngineKind::Uring => Ok(Self::Uring(Box::new(Ring::new(depth, files)?))),
+            EngineKind::Auto => match Ring::new(depth, files) {
+                Ok(ring) => Ok(Self::Uring(Box::new(ring))),
+                Err(EngineError::Unavailable(_)) => Ok(Self::Sync(Blocking::new(files))),
+                Err(error) => Err(error),
+            },
+        }
+    }
+
+    /// Hands the engine to the calling thread, which alone may use it from now
+    /// on.
+    ///
+    /// # Errors
+    /// [`EngineError::Setup`] when the kernel refuses to enable the ring.
+    pub fn start(&mut self) -> Result<(), EngineError> {
+        match self {
+            Self::Uring(ring) => ring.start(),
+            Self::Sync(_) => Ok(()),
+        }
+    }
+
+    /// Registers a descriptor. The caller keeps it open until
+    /// [`remove_file`](Self::remove_file).
+    ///
+    /// # Errors
+    /// [`EngineError::TooManyFiles`], or the kernel's refusal.
+    pub fn add_file(&mut self, fd: RawFd) -> Result<FileSlot, EngineError> {
+        match self {
+            Self::Uring(ring) => ring.add_file(fd),
+            Self::Sync(blocking) => blocking.files.add(fd),
+        }
+    }
+
+    /// Forgets a descriptor. Operations that use it still complete.
+    pub fn remove_file(&mut self, slot: FileSlot) {
+        match self {
+            Self::Uring(ring) => ring.remove_file(slot),
+            Self::Sync(blocking) => blocking.files.remove(slot),
+        }
+    }
+
+    /// Watches a pipe or eventfd: every write to it that happens while nobody
+    /// looks completes `token`, until [`unwatch`](Self::unwatch). Writes may be
+    /// reported together. The count of an eventfd is of no interest to the
+    /// caller and may or may not be consumed.
+    pub fn watch(&mut self, slot: FileSlot, token: u64) {
+        match self {
+            Self::Uring(ring) => ring.watch(slot, token),
+            Self::Sync(blocking) => blocking.watch(slot, token),
+        }
+    }
+
+    /// Ends a watch. A completion already on its way may still arrive.
+    pub fn unwatch(&mut self, token: u64) {
+        match self {
+            Self::Uring(ring) => ring.unwatch(token),
+            Self::Sync(blocking) => blocking.unwatch(token),
+        }
+    }
+
+    /// Starts a read from a file into memory.
+    ///
+    /// # Safety
+    /// The segment list and the memory it names stay valid and in place until
+    /// the completion with this token was delivered or the engine is dropped.
+    #[expect(unsafe_code, reason = "the kernel writes through raw pointers")]
+    pub unsafe fn read(&mut self, transfer: Transfer<'_>) {
+        match self {
+            // SAFETY: the caller's promise, passed on.
+            Self::Uring(ring) => unsafe { ring.read(transfer) },
+            // SAFETY: as above; this one is done before it returns.
+            Self::Sync(blocking) => unsafe { blocking.read(transfer) },
+        }
+    }
+
+    /// Starts a write from memory to a file.
+    ///
+    /// # Safety
+    /// As for [`read`](Self::read).
+    #[expect(unsafe_code, reason = "the kernel reads through raw pointers")]
+    pub unsafe fn write(&mut self, transfer: Transfer<'_>) {
+        match self {
+            // SAFETY: the caller's promise, passed on.
+            Self::Uring(ring) => unsafe { ring.write(transfer) },
+            // SAFETY: as above.
+            Self::Sync(blocking) => unsafe { blocking.write(transfer) },
+        }
+    }
+
+    /// Starts an fdatasync.
+    pub fn sync(&mut self, file: FileSlot, token: u64) {
+        match self {
+            Self::Uring(ring) => ring.sync(file, token),
+            Self::Sync(blocking) => blocking.sync(file, token),
+        }
+    }
+
+    /// Hands everything started so far to the kernel and, with `wait`, sleeps
+    /// until at least one completion is there.
+    ///
+    /// # Errors
+    /// [`EngineError::Failed`] when the kernel refuses; the engine is then of
+    /// no further use.
+    pub fn submit(&mut self, wait: bool) -> Result<(), EngineError> {
+        match self {
+            Self::Uring(ring) => ring.submit(wait),
+            Self::Sync(blocking) => blocking.submit(wait),
+        }
+    }
+
+    /// Moves all completions that have arrived into `into`.
+    pub fn completions(&mut self, into: &mut Vec<Completion>) {
+        match self {
+            Self::Uring(ring) => ring.completions(into),
+            Self::Sync(blocking) => blocking.completions(into),
+        }
+    }
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Uring(ring) => write!(f, "io_uring ({})", ring.mode()),
+            Self::Sync(_) => write!(f, "synchronous system calls"),
+        }
+    }
+}

@@ -1,1 +1,52 @@
-//! Placeholder.
+//! vhost-user sessions and the worker threads behind them.
+//!
+//! A sidecar (`pericarp-block` today) describes its device by the [`Device`]
+//! trait and runs it with a [`Server`] per socket and one [`Pool`] of workers.
+//! The session thread speaks the vhost-user protocol and owns the memory table
+//! and the vring state; workers own running queues and do all the I/O. The two
+//! meet in each worker's mailbox and nowhere else.
+//!
+//! A front end is untrusted: what it sends can end its own session, never the
+//! process, and never reach memory that it did not share itself.
+
+mod channel;
+mod device;
+mod mailbox;
+mod pool;
+mod server;
+mod session;
+mod stop;
+mod worker;
+
+pub use device::{ConfigRefused, Device, Step};
+pub use pool::{Pool, PoolError, PoolOptions};
+pub use server::{Endpoint, EndpointError, Server};
+pub use stop::{Ending, Stop};
+
+/// Feature bits every device of ours offers (virtio 1.3, 6): indirect
+/// descriptors, event index, version 1; and bit 30, by which vhost-user
+/// announces its own protocol features.
+pub mod features {
+    /// VIRTIO_F_INDIRECT_DESC.
+    pub const INDIRECT_DESC: u64 = 1 << 28;
+    /// VIRTIO_F_EVENT_IDX.
+    pub const EVENT_IDX: u64 = 1 << 29;
+    /// VHOST_USER_F_PROTOCOL_FEATURES.
+    pub const PROTOCOL: u64 = 1 << 30;
+    /// VIRTIO_F_VERSION_1.
+    pub const VERSION_1: u64 = 1 << 32;
+    /// All of the above.
+    pub const COMMON: u64 = INDIRECT_DESC | EVENT_IDX | PROTOCOL | VERSION_1;
+}
+
+/// An error and what caused it, in one line.
+pub fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,236 @@
+//! The file behind a disk: opened once, measured once.
+//!
+//! `main` opens every disk before the program confines itself; the device asks
+//! it for sizes and alignments while it serves.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, StatxFlags, statx};
+use thiserror::Error;
+
+/// Bytes of a virtio-blk sector, whatever the disk's own block size.
+pub(crate) const SECTOR: u64 = 512;
+
+/// What the host's page cache has to do with a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CacheMode {
+    /// O_DIRECT: none.
+    #[default]
+    Direct,
+    /// Reads and writes go through it.
+    Buffered,
+    /// Through it, and dropped from it when done (RWF_DONTCACHE).
+    DontCache,
+}
+
+/// How to open a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskOptions {
+    /// The image file or block device.
+    pub file: PathBuf,
+    /// Never write to it.
+    pub read_only: bool,
+    /// Use of the page cache.
+    pub cache: CacheMode,
+}
+
+/// Why a file cannot be a disk. The text is what an operator reads: the rule
+/// that is broken and the cure.
+#[derive(Debug, Error)]
+pub enum DiskError {
+    /// Nothing there.
+    #[error("no such file: give the path of an existing image or block device")]
+    Missing,
+    /// Not a regular file and not a block device.
+    #[error("it is a {0}: give an image file or a block device")]
+    WrongKind(&'static str),
+    /// Nothing in it.
+    #[error("it is empty: a disk has at least one 512-byte sector; make it larger with truncate")]
+    Empty,
+    /// A part of a block at the end.
+    #[error(
+        "its size {size} is not a multiple of {block} bytes: \
+         a disk has whole blocks; extend it with truncate -s {rounded}"
+    )]
+    PartialBlock {
+        /// Size of the file.
+        size: u64,
+        /// Block size of the disk.
+        block: u32,
+        /// The next size that is allowed.
+        rounded: u64,
+    },
+    /// It exists and cannot be opened.
+    #[error("it cannot be opened for {wanted} ({source}): {cure}")]
+    Open {
+        /// Reading, or reading and writing.
+        wanted: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+        /// What to do.
+        cure: &'static str,
+    },
+    /// The file system knows no O_DIRECT.
+    #[error("its file system has no direct I/O: use cache mode buffered")]
+    NoDirect,
+    /// The file system or kernel knows no RWF_DONTCACHE.
+    #[error("its file system or this kernel has no uncached buffered I/O: use cache mode buffered")]
+    NoDontCache,
+    /// Its size or geometry could not be read.
+    #[error("it cannot be measured ({0}): give an image file or a block device")]
+    Measure(io::Error),
+}
+
+/// An open disk.
+#[derive(Debug)]
+pub struct Disk {
+    pub(crate) file: OwnedFd,
+    pub(crate) geometry: Geometry,
+}
+
+/// What a device has to know of its disk.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Geometry {
+    pub(crate) read_only: bool,
+    pub(crate) cache: CacheMode,
+    /// Bytes.
+    pub(crate) size: u64,
+    /// Smallest unit of a transfer, reported as the logical block size.
+    pub(crate) logical_block: u32,
+    /// Unit that the medium prefers.
+    pub(crate) physical_block: u32,
+    /// What a buffer's address must be a multiple of.
+    pub(crate) memory_align: u32,
+}
+
+impl Disk {
+    /// Opens and measures a disk. Nothing is created or changed.
+    ///
+    /// # Errors
+    /// [`DiskError`].
+    pub fn open(options: &DiskOptions) -> Result<Self, DiskError> {
+        check_kind(&options.file)?;
+        let file = open(options)?;
+        let geometry = measure(&file, options).map_err(DiskError::Measure)?;
+        let block = u64::from(geometry.logical_block);
+        if geometry.size == 0 {
+            return Err(DiskError::Empty);
+        }
+        if !geometry.size.is_multiple_of(block) {
+            return Err(DiskError::PartialBlock {
+                size: geometry.size,
+                block: geometry.logical_block,
+                rounded: geometry.size.next_multiple_of(block),
+            });
+        }
+        if geometry.cache == CacheMode::DontCache {
+            probe_dontcache(&file)?;
+        }
+        Ok(Self {
+            file: file.into(),
+            geometry,
+        })
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        self.geometry.size
+    }
+}
+
+/// Refuses what must not even be opened: opening a fifo would hang.
+fn check_kind(path: &Path) -> Result<(), DiskError> {
+    let kind = match std::fs::metadata(path) {
+        Ok(metadata) => metadata.file_type(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(DiskError::Missing),
+        Err(source) => {
+            return Err(DiskError::Open {
+                wanted: "reading",
+                source,
+                cure: "give a path that this user can reach",
+            });
+        }
+    };
+    if kind.is_file() || kind.is_block_device() {
+        return Ok(());
+    }
+    Err(DiskError::WrongKind(match kind {
+        k if k.is_dir() => "directory",
+        k if k.is_fifo() => "fifo",
+        k if k.is_socket() => "socket",
+        k if k.is_char_device() => "character device",
+        _ => "special file",
+    }))
+}
+
+fn open(options: &DiskOptions) -> Result<File, DiskError> {
+    let direct = options.cache == CacheMode::Direct;
+    let flags = if direct { libc::O_DIRECT } else { 0 };
+    let result = OpenOptions::new()
+        .read(true)
+        .write(!options.read_only)
+        .custom_flags(flags)
+        .open(&options.file);
+    result.map_err(|source| match source.raw_os_error() {
+        Some(libc::EINVAL) if direct => DiskError::NoDirect,
+        _ if options.read_only => DiskError::Open {
+            wanted: "reading",
+            source,
+            cure: "give a file that this user may read",
+        },
+        _ => DiskError::Open {
+            wanted: "reading and writing",
+            source,
+            cure: "give a file that this user may write, or serve it read-only",
+        },
+    })
+}
+
+fn measure(mut file: &File, options: &DiskOptions) -> io::Result<Geometry> {
+    let metadata = file.metadata()?;
+    let size = file.seek(SeekFrom::End(0))?;
+    let wanted = StatxFlags::BASIC_STATS | StatxFlags::DIOALIGN;
+    let stat = statx(file, c"", AtFlags::EMPTY_PATH, wanted)?;
+    let known = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::DIOALIGN)
+        && stat.stx_dio_offset_align != 0;
+    let (mut logical, physical) = if metadata.file_type().is_block_device() {
+        (
+            rustix::fs::ioctl_blksszget(file)?,
+            rustix::fs::ioctl_blkpbszget(file)?,
+        )
+    } else {
+        (SECTOR as u32, stat.stx_blksize.clamp(512, 64 * 1024))
+    };
+    let mut memory_align = 1;
+    if options.cache == CacheMode::Direct {
+        // Kernels before 6.1 do not say: a page satisfies them all.
+        memory_align = if known { stat.stx_dio_mem_align } else { 4096 };
+        if known {
+            logical = logical.max(stat.stx_dio_offset_align);
+        }
+    }
+    let logical = logical.next_power_of_two();
+    Ok(Geometry {
+        read_only: options.read_only,
+        cache: options.cache,
+        size,
+        logical_block: logical,
+        physical_block: physical.next_power_of_two().max(logical),
+        memory_align: memory_align.next_power_of_two(),
+    })
+}
+
+fn probe_dontcache(file: &File) -> Result<(), DiskError> {
+    let mut byte = [0u8; 1];
+    let mut slices = [io::IoSliceMut::new(&mut byte)];
+    let flags = rustix::io::ReadWriteFlags::from_bits_retain(crate::device::RWF_DONTCACHE as u32);
+    match rustix::io::preadv2(file, &mut slices, 0, flags) {
+        Ok(_) => Ok(()),
+        Err(rustix::io::Errno::OPNOTSUPP) => Err(DiskError::NoDontCache),
+        Err(errno) => Err(DiskError::Measure(errno.into())),
+    }
+}

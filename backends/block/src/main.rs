@@ -1,0 +1,201 @@
+//! The `pericarp-block` program: serves disks to virtual machines.
+//!
+//! Order matters. Everything an operator may have got wrong is checked before
+//! anything changes; then files are opened, engines made and sockets bound;
+//! then the process gives up every right it does not need; only then does it
+//! start threads and read the first byte from a front end.
+
+use std::fmt::Display;
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use log::{error, info, warn};
+use pericarp_block::{
+    BadOption, BlockDevice, Command, DeviceOptions, Disk, HELP, Options, SocketOption, parse,
+    start_logging,
+};
+use pericarp_confine::{Namespaces, Profile, SocketFile};
+use pericarp_vhost::{Ending, Endpoint, Pool, PoolOptions, Server, Stop, causes};
+
+const PROGRAM: &str = "pericarp-block";
+
+/// Operations a worker submits at once; more wait for the next turn.
+const RING_DEPTH: u32 = 256;
+
+/// What goes wrong before or while serving, and the exit code for it.
+struct Failure {
+    code: u8,
+    line: String,
+}
+
+impl Failure {
+    /// The operator's to mend.
+    fn input(line: impl Display) -> Self {
+        Self {
+            code: 2,
+            line: line.to_string(),
+        }
+    }
+
+    /// Ours or the system's.
+    fn run_time(line: impl Display) -> Self {
+        Self {
+            code: 1,
+            line: line.to_string(),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let done = match parse(std::env::args_os().skip(1)) {
+        Ok(Command::Help) => print(HELP),
+        Ok(Command::Version) => print(&format!("{PROGRAM} {}\n", env!("CARGO_PKG_VERSION"))),
+        Ok(Command::Capabilities) => print(concat!(
+            "{\n  \"type\": \"block\",\n",
+            "  \"features\": [\n    \"read-only\",\n    \"blk-file\"\n  ]\n}\n"
+        )),
+        Ok(Command::Serve(options)) => serve(&options),
+        Err(mistake) => Err(Failure::input(mistake)),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            // Not through the logger: it may be off, and this must be seen.
+            let _ = writeln!(std::io::stderr(), "{PROGRAM}: {}", failure.line);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .map_err(|e| Failure::run_time(format_args!("cannot write to stdout: {e}")))
+}
+
+fn serve(options: &Options) -> Result<(), Failure> {
+    start_logging(PROGRAM, options.log_level);
+    // All that can be wrong with the input, before anything is changed.
+    for device in &options.devices {
+        if let SocketOption::Path(path) = &device.socket {
+            Endpoint::check(path).map_err(|e| Failure::input(socket_mistake(device, &e)))?;
+        }
+    }
+    let devices = open_disks(options)?;
+
+    let stop = Stop::new().map_err(|e| Failure::run_time(format_args!("signals: {e}")))?;
+    let queues: u32 = options.devices.iter().map(|d| u32::from(d.queues)).sum();
+    let pool = Pool::new(&PoolOptions {
+        workers: options.workers,
+        engine: options.engine,
+        depth: RING_DEPTH,
+        files: queues + options.devices.len() as u32,
+        cpus: options.cpus.clone(),
+    })
+    .map_err(|e| Failure::run_time(causes(&e)))?;
+
+    let mut sockets = Vec::new();
+    let result = bind_and_run(options, &devices, pool, &stop, &mut sockets);
+    for socket in sockets {
+        if let Err(e) = socket.remove() {
+            warn!("cannot remove a socket: {e}");
+        }
+    }
+    result
+}
+
+fn open_disks(options: &Options) -> Result<Vec<Arc<BlockDevice>>, Failure> {
+    let open = |device: &DeviceOptions| {
+        let disk = Disk::open(&device.disk).map_err(|rule| {
+            Failure::input(BadOption {
+                option: spelled(options, "--blk-file", "--device file").to_owned(),
+                value: device.disk.file.display().to_string(),
+                rule: rule.to_string(),
+            })
+        })?;
+        let device = BlockDevice::new(disk, &device.serial, device.queues, device.queue_size);
+        Ok(Arc::new(device))
+    };
+    options.devices.iter().map(open).collect()
+}
+
+/// The name of an option as this command line has it.
+fn spelled<'a>(options: &Options, single: &'a str, key: &'a str) -> &'a str {
+    let only = options.devices.len() == 1 && options.devices[0].id == "disk";
+    if only { single } else { key }
+}
+
+fn socket_mistake(device: &DeviceOptions, rule: &dyn Display) -> BadOption {
+    let (option, value) = match &device.socket {
+        SocketOption::Path(path) => ("--socket-path", path.display().to_string()),
+        SocketOption::Descriptor(n) => ("--fd", n.to_string()),
+    };
+    BadOption {
+        option: option.to_owned(),
+        value,
+        rule: rule.to_string(),
+    }
+}
+
+fn bind_and_run(
+    options: &Options,
+    devices: &[Arc<BlockDevice>],
+    pool: Pool<BlockDevice>,
+    stop: &Stop,
+    sockets: &mut Vec<SocketFile>,
+) -> Result<(), Failure> {
+    let mut servers = Vec::new();
+    for (index, (device, block)) in options.devices.iter().zip(devices).enumerate() {
+        let endpoint = match &device.socket {
+            SocketOption::Path(path) => Endpoint::bind(path),
+            SocketOption::Descriptor(number) => Endpoint::from_number(*number),
+        }
+        .map_err(|e| Failure::input(socket_mistake(device, &e)))?;
+        if let Some(path) = endpoint.path() {
+            let file = SocketFile::open(path)
+                .map_err(|e| Failure::run_time(format_args!("{}: {e}", path.display())))?;
+            sockets.push(file);
+        }
+        servers.push(Server::new(
+            endpoint,
+            Arc::clone(block),
+            index as u16,
+            &pool,
+        ));
+    }
+    if options.confine {
+        let profile = Profile {
+            syscalls: &[],
+            ioctls: &[],
+            namespaces: Namespaces::ALL,
+        };
+        let confinement = pericarp_confine::enter(&profile, sockets).map_err(|e| {
+            Failure::run_time(format_args!("cannot confine itself: {}", causes(&e)))
+        })?;
+        info!("{confinement}");
+    } else {
+        warn!("not confined, as asked");
+    }
+
+    let running = pool
+        .start(stop)
+        .map_err(|e| Failure::run_time(causes(&e)))?;
+    let mut sessions = Vec::new();
+    for server in servers {
+        let thread = server.start(stop);
+        sessions.push(thread.map_err(|e| Failure::run_time(format_args!("threads: {e}")))?);
+    }
+    let ending = stop.wait();
+    if ending == Ending::Failed {
+        // The sessions may wait for a worker that is gone: nothing to drain.
+        error!("a worker failed");
+        return Err(Failure::run_time("a worker failed; see above"));
+    }
+    for session in sessions {
+        // A session that panicked has said so already.
+        let _ = session.join();
+    }
+    running.end();
+    Ok(())
+}

@@ -1,0 +1,305 @@
+//! One split virtqueue on raw pointers that were checked once.
+//!
+//! A worker calls `pop`, `push_used`, `publish` and the two notification
+//! switches; nobody else touches a queue while a worker has it. The layout is
+//! resolved and bounds-checked in [`SplitQueue::new`]; every access after that
+//! is an index below `size` from one of three base pointers.
+//!
+//! One `used.idx` store covers all elements pushed since the last one, which
+//! is what makes a batch cost one fence and one signal.
+#![expect(unsafe_code)]
+// UNSAFETY: guest memory is shared with a running guest, so it can only be
+// read and written through raw pointers, volatile or atomic.
+
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering, fence};
+
+use thiserror::Error;
+
+use crate::memory::GuestMemory;
+
+/// The largest queue this implementation serves.
+pub const MAX_QUEUE_SIZE: u16 = 1024;
+
+/// VIRTQ_AVAIL_F_NO_INTERRUPT (virtio 1.3, 2.7.6).
+const AVAIL_F_NO_INTERRUPT: u16 = 1;
+/// VIRTQ_USED_F_NO_NOTIFY (virtio 1.3, 2.7.8).
+const USED_F_NO_NOTIFY: u16 = 1;
+
+/// Why a queue cannot be set up, or can no longer be served.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum QueueError {
+    /// Not a power of two, or above [`MAX_QUEUE_SIZE`].
+    #[error("queue size {0} is not a power of two between 1 and {MAX_QUEUE_SIZE}")]
+    BadSize(u16),
+    /// A ring is misaligned or not wholly inside one memory region.
+    #[error(
+        "the {ring} ring at front-end address {address:#x} is not in shared memory or not aligned"
+    )]
+    BadAddress {
+        /// Which of the three rings.
+        ring: &'static str,
+        /// The address the front end gave.
+        address: u64,
+    },
+    /// The driver claims more available chains than the queue can hold.
+    #[error("the driver moved avail.idx {0} entries ahead, more than the queue holds")]
+    AvailJump(u16),
+    /// A head index beyond the descriptor table.
+    #[error("the driver made descriptor {0} available, which is beyond the table")]
+    BadHead(u16),
+    /// A head that is already in flight.
+    #[error("the driver made descriptor {0} available twice")]
+    DuplicateHead(u16),
+}
+
+/// Where a queue's three rings lie, in front-end virtual addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueLayout {
+    /// Number of descriptors.
+    pub size: u16,
+    /// Descriptor table, 16 bytes each.
+    pub descriptors: u64,
+    /// Available ring.
+    pub available: u64,
+    /// Used ring.
+    pub used: u64,
+}
+
+/// One descriptor, copied out of guest memory (virtio 1.3, 2.7.5).
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Descriptor {
+    pub(crate) address: u64,
+    pub(crate) len: u32,
+    pub(crate) flags: u16,
+    pub(crate) next: u16,
+}
+
+/// A split virtqueue, device side.
+#[derive(Debug)]
+pub struct SplitQueue {
+    memory: Arc<GuestMemory>,
+    descriptors: *const Descriptor,
+    available: *mut u8,
+    used: *mut u8,
+    size: u16,
+    event_idx: bool,
+    /// The next entry of the available ring to pop.
+    next_avail: u16,
+    /// avail.idx as last read; entries up to here may be popped.
+    avail_seen: u16,
+    /// The next entry of the used ring to fill.
+    next_used: u16,
+    /// used.idx as last stored.
+    published: u16,
+    /// The driver is called at least once after every start: a predecessor may
+    /// have published completions and died before its call.
+    must_signal: bool,
+}
+
+// SAFETY: the pointers lead into mappings that `memory` keeps alive, and the
+// queue is used by one thread at a time (every method that moves an index takes
+// `&mut self`).
+unsafe impl Send for SplitQueue {}
+
+impl SplitQueue {
+    /// Resolves and checks the rings. `next_avail` is the front end's
+    /// SET_VRING_BASE; the used index is read from the ring itself.
+    ///
+    /// # Errors
+    /// [`QueueError::BadSize`] and [`QueueError::BadAddress`].
+    pub fn new(
+        memory: Arc<GuestMemory>,
+        layout: QueueLayout,
+        next_avail: u16,
+        event_idx: bool,
+    ) -> Result<Self, QueueError> {
+        let size = layout.size;
+        if !size.is_power_of_two() || size > MAX_QUEUE_SIZE {
+            return Err(QueueError::BadSize(size));
+        }
+        let resolve = |ring, address: u64, len: u64, align: u64| {
+            memory
+                .user_pointer(address, len)
+                .filter(|p| (*p as u64).is_multiple_of(align))
+                .ok_or(QueueError::BadAddress { ring, address })
+        };
+        // The two trailing bytes of avail and used are used_event and
+        // avail_event; they exist whether or not EVENT_IDX was negotiated.
+        let n = u64::from(size);
+        let descriptors = resolve("descriptor", layout.descriptors, 16 * n, 16)?;
+        let available = resolve("available", layout.available, 6 + 2 * n, 2)?;
+        let used = resolve("used", layout.used, 6 + 8 * n, 4)?;
+        let mut queue = Self {
+            memory,
+            descriptors: descriptors.cast_const().cast(),
+            available,
+            used,
+            size,
+            event_idx,
+            next_avail,
+            avail_seen: next_avail,
+            next_used: 0,
+            published: 0,
+            must_signal: true,
+        };
+        queue.next_used = queue.used_idx().load(Ordering::Relaxed);
+        queue.published = queue.next_used;
+        Ok(queue)
+    }
+
+    /// Number of descriptors.
+    pub fn size(&self) -> u16 {
+        self.size
+    }
+
+    /// The memory the queue lives in.
+    pub fn memory(&self) -> &Arc<GuestMemory> {
+        &self.memory
+    }
+
+    /// The index GET_VRING_BASE answers with.
+    pub fn next_avail(&self) -> u16 {
+        self.next_avail
+    }
+
+    /// Takes the next available head, or `None` when the ring is empty.
+    ///
+    /// # Errors
+    /// [`QueueError::AvailJump`] and [`QueueError::BadHead`]. The queue cannot
+    /// be trusted after either and must be stopped.
+    #[inline]
+    pub fn pop(&mut self) -> Result<Option<u16>, QueueError> {
+        if self.next_avail == self.avail_seen && !self.refresh()? {
+            return Ok(None);
+        }
+        let slot = usize::from(self.next_avail & (self.size - 1));
+        // SAFETY: slot < size, and the available ring holds 4 + 2 * size bytes
+        // before used_event.
+        let head = u16::from_le(unsafe {
+            ptr::read_volatile(self.available.add(4 + 2 * slot).cast::<u16>())
+        });
+        if head >= self.size {
+            return Err(QueueError::BadHead(head));
+        }
+        self.next_avail = self.next_avail.wrapping_add(1);
+        Ok(Some(head))
+    }
+
+    /// Re-reads avail.idx; true when there is something to pop.
+    fn refresh(&mut self) -> Result<bool, QueueError> {
+        // Acquire: the entries and descriptors were written before the index.
+        let seen = u16::from_le(self.avail_idx().load(Ordering::Acquire));
+        let ahead = seen.wrapping_sub(self.next_avail);
+        if ahead > self.size {
+            return Err(QueueError::AvailJump(ahead));
+        }
+        self.avail_seen = seen;
+        Ok(ahead > 0)
+    }
+
+    /// Records a finished chain. The driver sees it after [`publish`].
+    ///
+    /// [`publish`]: Self::publish
+    #[inline]
+    pub fn push_used(&mut self, head: u16, written: u32) {
+        let slot = usize::from(self.next_used & (self.size - 1));
+        // SAFETY: slot < size, and the used ring holds 4 + 8 * size bytes
+        // before avail_event; the ring is 4-byte aligned.
+        unsafe {
+            let element = self.used.add(4 + 8 * slot).cast::<u32>();
+            ptr::write_volatile(element, u32::from(head).to_le());
+            ptr::write_volatile(element.add(1), written.to_le());
+        }
+        self.next_used = self.next_used.wrapping_add(1);
+    }
+
+    /// Makes all pushed elements visible with one index store. True when the
+    /// driver asked to be called for them (virtio 1.3, 2.7.7.2 and 2.7.10).
+    #[inline]
+    pub fn publish(&mut self) -> bool {
+        let old = self.published;
+        let new = self.next_used;
+        if old != new {
+            // Release: the elements are visible before the index.
+            self.used_idx().store(new.to_le(), Ordering::Release);
+            self.published = new;
+        }
+        if std::mem::take(&mut self.must_signal) {
+            return true;
+        }
+        if old == new {
+            return false;
+        }
+        // The index store must be visible before we read what the driver
+        // wants, or both sides could decide to sleep.
+        fence(Ordering::SeqCst);
+        if self.event_idx {
+            let event = self.read_avail(4 + 2 * usize::from(self.size));
+            new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+        } else {
+            self.read_avail(0) & AVAIL_F_NO_INTERRUPT == 0
+        }
+    }
+
+    /// Asks the driver to kick for the next chain. True when chains became
+    /// available meanwhile: the caller pops again instead of sleeping.
+    ///
+    /// # Errors
+    /// As [`pop`](Self::pop).
+    pub fn enable_kicks(&mut self) -> Result<bool, QueueError> {
+        if self.event_idx {
+            let avail_event = 4 + 8 * usize::from(self.size);
+            self.write_used(avail_event, self.next_avail);
+        } else {
+            self.write_used(0, 0);
+        }
+        // The request must be visible before the index is read again.
+        fence(Ordering::SeqCst);
+        self.refresh()
+    }
+
+    /// Asks the driver not to kick. Under EVENT_IDX the avail_event left behind
+    /// does that by itself.
+    pub fn disable_kicks(&mut self) {
+        if !self.event_idx {
+            self.write_used(0, USED_F_NO_NOTIFY);
+        }
+    }
+
+    /// Copies descriptor `index` out of the table.
+    pub(crate) fn descriptor(&self, index: u16) -> Option<Descriptor> {
+        if index >= self.size {
+            return None;
+        }
+        // SAFETY: index < size, the table holds size descriptors and is 16-byte
+        // aligned. The guest may write it meanwhile: each field is used only
+        // from this copy.
+        Some(unsafe { ptr::read_volatile(self.descriptors.add(usize::from(index))) })
+    }
+
+    fn read_avail(&self, offset: usize) -> u16 {
+        debug_assert!(offset <= 4 + 2 * usize::from(self.size));
+        // SAFETY: offset is 0 or that of used_event, both inside the ring.
+        u16::from_le(unsafe { ptr::read_volatile(self.available.add(offset).cast::<u16>()) })
+    }
+
+    fn write_used(&mut self, offset: usize, value: u16) {
+        debug_assert!(offset <= 4 + 8 * usize::from(self.size));
+        // SAFETY: offset is 0 or that of avail_event, both inside the ring.
+        unsafe { ptr::write_volatile(self.used.add(offset).cast::<u16>(), value.to_le()) };
+    }
+
+    fn avail_idx(&self) -> &AtomicU16 {
+        // SAFETY: two bytes into the ring, 2-byte aligned, alive as long as
+        // `memory`; the guest accesses it atomically.
+        unsafe { AtomicU16::from_ptr(self.available.add(2).cast()) }
+    }
+
+    fn used_idx(&self) -> &AtomicU16 {
+        // SAFETY: as for avail_idx, in the used ring.
+        unsafe { AtomicU16::from_ptr(self.used.add(2).cast()) }
+    }
+}

@@ -1,0 +1,235 @@
+//! The in-flight requests of one queue: a slab indexed by descriptor head.
+//!
+//! A head can be in flight once at most, so it is the key: finding a request is
+//! an index, a duplicate is one flag. Slots keep their segment storage between
+//! requests, so nothing is allocated once a queue is warm. Requests whose
+//! buffers the disk cannot take as they are borrow an aligned bounce buffer
+//! from a small pool; when it is empty they wait their turn, so that a guest
+//! cannot make us allocate without bound.
+//!
+//! A worker owns the queue, pops with [`RequestQueue::pop`] and ends every
+//! request with [`RequestQueue::finish`]; a popped request is never dropped in
+//! silence, and the queue is not taken apart while `in_flight` is not zero.
+
+use std::collections::VecDeque;
+
+use libc::iovec;
+
+use crate::chain::{Chain, ChainError, Segments};
+use crate::queue::{QueueError, SplitQueue};
+
+/// Bytes of one bounce buffer; longer requests go in several steps.
+const BOUNCE_SIZE: usize = 128 * 1024;
+/// Bounce buffers one queue may hold.
+const BOUNCE_COUNT: usize = 16;
+/// Alignment that satisfies every O_DIRECT file.
+const BOUNCE_ALIGN: usize = 4096;
+
+/// Where the bytes of an I/O operation are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Buffer {
+    /// In the guest's own segments: no copy.
+    Chain,
+    /// In an aligned buffer of ours.
+    Bounce,
+}
+
+#[derive(Debug, Default)]
+struct Slot<R> {
+    busy: bool,
+    segments: Segments,
+    state: R,
+    bounce: Option<Bounce>,
+}
+
+/// A queue and the requests it has in flight. `R` is the device's own state of
+/// one request.
+#[derive(Debug)]
+pub struct RequestQueue<R> {
+    queue: SplitQueue,
+    slots: Box<[Slot<R>]>,
+    in_flight: u16,
+    idle_bounce: Vec<Bounce>,
+    bounce_made: usize,
+    /// Heads waiting for a bounce buffer, first come first served.
+    waiting: VecDeque<u16>,
+}
+
+impl<R: Default> RequestQueue<R> {
+    /// Wraps a queue that has nothing in flight.
+    pub fn new(queue: SplitQueue) -> Self {
+        let slots = (0..queue.size()).map(|_| Slot::default()).collect();
+        Self {
+            queue,
+            slots,
+            in_flight: 0,
+            idle_bounce: Vec::new(),
+            bounce_made: 0,
+            waiting: VecDeque::new(),
+        }
+    }
+
+    /// Requests popped and not yet finished.
+    pub fn in_flight(&self) -> u16 {
+        self.in_flight
+    }
+
+    /// The ring below.
+    pub fn ring(&mut self) -> &mut SplitQueue {
+        &mut self.queue
+    }
+
+    /// Pops the next chain and loads it into its slot. The inner error says
+    /// that the chain is malformed; it is in flight all the same and must be
+    /// finished.
+    ///
+    /// # Errors
+    /// [`QueueError`] when the ring itself is broken.
+    #[expect(clippy::type_complexity, reason = "two layers of failure, both local")]
+    pub fn pop(&mut self) -> Result<Option<(u16, Result<(), ChainError>)>, QueueError> {
+        let Some(head) = self.queue.pop()? else {
+            return Ok(None);
+        };
+        let slot = &mut self.slots[usize::from(head)];
+        if slot.busy {
+            return Err(QueueError::DuplicateHead(head));
+        }
+        slot.busy = true;
+        slot.state = R::default();
+        self.in_flight += 1;
+        let loaded = slot.segments.load(&self.queue, head);
+        Ok(Some((head, loaded)))
+    }
+
+    /// The chain and state of an in-flight request.
+    pub fn request(&mut self, head: u16) -> (Chain<'_>, &mut R) {
+        let slot = &mut self.slots[usize::from(head)];
+        debug_assert!(slot.busy);
+        (Chain::new(&mut slot.segments), &mut slot.state)
+    }
+
+    /// Ends a request: its element is pushed and is visible with the next
+    /// publish. Returns a request that may now start because it waited for the
+    /// bounce buffer this one held.
+    pub fn finish(&mut self, head: u16, written: u32) -> Option<u16> {
+        let slot = &mut self.slots[usize::from(head)];
+        debug_assert!(slot.busy);
+        slot.busy = false;
+        self.in_flight -= 1;
+        self.queue.push_used(head, written);
+        let bounce = slot.bounce.take()?;
+        let next = self.waiting.pop_front();
+        match next {
+            Some(waiter) => self.slots[usize::from(waiter)].bounce = Some(bounce),
+            None => self.idle_bounce.push(bounce),
+        }
+        next
+    }
+
+    /// Makes sure that the request holds a bounce buffer. False when none is
+    /// left: the request is queued and [`finish`](Self::finish) names it later.
+    #[must_use]
+    pub fn take_bounce(&mut self, head: u16) -> bool {
+        let slot = &mut self.slots[usize::from(head)];
+        if slot.bounce.is_some() {
+            return true;
+        }
+        if let Some(bounce) = self.idle_bounce.pop() {
+            slot.bounce = Some(bounce);
+        } else if self.bounce_made < BOUNCE_COUNT {
+            self.bounce_made += 1;
+            slot.bounce = Some(Bounce::new());
+        } else {
+            self.waiting.push_back(head);
+            return false;
+        }
+        true
+    }
+
+    /// The segments a read from the file goes to: all that is unconsumed, or
+    /// what fits into the bounce buffer. The memory stays valid and the slice
+    /// in place until the request is finished or its chain advanced.
+    pub fn read_target(&mut self, head: u16, buffer: Buffer) -> &[iovec] {
+        let slot = &mut self.slots[usize::from(head)];
+        match (buffer, &mut slot.bounce) {
+            (Buffer::Bounce, Some(bounce)) => bounce.sized(slot.segments.writable()),
+            _ => slot.segments.writable(),
+        }
+    }
+
+    /// The segments a write to the file comes from; a bounce buffer is filled
+    /// from the chain here.
+    pub fn write_source(&mut self, head: u16, buffer: Buffer) -> &[iovec] {
+        let slot = &mut self.slots[usize::from(head)];
+        match (buffer, &mut slot.bounce) {
+            (Buffer::Bounce, Some(bounce)) => {
+                bounce.sized(slot.segments.readable());
+                let filled = Chain::new(&mut slot.segments).peek(bounce.bytes());
+                debug_assert!(filled, "sized from the same segments");
+                &bounce.iov
+            }
+            _ => slot.segments.readable(),
+        }
+    }
+
+    /// Takes note that a read delivered `bytes`: copies them out of the bounce
+    /// buffer if they went there, and consumes that much of the chain.
+    pub fn read_done(&mut self, head: u16, buffer: Buffer, bytes: u64) {
+        let slot = &mut self.slots[usize::from(head)];
+        let mut chain = Chain::new(&mut slot.segments);
+        match (buffer, &mut slot.bounce) {
+            (Buffer::Bounce, Some(bounce)) => {
+                let got = bounce.bytes();
+                let n = got.len().min(usize::try_from(bytes).unwrap_or(usize::MAX));
+                chain.write(&got[..n]);
+            }
+            _ => chain.advance_writable(bytes),
+        }
+    }
+
+    /// Takes note that a write stored `bytes`.
+    pub fn write_done(&mut self, head: u16, bytes: u64) {
+        Chain::new(&mut self.slots[usize::from(head)].segments).advance_readable(bytes);
+    }
+}
+
+/// An aligned buffer of [`BOUNCE_SIZE`] bytes.
+#[derive(Debug)]
+struct Bounce {
+    storage: Vec<u8>,
+    start: usize,
+    iov: [iovec; 1],
+}
+
+#[expect(unsafe_code, reason = "iovec holds a raw pointer into our own storage")]
+// SAFETY: the pointer leads into the heap block that `storage` owns, which is
+// never resized and moves between threads only together with it.
+unsafe impl Send for Bounce {}
+
+impl Bounce {
+    fn new() -> Self {
+        let mut storage = vec![0; BOUNCE_SIZE + BOUNCE_ALIGN];
+        let start = storage.as_ptr().align_offset(BOUNCE_ALIGN);
+        let iov_base = storage[start..].as_mut_ptr().cast();
+        Self {
+            storage,
+            start,
+            iov: [iovec {
+                iov_base,
+                iov_len: BOUNCE_SIZE,
+            }],
+        }
+    }
+
+    /// Sets the length to that of `segments`, at most the buffer's size.
+    fn sized(&mut self, segments: &[iovec]) -> &[iovec] {
+        let total: usize = segments.iter().map(|s| s.iov_len).sum();
+        self.iov[0].iov_len = total.min(BOUNCE_SIZE);
+        &self.iov
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        let len = self.iov[0].iov_len;
+        &mut self.storage[self.start..self.start + len]
+    }
+}

@@ -1,0 +1,166 @@
+//! The engine for kernels and sandboxes that forbid io_uring: file operations
+//! are done on the spot, and sleeping is poll(2) on what is watched.
+#![expect(unsafe_code)]
+// UNSAFETY: preadv2 and pwritev2 follow the segment list's raw pointers.
+
+use std::io;
+use std::mem;
+use std::os::fd::RawFd;
+
+use libc::{c_int, pollfd};
+
+use crate::files::{FileSlot, Files};
+use crate::{Completion, EngineError, Transfer};
+
+/// Synchronous file I/O and poll(2).
+#[derive(Debug)]
+pub struct Blocking {
+    pub(crate) files: Files,
+    watches: Vec<(u64, FileSlot)>,
+    done: Vec<Completion>,
+}
+
+impl Blocking {
+    pub(crate) fn new(files: u32) -> Self {
+        Self {
+            files: Files::new(files),
+            watches: Vec::new(),
+            done: Vec::new(),
+        }
+    }
+
+    pub(crate) fn watch(&mut self, slot: FileSlot, token: u64) {
+        self.watches.push((token, slot));
+    }
+
+    pub(crate) fn unwatch(&mut self, token: u64) {
+        self.watches.retain(|(t, _)| *t != token);
+    }
+
+    /// # Safety
+    /// As [`crate::Engine::read`], for the length of the call.
+    pub(crate) unsafe fn read(&mut self, t: Transfer<'_>) {
+        self.transfer(t, |fd, t| {
+            // SAFETY: the caller vouches for list and memory.
+            unsafe {
+                libc::preadv2(
+                    fd,
+                    t.segments.as_ptr(),
+                    t.segments.len() as c_int,
+                    t.offset as i64,
+                    t.flags,
+                )
+            }
+        });
+    }
+
+    /// # Safety
+    /// As [`crate::Engine::write`], for the length of the call.
+    pub(crate) unsafe fn write(&mut self, t: Transfer<'_>) {
+        self.transfer(t, |fd, t| {
+            // SAFETY: the caller vouches for list and memory.
+            unsafe {
+                libc::pwritev2(
+                    fd,
+                    t.segments.as_ptr(),
+                    t.segments.len() as c_int,
+                    t.offset as i64,
+                    t.flags,
+                )
+            }
+        });
+    }
+
+    fn transfer(&mut self, t: Transfer<'_>, call: impl Fn(RawFd, &Transfer<'_>) -> isize) {
+        let result = self.files.get(t.file).map_or(-libc::EBADF, |fd| {
+            loop {
+                let got = call(fd, &t);
+                let error = io::Error::last_os_error();
+                if got >= 0 {
+                    break i32::try_from(got).unwrap_or(i32::MAX);
+                }
+                if error.kind() != io::ErrorKind::Interrupted {
+                    break -error.raw_os_error().unwrap_or(libc::EIO);
+                }
+            }
+        });
+        self.done.push(Completion {
+            token: t.token,
+            result,
+        });
+    }
+
+    pub(crate) fn sync(&mut self, file: FileSlot, token: u64) {
+        let result = self.files.get(file).map_or(-libc::EBADF, |fd| {
+            // SAFETY: fdatasync takes a descriptor and touches no memory.
+            match unsafe { libc::fdatasync(fd) } {
+                0 => 0,
+                _ => -io::Error::last_os_error()
+                    .raw_os_error()
+                    .unwrap_or(libc::EIO),
+            }
+        });
+        self.done.push(Completion { token, result });
+    }
+
+    pub(crate) fn submit(&mut self, wait: bool) -> Result<(), EngineError> {
+        let block = wait && self.done.is_empty();
+        let mut polled: Vec<pollfd> = self
+            .watches
+            .iter()
+            .map(|(_, slot)| pollfd {
+                fd: self.files.get(*slot).unwrap_or(-1),
+                events: libc::POLLIN,
+                revents: 0,
+            })
+            .collect();
+        // SAFETY: the array lives across the call and its length is passed.
+        let ready = unsafe {
+            libc::poll(
+                polled.as_mut_ptr(),
+                polled.len() as libc::nfds_t,
+                if block { -1 } else { 0 },
+            )
+        };
+        if ready < 0 {
+            let error = io::Error::last_os_error();
+            if error.kind() == io::ErrorKind::Interrupted {
+                return Ok(());
+            }
+            return Err(EngineError::Failed(error));
+        }
+        let mut gone = Vec::new();
+        for (index, entry) in polled.iter().enumerate().filter(|(_, e)| e.revents != 0) {
+            let (token, slot) = self.watches[index];
+            if entry.revents & libc::POLLIN != 0 {
+                self.drain(slot);
+            } else {
+                // Only HUP, ERR or NVAL: it will never be readable again.
+                gone.push(token);
+            }
+            self.done.push(Completion {
+                token,
+                result: i32::from(entry.revents),
+            });
+        }
+        for token in gone {
+            self.unwatch(token);
+        }
+        Ok(())
+    }
+
+    /// poll(2) reports a level: take the count so that it falls silent. The
+    /// descriptor was just seen readable and nobody else reads it.
+    fn drain(&self, slot: FileSlot) {
+        let Some(fd) = self.files.get(slot) else {
+            return;
+        };
+        let mut buffer = [0u8; 4096];
+        // SAFETY: the buffer outlives the call and its length is passed.
+        unsafe { libc::read(fd, buffer.as_mut_ptr().cast(), buffer.len()) };
+    }
+
+    pub(crate) fn completions(&mut self, into: &mut Vec<Completion>) {
+        into.append(&mut mem::take(&mut self.done));
+    }
+}

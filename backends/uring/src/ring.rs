@@ -1,0 +1,339 @@
+//! The io_uring engine.
+//!
+//! One ring per worker with SINGLE_ISSUER and DEFER_TASKRUN where the kernel
+//! has them, every descriptor registered, and restrictions that allow nothing
+//! but the operations below on registered files: code that takes over the
+//! process cannot use the ring to open, connect or execute anything.
+#![expect(unsafe_code)]
+// UNSAFETY: submission entries carry raw pointers the kernel follows.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::os::fd::RawFd;
+
+use io_uring::register::Restriction;
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
+
+use crate::files::{FileSlot, Files};
+use crate::{Completion, EngineError, MAX_TOKEN, Transfer};
+
+/// Register operations a started ring may still use: registering its own
+/// descriptor, and updating the file table when front ends come and go.
+const REGISTER_OPS: [u8; 3] = [
+    6,  // IORING_REGISTER_FILES_UPDATE
+    20, // IORING_REGISTER_RING_FDS
+    21, // IORING_UNREGISTER_RING_FDS
+];
+
+/// Operations a ring may submit.
+const OPERATIONS: [u8; 5] = [
+    opcode::Readv::CODE,
+    opcode::Writev::CODE,
+    opcode::Fsync::CODE,
+    opcode::PollAdd::CODE,
+    opcode::PollRemove::CODE,
+];
+
+/// Set in the user data of watches, so that their completions cannot be taken
+/// for those of file operations.
+const WATCH: u64 = MAX_TOKEN + 1;
+/// User data of operations whose completion nobody waits for.
+const IGNORED: u64 = u64::MAX;
+
+/// An io_uring owned by one worker thread.
+pub struct Ring {
+    ring: IoUring,
+    mode: &'static str,
+    files: Files,
+    started: bool,
+    /// Watched slots by token: a multishot poll that the kernel ended early is
+    /// armed again from here.
+    watches: HashMap<u64, FileSlot>,
+    /// File operations the kernel still owns.
+    in_kernel: usize,
+    /// Completions reaped while the ring was being drained by `drop` or while
+    /// room was made for a submission.
+    early: Vec<Completion>,
+}
+
+impl Ring {
+    pub(crate) fn new(depth: u32, files: u32) -> Result<Self, EngineError> {
+        let (ring, mode) = build(depth)?;
+        let setup = |step| move |source| EngineError::Setup { step, source };
+        ring.submitter()
+            .register_files_sparse(files)
+            .map_err(setup("register files"))?;
+        let mut restrictions: Vec<Restriction> = OPERATIONS
+            .into_iter()
+            .map(Restriction::sqe_op)
+            .chain(REGISTER_OPS.into_iter().map(Restriction::register_op))
+            .collect();
+        let fixed = squeue::Flags::FIXED_FILE.bits();
+        restrictions.push(Restriction::sqe_flags_allowed(fixed));
+        restrictions.push(Restriction::sqe_flags_required(fixed));
+        ring.submitter()
+            .register_restrictions(&mut restrictions)
+            .map_err(setup("restrict operations"))?;
+        Ok(Self {
+            ring,
+            mode,
+            files: Files::new(files),
+            started: false,
+            watches: HashMap::new(),
+            in_kernel: 0,
+            early: Vec::new(),
+        })
+    }
+
+    pub(crate) fn mode(&self) -> &'static str {
+        self.mode
+    }
+
+    pub(crate) fn start(&mut self) -> Result<(), EngineError> {
+        self.ring
+            .submitter()
+            .register_enable_rings()
+            .map_err(|source| EngineError::Setup {
+                step: "enable",
+                source,
+            })?;
+        self.started = true;
+        // A registered ring descriptor saves one reference count per enter; a
+        // kernel without it works the same.
+        let _ = self.ring.submitter().register_ring_fd();
+        Ok(())
+    }
+
+    pub(crate) fn add_file(&mut self, fd: RawFd) -> Result<FileSlot, EngineError> {
+        let slot = self.files.add(fd)?;
+        match self.update(slot, fd) {
+            Ok(()) => Ok(slot),
+            Err(source) => {
+                self.files.remove(slot);
+                Err(EngineError::Setup {
+                    step: "register a file",
+                    source,
+                })
+            }
+        }
+    }
+
+    pub(crate) fn remove_file(&mut self, slot: FileSlot) {
+        self.files.remove(slot);
+        // Failing leaves a reference to a descriptor of ours behind, until the
+        // slot is used again.
+        let _ = self.update(slot, -1);
+    }
+
+    fn update(&self, slot: FileSlot, fd: RawFd) -> io::Result<()> {
+        let submitter = self.ring.submitter();
+        submitter.register_files_update(slot.0, &[fd]).map(drop)
+    }
+
+    pub(crate) fn watch(&mut self, slot: FileSlot, token: u64) {
+        self.watches.insert(token, slot);
+        let entry = opcode::PollAdd::new(types::Fixed(slot.0), libc::POLLIN as u32)
+            .multi(true)
+            .build()
+            .user_data(token | WATCH);
+        // SAFETY: a poll refers to no memory.
+        unsafe { self.push(entry) };
+    }
+
+    pub(crate) fn unwatch(&mut self, token: u64) {
+        if self.watches.remove(&token).is_some() {
+            let entry = opcode::PollRemove::new(token | WATCH)
+                .build()
+                .user_data(IGNORED);
+            // SAFETY: a removal refers to no memory. FIXED_FILE is set by
+            // `push` because the restrictions ask for it on every entry.
+            unsafe { self.push(entry) };
+        }
+    }
+
+    /// # Safety
+    /// As [`crate::Engine::read`].
+    pub(crate) unsafe fn read(&mut self, t: Transfer<'_>) {
+        let entry = opcode::Readv::new(
+            types::Fixed(t.file.0),
+            t.segments.as_ptr(),
+            t.segments.len() as u32,
+        )
+        .offset(t.offset)
+        .rw_flags(t.flags)
+        .build();
+        self.in_kernel += 1;
+        // SAFETY: the caller keeps list and memory in place.
+        unsafe { self.push(entry.user_data(t.token)) };
+    }
+
+    /// # Safety
+    /// As [`crate::Engine::write`].
+    pub(crate) unsafe fn write(&mut self, t: Transfer<'_>) {
+        let entry = opcode::Writev::new(
+            types::Fixed(t.file.0),
+            t.segments.as_ptr(),
+            t.segments.len() as u32,
+        )
+        .offset(t.offset)
+        .rw_flags(t.flags)
+        .build();
+        self.in_kernel += 1;
+        // SAFETY: the caller keeps list and memory in place.
+        unsafe { self.push(entry.user_data(t.token)) };
+    }
+
+    pub(crate) fn sync(&mut self, file: FileSlot, token: u64) {
+        let entry = opcode::Fsync::new(types::Fixed(file.0))
+            .flags(types::FsyncFlags::DATASYNC)
+            .build()
+            .user_data(token);
+        self.in_kernel += 1;
+        // SAFETY: an fsync refers to no memory.
+        unsafe { self.push(entry) };
+    }
+
+    /// Queues an entry, making room first when the submission queue is full.
+    ///
+    /// # Safety
+    /// The memory the entry names stays valid until its completion.
+    unsafe fn push(&mut self, entry: squeue::Entry) {
+        let entry = entry.flags(squeue::Flags::FIXED_FILE);
+        loop {
+            // SAFETY: the caller's promise.
+            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
+                return;
+            }
+            // A full completion queue can make the kernel refuse new work; take
+            // what is there and try again.
+            let _ = self.ring.submitter().submit();
+            let mut early = std::mem::take(&mut self.early);
+            self.reap(&mut early);
+            self.early = early;
+        }
+    }
+
+    pub(crate) fn submit(&mut self, wait: bool) -> Result<(), EngineError> {
+        let (idle, arrived) = {
+            let queue = self.ring.submission();
+            (
+                queue.is_empty() && !queue.taskrun() && !queue.cq_overflow(),
+                !self.early.is_empty(),
+            )
+        };
+        let arrived = arrived || !self.ring.completion().is_empty();
+        if idle && (arrived || !wait) {
+            return Ok(());
+        }
+        let want = usize::from(wait && !arrived);
+        loop {
+            match self.ring.submit_and_wait(want) {
+                Ok(_) => return Ok(()),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                // Completions must be reaped before more can be submitted.
+                Err(e) if matches!(e.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN)) => {
+                    return Ok(());
+                }
+                Err(e) => return Err(EngineError::Failed(e)),
+            }
+        }
+    }
+
+    pub(crate) fn completions(&mut self, into: &mut Vec<Completion>) {
+        into.append(&mut self.early);
+        self.reap(into);
+    }
+
+    fn reap(&mut self, into: &mut Vec<Completion>) {
+        let mut rearm = Vec::new();
+        for entry in self.ring.completion() {
+            let (user_data, result) = (entry.user_data(), entry.result());
+            if user_data == IGNORED {
+                continue;
+            }
+            let token = user_data & MAX_TOKEN;
+            if user_data & WATCH == 0 {
+                self.in_kernel -= 1;
+                into.push(Completion { token, result });
+                continue;
+            }
+            let Some(&slot) = self.watches.get(&token) else {
+                // The last word of a watch that was removed.
+                continue;
+            };
+            if !cqueue::more(entry.flags()) {
+                // The kernel ends a multishot poll when its queue overflows,
+                // and when the other end is gone. Only the first is worth
+                // watching again: the second would spin.
+                let gone = i32::from(libc::POLLHUP | libc::POLLERR);
+                if result > 0 && result & gone == 0 {
+                    rearm.push((slot, token));
+                } else {
+                    self.watches.remove(&token);
+                }
+            }
+            into.push(Completion { token, result });
+        }
+        for (slot, token) in rearm {
+            self.watch(slot, token);
+        }
+    }
+}
+
+impl fmt::Debug for Ring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ring")
+            .field("mode", &self.mode)
+            .field("in_kernel", &self.in_kernel)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Ring {
+    /// The kernel may still write into memory that the owner of this engine is
+    /// about to free: wait until it does not.
+    fn drop(&mut self) {
+        let mut sink = Vec::new();
+        while self.started && self.in_kernel > 0 {
+            if self.submit(true).is_err() {
+                // Nothing can be waited for any more, so nothing may be freed.
+                std::process::abort();
+            }
+            self.reap(&mut sink);
+        }
+    }
+}
+
+/// Builds the best ring this kernel has: each attempt asks for less.
+fn build(depth: u32) -> Result<(IoUring, &'static str), EngineError> {
+    type Configure = fn(&mut io_uring::Builder);
+    let attempts: [(&'static str, Configure); 3] = [
+        ("single issuer, deferred task work", |b| {
+            b.setup_single_issuer()
+                .setup_defer_taskrun()
+                .setup_taskrun_flag()
+                .setup_submit_all();
+        }),
+        ("cooperative task work", |b| {
+            b.setup_coop_taskrun()
+                .setup_taskrun_flag()
+                .setup_submit_all();
+        }),
+        ("plain", |_| {}),
+    ];
+    let mut refusal = io::Error::from_raw_os_error(libc::ENOSYS);
+    for (mode, configure) in attempts {
+        let mut builder = IoUring::builder();
+        builder
+            .setup_r_disabled()
+            .setup_clamp()
+            .setup_cqsize(depth.saturating_mul(4));
+        configure(&mut builder);
+        match builder.build(depth) {
+            Ok(ring) => return Ok((ring, mode)),
+            Err(error) => refusal = error,
+        }
+    }
+    Err(EngineError::Unavailable(refusal))
+}

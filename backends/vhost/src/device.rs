@@ -1,0 +1,103 @@
+//! What a device is to its sessions and workers.
+//!
+//! A device is a state machine over requests: it looks at a chain and says what
+//! to do next; the worker does it and comes back with the result. It touches no
+//! socket, ring or thread, which is why a device can be tested by itself.
+
+use std::fmt::Debug;
+use std::os::fd::OwnedFd;
+
+use pericarp_ring::{Buffer, Chain, ChainError};
+use thiserror::Error;
+
+/// The front end wrote a configuration field that is read-only or unknown, or a
+/// value the device does not take.
+#[derive(Debug, Error)]
+#[error("bytes {offset}..{end} of the configuration space cannot be set like that")]
+pub struct ConfigRefused {
+    /// First byte.
+    pub offset: usize,
+    /// One past the last byte.
+    pub end: usize,
+}
+
+/// What to do next for a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// The request is finished; `written` bytes of its chain were filled.
+    Done {
+        /// For the used element (virtio 1.3, 2.7.8).
+        written: u32,
+    },
+    /// Read from the file into all that is left of the chain's writable part,
+    /// or as much of it as the buffer takes.
+    Read {
+        /// Index into [`Device::files`].
+        file: usize,
+        /// Byte offset in the file.
+        offset: u64,
+        /// RWF_* flags of preadv2.
+        flags: i32,
+        /// Where the bytes go to.
+        buffer: Buffer,
+    },
+    /// Write all that is left of the chain's readable part to the file, or as
+    /// much of it as the buffer takes.
+    Write {
+        /// Index into [`Device::files`].
+        file: usize,
+        /// Byte offset in the file.
+        offset: u64,
+        /// RWF_* flags of pwritev2.
+        flags: i32,
+        /// Where the bytes come from.
+        buffer: Buffer,
+    },
+    /// Make everything written to the file so far durable.
+    Sync {
+        /// Index into [`Device::files`].
+        file: usize,
+    },
+}
+
+/// A virtio device served over vhost-user.
+pub trait Device: Debug + Send + Sync + 'static {
+    /// What the device remembers of one request between its steps.
+    type Request: Default + Debug + Send + 'static;
+
+    /// The device type's own feature bits; the common ones are added.
+    fn features(&self) -> u64;
+
+    /// Number of virtqueues.
+    fn queue_count(&self) -> u16;
+
+    /// The largest size a front end may give a queue, a power of two.
+    fn max_queue_size(&self) -> u16;
+
+    /// The configuration space as it reads now.
+    fn config(&self) -> Vec<u8>;
+
+    /// The driver writes to the configuration space.
+    ///
+    /// # Errors
+    /// [`ConfigRefused`] when a byte of it cannot be written.
+    fn write_config(&self, offset: usize, bytes: &[u8]) -> Result<(), ConfigRefused>;
+
+    /// A session settled on these features. No queue runs yet.
+    fn negotiated(&self, features: u64);
+
+    /// The files requests act on, open as long as the device lives.
+    fn files(&self) -> &[OwnedFd];
+
+    /// A request arrived. `loaded` tells whether its chain is sound.
+    fn start(
+        &self,
+        loaded: Result<(), ChainError>,
+        chain: Chain<'_>,
+        request: &mut Self::Request,
+    ) -> Step;
+
+    /// The last step ended with `result`: bytes moved, already consumed from
+    /// the chain, or a negative errno.
+    fn resume(&self, chain: Chain<'_>, request: &mut Self::Request, result: i32) -> Step;
+}

@@ -1,0 +1,79 @@
+//! Orders from session threads to a worker.
+//!
+//! A lock-free queue and an eventfd: the session pushes and writes the eventfd,
+//! the worker's engine watches it and empties the queue whenever it wakes.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+
+use crossbeam::queue::SegQueue;
+use pericarp_ring::SplitQueue;
+use pericarp_uring::EngineError;
+use rustix::event::{EventfdFlags, eventfd};
+
+use crate::device::Device;
+
+/// Names one virtqueue of one device in this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct QueueId {
+    pub(crate) device: u16,
+    pub(crate) queue: u16,
+}
+
+/// A queue handed to a worker.
+#[derive(Debug)]
+pub(crate) struct StartQueue<D> {
+    pub(crate) id: QueueId,
+    pub(crate) device: Arc<D>,
+    pub(crate) queue: SplitQueue,
+    pub(crate) kick: Arc<OwnedFd>,
+    pub(crate) call: Option<Arc<OwnedFd>>,
+    pub(crate) error: Option<Arc<OwnedFd>>,
+}
+
+/// An order to a worker.
+#[derive(Debug)]
+pub(crate) enum Command<D> {
+    /// Serve a queue.
+    Start(Box<StartQueue<D>>, SyncSender<Result<(), EngineError>>),
+    /// Take no more requests from the queue, finish those in flight, and answer
+    /// with the index of the next one.
+    Stop(QueueId, SyncSender<u16>),
+    /// Signal completions of the queue here from now on.
+    SetCall(QueueId, Option<Arc<OwnedFd>>),
+    /// Return once nothing is left to do.
+    End,
+}
+
+/// The sending and receiving end in one: both sides hold it by `Arc`.
+#[derive(Debug)]
+pub(crate) struct Mailbox<D> {
+    queue: SegQueue<Command<D>>,
+    event: OwnedFd,
+}
+
+impl<D: Device> Mailbox<D> {
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self {
+            queue: SegQueue::new(),
+            event: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+        })
+    }
+
+    /// Leaves an order and wakes the worker.
+    pub(crate) fn send(&self, command: Command<D>) {
+        self.queue.push(command);
+        // A counter at its maximum has woken the worker already.
+        let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+    }
+
+    pub(crate) fn take(&self) -> Option<Command<D>> {
+        self.queue.pop()
+    }
+
+    pub(crate) fn event(&self) -> RawFd {
+        self.event.as_raw_fd()
+    }
+}

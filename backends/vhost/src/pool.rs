@@ -1,0 +1,170 @@
+//! The workers of a sidecar, from before confinement to the end.
+//!
+//! Making the engines needs system calls that a confined program must not have,
+//! and running them needs threads that must be confined: so a [`Pool`] is made
+//! first, and its threads are started once the program has confined itself.
+
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use log::{debug, error};
+use pericarp_uring::{Engine, EngineError, EngineKind};
+use rustix::thread::{CpuSet, sched_setaffinity};
+use thiserror::Error;
+
+use crate::causes;
+use crate::device::Device;
+use crate::mailbox::{Command, Mailbox, QueueId};
+use crate::stop::Stop;
+use crate::worker::Worker;
+
+/// How many workers, and of which kind.
+#[derive(Debug, Clone)]
+pub struct PoolOptions {
+    /// Number of worker threads, at least 1.
+    pub workers: usize,
+    /// Which engine they use.
+    pub engine: EngineKind,
+    /// Operations one worker submits at once.
+    pub depth: u32,
+    /// Descriptors one worker can have registered: a kick per queue, and the
+    /// files of every device.
+    pub files: u32,
+    /// CPUs the workers are pinned to, in turn; empty leaves them free.
+    pub cpus: Vec<usize>,
+}
+
+/// Why the workers could not be made.
+#[derive(Debug, Error)]
+pub enum PoolError {
+    /// No engine.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// No eventfd or thread.
+    #[error("cannot make a worker")]
+    Io(#[from] io::Error),
+}
+
+/// Workers that do not run yet.
+#[derive(Debug)]
+pub struct Pool<D: Device> {
+    workers: Vec<Worker<D>>,
+    handles: Handles<D>,
+    cpus: Vec<usize>,
+}
+
+/// The mailboxes of all workers.
+#[derive(Debug)]
+pub(crate) struct Handles<D>(Arc<[Arc<Mailbox<D>>]>);
+
+impl<D> Clone for Handles<D> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<D: Device> Handles<D> {
+    /// The worker that serves a queue, always the same one.
+    pub(crate) fn of(&self, id: QueueId) -> &Mailbox<D> {
+        &self.0[(usize::from(id.device) + usize::from(id.queue)) % self.0.len()]
+    }
+}
+
+impl<D: Device> Pool<D> {
+    /// Makes the workers and their engines.
+    ///
+    /// # Errors
+    /// [`PoolError`], with nothing left behind.
+    pub fn new(options: &PoolOptions) -> Result<Self, PoolError> {
+        let mut workers = Vec::with_capacity(options.workers);
+        let mut mailboxes = Vec::with_capacity(options.workers);
+        for _ in 0..options.workers.max(1) {
+            // One more descriptor than asked for: the mailbox.
+            let engine = Engine::new(options.engine, options.depth, options.files + 1)?;
+            let mailbox = Arc::new(Mailbox::new()?);
+            mailboxes.push(Arc::clone(&mailbox));
+            debug!("worker {} uses {engine}", workers.len());
+            workers.push(Worker::new(engine, mailbox));
+        }
+        Ok(Self {
+            workers,
+            handles: Handles(mailboxes.into()),
+            cpus: options.cpus.clone(),
+        })
+    }
+
+    /// Where sessions send their queues.
+    pub(crate) fn handles(&self) -> Handles<D> {
+        self.handles.clone()
+    }
+
+    /// Starts the threads. A worker that fails asks everything to stop.
+    ///
+    /// # Errors
+    /// The kernel's refusal to make a thread.
+    pub fn start(self, stop: &Stop) -> Result<Running<D>, PoolError> {
+        let mut threads = Vec::with_capacity(self.workers.len());
+        for (index, worker) in self.workers.into_iter().enumerate() {
+            let stop = stop.clone();
+            let cpu = (!self.cpus.is_empty()).then(|| self.cpus[index % self.cpus.len()]);
+            let thread = std::thread::Builder::new()
+                .name(format!("worker-{index}"))
+                .spawn(move || {
+                    let _alarm = Alarm(stop.clone());
+                    if let Some(cpu) = cpu {
+                        pin(index, cpu);
+                    }
+                    if let Err(failure) = worker.run() {
+                        error!("worker {index}: {}", causes(&failure));
+                        stop.fail();
+                    }
+                })?;
+            threads.push(thread);
+        }
+        Ok(Running {
+            handles: self.handles,
+            threads,
+        })
+    }
+}
+
+/// Workers that run.
+#[derive(Debug)]
+pub struct Running<D: Device> {
+    handles: Handles<D>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl<D: Device> Running<D> {
+    /// Ends the workers; every session must have ended before.
+    pub fn end(self) {
+        for mailbox in self.handles.0.iter() {
+            mailbox.send(Command::End);
+        }
+        for thread in self.threads {
+            // A worker that panicked has said so already.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn pin(worker: usize, cpu: usize) {
+    let mut set = CpuSet::new();
+    set.set(cpu);
+    if let Err(errno) = sched_setaffinity(None, &set) {
+        log::warn!("worker {worker} cannot be pinned to CPU {cpu}: {errno}");
+    }
+}
+
+/// Turns a panic on a worker thread into the end of the program: its queues
+/// would stand still otherwise, in silence.
+struct Alarm(Stop);
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail();
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! A device's socket: one front end after another.
+//!
+//! An [`Endpoint`] is claimed while the program may still touch the file
+//! system; a [`Server`] runs on its own thread after that. QEMU's conventions
+//! for vhost-user programs are followed: a descriptor may be passed in place
+//! of a path, and a connected one is served once.
+
+use std::fs;
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use log::{debug, info, warn};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use thiserror::Error;
+
+use crate::device::Device;
+use crate::pool::{Handles, Pool};
+use crate::session::Session;
+use crate::stop::Stop;
+
+/// Why a socket cannot be used. The text is what an operator reads.
+#[derive(Debug, Error)]
+pub enum EndpointError {
+    /// Somebody answers on it.
+    #[error("a live program listens on it: stop that program or choose another path")]
+    Live,
+    /// Something else has that name.
+    #[error("it exists and is not a socket: remove it or choose another path")]
+    NotASocket,
+    /// Unix sockets have a limit of 107 bytes.
+    #[error("it is {0} bytes long and a socket path may have 107: choose a shorter path")]
+    TooLong(usize),
+    /// The kernel's refusal.
+    #[error("it cannot be bound ({0}): choose a path in a directory that exists and is writable")]
+    Bind(io::Error),
+    /// A passed descriptor that is no unix stream socket.
+    #[error("it is not a unix stream socket: pass a listening or connected one")]
+    BadDescriptor,
+}
+
+/// Where front ends come from.
+#[derive(Debug)]
+pub enum Endpoint {
+    /// A socket of ours at a path, removed at the end.
+    Bound(UnixListener, PathBuf),
+    /// A listening socket passed to us.
+    Listening(UnixListener),
+    /// A connected socket passed to us: one session, then the end.
+    Connected(UnixStream),
+}
+
+impl Endpoint {
+    /// Says whether `path` could be bound, without changing anything.
+    ///
+    /// # Errors
+    /// [`EndpointError`] when it could not.
+    pub fn check(path: &Path) -> Result<(), EndpointError> {
+        let length = path.as_os_str().len();
+        if length > 107 {
+            return Err(EndpointError::TooLong(length));
+        }
+        match fs::symlink_metadata(path) {
+            Ok(found) if !found.file_type().is_socket() => Err(EndpointError::NotASocket),
+            Ok(_) => match UnixStream::connect(path) {
+                Ok(_) => Err(EndpointError::Live),
+                Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
+                Err(e) => Err(EndpointError::Bind(e)),
+            },
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
+                match fs::metadata(parent.unwrap_or(Path::new("."))) {
+                    Ok(m) if m.is_dir() => Ok(()),
+                    Ok(_) => Err(EndpointError::Bind(Errno::NOTDIR.into())),
+                    Err(e) => Err(EndpointError::Bind(e)),
+                }
+            }
+            Err(e) => Err(EndpointError::Bind(e)),
+        }
+    }
+
+    /// Listens at `path`. A dead socket left there is replaced.
+    ///
+    /// # Errors
+    /// [`EndpointError`].
+    pub fn bind(path: &Path) -> Result<Self, EndpointError> {
+        Self::check(path)?;
+        match fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(EndpointError::Bind(e)),
+            _ => {}
+        }
+        let listener = UnixListener::bind(path).map_err(EndpointError::Bind)?;
+        listener
+            .set_nonblocking(true)
+            .map_err(EndpointError::Bind)?;
+        Ok(Self::Bound(listener, path.to_owned()))
+    }
+
+    /// Takes the descriptor with this number, which the parent process passed
+    /// and nothing else in this process uses.
+    ///
+    /// # Errors
+    /// [`EndpointError::BadDescriptor`].
+    #[expect(
+        unsafe_code,
+        reason = "a descriptor number becomes an owned descriptor"
+    )]
+    pub fn from_number(number: RawFd) -> Result<Self, EndpointError> {
+        // SAFETY: F_GETFD touches no memory; it tells whether the number is an
+        // open descriptor at all.
+        if number < 3 || unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
+            return Err(EndpointError::BadDescriptor);
+        }
+        // SAFETY: it is open, and by the promise of the command line it is the
+        // socket handed to us; std's own three descriptors are excluded.
+        Self::from_descriptor(unsafe { OwnedFd::from_raw_fd(number) })
+    }
+
+    /// Takes a passed descriptor, listening or connected.
+    ///
+    /// # Errors
+    /// [`EndpointError::BadDescriptor`].
+    pub fn from_descriptor(fd: OwnedFd) -> Result<Self, EndpointError> {
+        use rustix::net::{AddressFamily, SocketType, sockopt};
+        let bad = |_| EndpointError::BadDescriptor;
+        let unix = sockopt::socket_domain(&fd).map_err(bad)? == AddressFamily::UNIX;
+        if !unix || sockopt::socket_type(&fd).map_err(bad)? != SocketType::STREAM {
+            return Err(EndpointError::BadDescriptor);
+        }
+        if sockopt::socket_acceptconn(&fd).map_err(bad)? {
+            let listener = UnixListener::from(fd);
+            listener
+                .set_nonblocking(true)
+                .map_err(EndpointError::Bind)?;
+            return Ok(Self::Listening(listener));
+        }
+        Ok(Self::Connected(UnixStream::from(fd)))
+    }
+
+    /// The path to remove at the end, if there is one.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Bound(_, path) => Some(path),
+            Self::Listening(_) | Self::Connected(_) => None,
+        }
+    }
+}
+
+/// One device behind one socket.
+#[derive(Debug)]
+pub struct Server<D: Device> {
+    endpoint: Endpoint,
+    device: Arc<D>,
+    device_id: u16,
+    workers: Handles<D>,
+}
+
+impl<D: Device> Server<D> {
+    /// Puts a device behind a socket. `device_id` tells the devices of this
+    /// process apart.
+    pub fn new(endpoint: Endpoint, device: Arc<D>, device_id: u16, pool: &Pool<D>) -> Self {
+        Self {
+            endpoint,
+            device,
+            device_id,
+            workers: pool.handles(),
+        }
+    }
+
+    /// Serves on a thread of its own until `stop` is requested.
+    ///
+    /// # Errors
+    /// The kernel's refusal to make a thread.
+    pub fn start(self, stop: &Stop) -> io::Result<JoinHandle<()>> {
+        let stop = stop.clone();
+        std::thread::Builder::new()
+            .name(format!("session-{}", self.device_id))
+            .spawn(move || self.run(&stop))
+    }
+
+    fn run(self, stop: &Stop) {
+        match &self.endpoint {
+            Endpoint::Bound(listener, _) | Endpoint::Listening(listener) => {
+                while let Some(stream) = accept(listener, stop) {
+                    self.serve(stream, stop);
+                }
+            }
+            Endpoint::Connected(stream) => {
+                match stream.try_clone() {
+                    Ok(stream) => self.serve(stream, stop),
+                    Err(e) => warn!("device {}: {e}", self.device_id),
+                }
+                stop.request();
+            }
+        }
+    }
+
+    fn serve(&self, stream: UnixStream, stop: &Stop) {
+        info!("device {}: front end connected", self.device_id);
+        let session = Session::new(
+            stream,
+            stop.clone(),
+            &self.device,
+            self.device_id,
+            &self.workers,
+        );
+        session.run();
+        info!("device {}: front end gone", self.device_id);
+    }
+}
+
+/// The next front end, or `None` when the program ends.
+fn accept(listener: &UnixListener, stop: &Stop) -> Option<UnixStream> {
+    loop {
+        let event = stop.event();
+        let mut fds = [
+            PollFd::new(listener, PollFlags::IN),
+            PollFd::from_borrowed_fd(event, PollFlags::IN),
+        ];
+        match poll(&mut fds, None) {
+            Ok(_) if fds[1].revents().contains(PollFlags::IN) => return None,
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            Err(errno) => {
+                warn!("waiting for a front end: {errno}");
+                return None;
+            }
+        }
+        match listener.accept() {
+            Ok((stream, _)) => {
+                // Inherited from the listener on some systems, not on Linux;
+                // reads are preceded by a poll either way.
+                let _ = stream.set_nonblocking(false);
+                return Some(stream);
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => {
+                // Out of descriptors, most likely: do not spin on it.
+                debug!("accept: {e}");
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+    }
+}
