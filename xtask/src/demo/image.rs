@@ -23,7 +23,7 @@ const ROOT_SIZE: &str = "512M";
 const DATA_SIZE: u64 = 256 << 20;
 
 /// The root image, made now unless there is one already.
-pub(crate) fn root(dir: &Path, janitor: &mut Janitor) -> Result<PathBuf, Failure> {
+pub(crate) fn root(dir: &Path, scratch: &Path, janitor: &mut Janitor) -> Result<PathBuf, Failure> {
     let image = dir.join("root.ext4");
     let recipe = format!("1 {RELEASE} {PACKAGES} {ROOT_SIZE}\n");
     let label = dir.join("root.recipe");
@@ -43,13 +43,14 @@ pub(crate) fn root(dir: &Path, janitor: &mut Janitor) -> Result<PathBuf, Failure
     })?;
     println!("      Debian {RELEASE} with {PACKAGES}, from packages (about a minute, once)");
     let _ = fs::remove_file(&label);
-    let tree = dir.join(format!("root.{}", std::process::id()));
-    janitor.directory(&tree)?;
-    let list = tree.join("sources.list");
-    let root = tree.join("root");
+    let list = scratch.join("sources.list");
+    let tree = scratch.join("root");
     write(&list, &sources)?;
     janitor.run_well(
-        Command::new("mmdebstrap")
+        // What it mounts inside the tree must never be seen by whoever
+        // removes the tree, so it gets a mount namespace of its own.
+        Command::new("unshare")
+            .args(["--mount", "--propagation=private", "--", "mmdebstrap"])
             .args(["--quiet", "--mode=root", "--variant=essential"])
             .arg(format!("--include={PACKAGES}"))
             .arg("--dpkgopt=force-unsafe-io")
@@ -57,15 +58,15 @@ pub(crate) fn root(dir: &Path, janitor: &mut Janitor) -> Result<PathBuf, Failure
             .arg("--dpkgopt=path-exclude=/usr/share/man/*")
             .arg("--dpkgopt=path-exclude=/usr/share/locale/*")
             .arg(RELEASE)
-            .arg(&root)
+            .arg(&tree)
             .arg(&list),
     )?;
-    let unfinished = tree.join("root.ext4");
+    let unfinished = scratch.join("root.ext4");
     let mkfs = find_program("mkfs.ext4").ok_or("mkfs.ext4 is missing; run cargo xtask setup")?;
     janitor.run_well(
         Command::new(mkfs)
             .args(["-q", "-L", "demo-root", "-d"])
-            .arg(&root)
+            .arg(&tree)
             .arg(&unfinished)
             .arg(ROOT_SIZE),
     )?;
@@ -77,7 +78,7 @@ pub(crate) fn root(dir: &Path, janitor: &mut Janitor) -> Result<PathBuf, Failure
 
 /// The file the fio job reads, full of random bytes: what was never written
 /// would be answered without touching the disk.
-pub(crate) fn data(dir: &Path) -> Result<PathBuf, Failure> {
+pub(crate) fn data(dir: &Path, scratch: &Path) -> Result<PathBuf, Failure> {
     let file = dir.join("data.img");
     if file.metadata().is_ok_and(|meta| meta.len() == DATA_SIZE) {
         println!("      {} is there from an earlier run", file.display());
@@ -88,7 +89,7 @@ pub(crate) fn data(dir: &Path) -> Result<PathBuf, Failure> {
         file.display(),
         DATA_SIZE >> 20
     );
-    let unfinished = file.with_extension("unfinished");
+    let unfinished = scratch.join("data.img");
     fill(&unfinished).map_err(|e| format!("cannot write {}: {e}", unfinished.display()))?;
     rename(&unfinished, &file)?;
     Ok(file)

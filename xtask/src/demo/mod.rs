@@ -31,10 +31,12 @@ pub(crate) fn run(project: &Project) -> Result<(), Failure> {
     let dir = project.target.join("demo");
     fs::create_dir_all(&dir).map_err(|e| format!("cannot create {}: {e}", dir.display()))?;
     let mut janitor = Janitor::start()?;
+    let scratch = dir.join(format!("unfinished.{}", std::process::id()));
+    janitor.directory(&scratch)?;
 
     step(3, "makes the disks");
-    let root = image::root(&dir, &mut janitor)?;
-    let data = image::data(&dir)?;
+    let root = image::root(&dir, &scratch, &mut janitor)?;
+    let data = image::data(&dir, &scratch)?;
 
     step(
         4,
