@@ -13,9 +13,13 @@
 //! All the `unsafe` of the data path that touches guest memory lives here.
 
 mod chain;
+#[cfg(test)]
+mod differential;
 mod memory;
 mod queue;
 mod request;
+#[cfg(test)]
+mod testing;
 
 pub use chain::{Chain, ChainError, MAX_SEGMENTS};
 pub use memory::{GuestMemory, MAX_REGIONS, MemoryError, Region, RegionSpec};

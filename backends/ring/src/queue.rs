@@ -303,3 +303,156 @@ impl SplitQueue {
         unsafe { AtomicU16::from_ptr(self.used.add(2).cast()) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{AVAILABLE, Guest, MEMORY, USED, USER};
+
+    #[test]
+    fn layouts_that_do_not_fit_are_refused() {
+        let guest = Guest::new(8);
+        let make = |layout| SplitQueue::new(Arc::clone(&guest.memory), layout, 0, false).map(drop);
+        let good = guest.layout();
+        assert_eq!(make(good), Ok(()));
+        for size in [0, 3, 12, 2048] {
+            assert_eq!(
+                make(QueueLayout { size, ..good }),
+                Err(QueueError::BadSize(size))
+            );
+        }
+        let end = USER + MEMORY;
+        for bad in [
+            QueueLayout {
+                descriptors: good.descriptors + 8,
+                ..good
+            },
+            QueueLayout {
+                descriptors: end - 64,
+                ..good
+            },
+            QueueLayout {
+                descriptors: u64::MAX - 15,
+                ..good
+            },
+            QueueLayout {
+                available: good.available + 1,
+                ..good
+            },
+            QueueLayout {
+                available: end - 20,
+                ..good
+            },
+            QueueLayout {
+                used: good.used + 2,
+                ..good
+            },
+            QueueLayout {
+                used: end - 68,
+                ..good
+            },
+            QueueLayout { used: 0, ..good },
+        ] {
+            assert!(matches!(make(bad), Err(QueueError::BadAddress { .. })));
+        }
+        // used_event and avail_event count as part of their rings.
+        let last = QueueLayout {
+            available: end - 22,
+            ..good
+        };
+        assert_eq!(make(last), Ok(()));
+    }
+
+    #[test]
+    fn pop_follows_the_driver_across_the_wrap() {
+        let mut guest = Guest::new(4);
+        guest.set_avail_idx(0xfffe);
+        let layout = guest.layout();
+        let mut queue = SplitQueue::new(Arc::clone(&guest.memory), layout, 0xfffe, true).unwrap();
+        assert_eq!(queue.pop(), Ok(None));
+        for head in [3, 1, 0] {
+            guest.offer(head);
+        }
+        for head in [3, 1, 0] {
+            assert_eq!(queue.pop(), Ok(Some(head)));
+        }
+        assert_eq!(queue.pop(), Ok(None));
+        assert_eq!(queue.next_avail(), 1);
+    }
+
+    #[test]
+    fn a_jump_of_the_available_index_is_an_error() {
+        let mut guest = Guest::new(4);
+        let mut queue = guest.queue(false);
+        guest.set_avail_idx(5);
+        assert_eq!(queue.pop(), Err(QueueError::AvailJump(5)));
+        guest.set_avail_idx(0xffff);
+        assert_eq!(queue.pop(), Err(QueueError::AvailJump(0xffff)));
+    }
+
+    #[test]
+    fn a_head_beyond_the_table_is_an_error() {
+        let mut guest = Guest::new(4);
+        let mut queue = guest.queue(false);
+        guest.offer(4);
+        assert_eq!(queue.pop(), Err(QueueError::BadHead(4)));
+    }
+
+    #[test]
+    fn used_elements_appear_with_publish_and_not_before() {
+        let guest = Guest::new(4);
+        let mut queue = guest.queue(false);
+        queue.push_used(2, 17);
+        queue.push_used(0, 0xffff_fffe);
+        assert_eq!(guest.used_idx(), 0);
+        assert!(queue.publish());
+        assert_eq!(guest.used_idx(), 2);
+        assert_eq!(guest.used(0), (2, 17));
+        assert_eq!(guest.used(1), (0, 0xffff_fffe));
+        assert!(!queue.publish(), "nothing new, nobody to call");
+    }
+
+    #[test]
+    fn the_used_index_goes_on_where_a_predecessor_left_it() {
+        let guest = Guest::new(4);
+        guest.put(USED + 2, &7u16.to_le_bytes());
+        let mut queue = guest.queue(false);
+        queue.push_used(1, 0);
+        queue.publish();
+        assert_eq!(guest.used_idx(), 8);
+        assert_eq!(guest.used(7), (1, 0));
+    }
+
+    #[test]
+    fn no_interrupt_is_honoured_without_event_idx() {
+        let guest = Guest::new(4);
+        let mut queue = guest.queue(false);
+        queue.publish();
+        guest.put(AVAILABLE, &AVAIL_F_NO_INTERRUPT.to_le_bytes());
+        queue.push_used(0, 0);
+        assert!(!queue.publish());
+        guest.put(AVAILABLE, &0u16.to_le_bytes());
+        queue.push_used(0, 0);
+        assert!(queue.publish());
+    }
+
+    #[test]
+    fn kicks_are_asked_for_and_a_late_chain_is_not_lost() {
+        for event_idx in [false, true] {
+            let mut guest = Guest::new(4);
+            let mut queue = guest.queue(event_idx);
+            queue.disable_kicks();
+            assert_eq!(guest.get_u16(USED), u16::from(!event_idx));
+            guest.offer(0);
+            assert_eq!(queue.pop(), Ok(Some(0)));
+            assert_eq!(queue.enable_kicks(), Ok(false));
+            assert_eq!(guest.get_u16(USED), 0);
+            if event_idx {
+                assert_eq!(guest.avail_event(), 1);
+            }
+            guest.offer(1);
+            assert_eq!(queue.enable_kicks(), Ok(true));
+            assert_eq!(queue.pop(), Ok(Some(1)));
+        }
+    }
+}

@@ -233,3 +233,119 @@ impl Bounce {
         &mut self.storage[self.start..self.start + len]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Guest;
+
+    const DATA: u64 = 0x1_0000;
+
+    /// A queue with `count` chains of `readable` and `writable` bytes offered.
+    fn queue(count: u16, readable: u32, writable: u32) -> (Guest, RequestQueue<u32>) {
+        let mut guest = Guest::new(64);
+        for n in 0..count {
+            let head = 2 * n;
+            guest.descriptor(head, (DATA, readable, 1, head + 1));
+            guest.descriptor(head + 1, (DATA + 0x8000, writable, 2, 0));
+            guest.offer(head);
+        }
+        let queue = RequestQueue::new(guest.queue(false));
+        (guest, queue)
+    }
+
+    fn pop(queue: &mut RequestQueue<u32>) -> u16 {
+        let (head, loaded) = queue.pop().unwrap().unwrap();
+        loaded.unwrap();
+        head
+    }
+
+    #[test]
+    fn a_head_in_flight_cannot_come_again() {
+        let (mut guest, mut queue) = queue(1, 16, 16);
+        let head = pop(&mut queue);
+        guest.offer(head);
+        assert_eq!(queue.pop().unwrap_err(), QueueError::DuplicateHead(head));
+        assert_eq!(queue.in_flight(), 1);
+    }
+
+    #[test]
+    fn a_finished_head_may_come_again_with_fresh_state() {
+        let (mut guest, mut queue) = queue(1, 16, 16);
+        let head = pop(&mut queue);
+        *queue.request(head).1 = 7;
+        assert_eq!(queue.finish(head, 3), None);
+        queue.ring().publish();
+        assert_eq!(guest.used(0), (u32::from(head), 3));
+        guest.offer(head);
+        assert_eq!(pop(&mut queue), head);
+        assert_eq!(*queue.request(head).1, 0);
+    }
+
+    #[test]
+    fn bytes_are_consumed_from_the_front_and_the_status_from_the_end() {
+        let (guest, mut queue) = queue(1, 6, 5);
+        guest.put(DATA, b"header");
+        let head = pop(&mut queue);
+        let (mut chain, _) = queue.request(head);
+        let mut four = [0; 4];
+        assert!(chain.read(&mut four));
+        assert_eq!(&four, b"head");
+        assert!(!chain.read(&mut four), "two bytes are left");
+        assert_eq!(chain.readable_len(), 2);
+        assert!(chain.take_status());
+        assert_eq!(chain.writable_len(), 4);
+        assert_eq!(chain.write(b"abcdef"), 4);
+        assert_eq!(chain.writable_len(), 0);
+        assert!(chain.write_status(9));
+        assert_eq!(&guest.get::<5>(DATA + 0x8000), b"abcd\x09");
+    }
+
+    #[test]
+    fn a_broken_chain_keeps_its_status_byte_and_nothing_else() {
+        let mut guest = Guest::new(8);
+        guest.descriptor(0, (u64::MAX - 100, 16, 1, 1));
+        guest.descriptor(1, (DATA, 32, 3, 2));
+        guest.descriptor(2, (DATA + 64, 1, 2, 0));
+        guest.offer(0);
+        let mut queue = RequestQueue::<()>::new(guest.queue(false));
+        let (head, loaded) = queue.pop().unwrap().unwrap();
+        assert_eq!(loaded, Err(ChainError::BadAddress(u64::MAX - 100)));
+        let (mut chain, ()) = queue.request(head);
+        assert_eq!((chain.readable_len(), chain.writable_len()), (0, 0));
+        assert_eq!(chain.write(b"x"), 0);
+        assert!(chain.write_status(1));
+        assert_eq!(guest.get::<1>(DATA + 64), [1]);
+    }
+
+    #[test]
+    fn bounce_buffers_are_bounded_and_handed_on_in_order() {
+        let count = BOUNCE_COUNT as u16 + 2;
+        let (guest, mut queue) = queue(count, 600, 600);
+        guest.put(DATA, &[0xab; 600]);
+        let heads: Vec<u16> = (0..count).map(|_| pop(&mut queue)).collect();
+        for (n, &head) in heads.iter().enumerate() {
+            assert_eq!(queue.take_bounce(head), n < BOUNCE_COUNT);
+        }
+        let source = queue.write_source(heads[0], Buffer::Bounce);
+        assert_eq!(source[0].iov_len, 600);
+        assert_eq!(source[0].iov_base as usize % BOUNCE_ALIGN, 0);
+        assert_eq!(queue.finish(heads[5], 0), Some(heads[BOUNCE_COUNT]));
+        assert_eq!(queue.finish(heads[0], 0), Some(heads[BOUNCE_COUNT + 1]));
+        assert_eq!(queue.finish(heads[1], 0), None);
+        assert!(queue.take_bounce(heads[BOUNCE_COUNT]), "it holds one now");
+    }
+
+    #[test]
+    fn a_bounced_read_arrives_in_the_chain() {
+        let (guest, mut queue) = queue(1, 16, 600);
+        let head = pop(&mut queue);
+        assert!(queue.take_bounce(head));
+        assert_eq!(queue.read_target(head, Buffer::Bounce)[0].iov_len, 600);
+        let slot = &mut queue.slots[usize::from(head)];
+        slot.bounce.as_mut().unwrap().bytes()[..5].copy_from_slice(b"hello");
+        queue.read_done(head, Buffer::Bounce, 5);
+        assert_eq!(&guest.get::<5>(DATA + 0x8000), b"hello");
+        assert_eq!(queue.request(head).0.writable_len(), 595);
+    }
+}
