@@ -334,3 +334,6 @@ impl Device for BlockDevice {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

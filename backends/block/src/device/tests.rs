@@ -1,0 +1,368 @@
+//! The state machine against chains laid out by hand: which step a request
+//! leads to, and what the guest finds in its status byte and used element.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use pericarp_ring::{GuestMemory, QueueLayout, Region, RegionSpec, RequestQueue, SplitQueue};
+use rustix::fs::{MemfdFlags, memfd_create};
+
+use super::*;
+
+const HEADER: u64 = 0x4000;
+const DATA: u64 = 0x1_0000;
+const STATUS: u64 = 0x5000;
+const DISK_SECTORS: u64 = 64;
+
+/// One guest with one request, and the device that looks at it.
+struct Case {
+    device: BlockDevice,
+    guest: File,
+    queue: RequestQueue<Request>,
+    head: u16,
+}
+
+fn geometry() -> Geometry {
+    Geometry {
+        read_only: false,
+        cache: CacheMode::Direct,
+        size: DISK_SECTORS * SECTOR,
+        logical_block: 512,
+        physical_block: 4096,
+        memory_align: 512,
+    }
+}
+
+fn memfd(size: u64) -> File {
+    let file = File::from(memfd_create("test", MemfdFlags::CLOEXEC).unwrap());
+    file.set_len(size).unwrap();
+    file
+}
+
+impl Case {
+    /// A request of this kind with a data segment, if it has a length.
+    fn new(disk: Geometry, kind: u32, sector: u64, data: (u64, u32)) -> Self {
+        let guest = memfd(0x4_0000);
+        let mut header = [0; 16];
+        header[..4].copy_from_slice(&kind.to_le_bytes());
+        header[8..].copy_from_slice(&sector.to_le_bytes());
+        guest.write_all_at(&header, HEADER).unwrap();
+        guest.write_all_at(&[0xee], STATUS).unwrap();
+        let writes = u16::from(kind != T_OUT) * 2;
+        let mut chain = vec![(HEADER, 16, 0u16)];
+        if data.1 > 0 {
+            chain.push((data.0, data.1, writes));
+        }
+        chain.push((STATUS, 1, 2));
+        Self::with_chain(disk, guest, &chain)
+    }
+
+    fn with_chain(disk: Geometry, guest: File, chain: &[(u64, u32, u16)]) -> Self {
+        for (n, (address, len, flags)) in chain.iter().enumerate() {
+            let next = u16::from(n + 1 < chain.len());
+            let mut raw = address.to_le_bytes().to_vec();
+            raw.extend_from_slice(&len.to_le_bytes());
+            raw.extend_from_slice(&(flags | next).to_le_bytes());
+            raw.extend_from_slice(&(n as u16 + 1).to_le_bytes());
+            guest.write_all_at(&raw, 16 * n as u64).unwrap();
+        }
+        guest.write_all_at(&1u16.to_le_bytes(), 0x1002).unwrap();
+        let spec = RegionSpec {
+            guest_address: 0,
+            size: 0x4_0000,
+            user_address: 0,
+            file_offset: 0,
+        };
+        let region = Region::map(guest.try_clone().unwrap(), spec).unwrap();
+        let memory = Arc::new(GuestMemory::new(vec![region]).unwrap());
+        let layout = QueueLayout {
+            size: 16,
+            descriptors: 0,
+            available: 0x1000,
+            used: 0x2000,
+        };
+        let queue = SplitQueue::new(memory, layout, 0, false).unwrap();
+        let device = BlockDevice {
+            disk,
+            files: [memfd(disk.size).into()],
+            serial: *b"serial\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+            queues: 1,
+            queue_size: 16,
+            features: AtomicU64::new(0),
+            writeback: AtomicBool::new(true),
+        };
+        device.negotiated(feature::FLUSH | feature::CONFIG_WCE);
+        Self {
+            device,
+            guest,
+            queue: RequestQueue::new(queue),
+            head: 0,
+        }
+    }
+
+    fn start(&mut self) -> Step {
+        let (head, loaded) = self.queue.pop().unwrap().unwrap();
+        self.head = head;
+        let (chain, request) = self.queue.request(head);
+        self.device.start(loaded, chain, request)
+    }
+
+    /// As a worker does when I/O ends.
+    fn resume(&mut self, last: Step, result: i32) -> Step {
+        if let Ok(bytes) = u64::try_from(result) {
+            match last {
+                Step::Read { buffer, .. } => self.queue.read_done(self.head, buffer, bytes),
+                Step::Write { .. } => self.queue.write_done(self.head, bytes),
+                _ => {}
+            }
+        }
+        let (chain, request) = self.queue.request(self.head);
+        self.device.resume(chain, request, result)
+    }
+
+    fn status(&self) -> u8 {
+        let mut byte = [0];
+        self.guest.read_exact_at(&mut byte, STATUS).unwrap();
+        byte[0]
+    }
+}
+
+fn read_step(offset: u64, buffer: Buffer) -> Step {
+    Step::Read {
+        file: 0,
+        offset,
+        flags: 0,
+        buffer,
+    }
+}
+
+fn write_step(offset: u64, flags: i32) -> Step {
+    Step::Write {
+        file: 0,
+        offset,
+        flags,
+        buffer: Buffer::Chain,
+    }
+}
+
+#[test]
+fn a_read_ends_with_ok_and_counts_its_bytes() {
+    let mut case = Case::new(geometry(), T_IN, 8, (DATA, 4096));
+    let step = case.start();
+    assert_eq!(step, read_step(4096, Buffer::Chain));
+    assert_eq!(case.resume(step, 4096), Step::Done { written: 4097 });
+    assert_eq!(case.status(), S_OK);
+}
+
+#[test]
+fn a_short_transfer_goes_on_where_it_stopped() {
+    let mut case = Case::new(geometry(), T_IN, 8, (DATA, 4096));
+    let step = case.start();
+    let step = case.resume(step, 1024);
+    assert_eq!(step, read_step(5120, Buffer::Chain));
+    assert_eq!(case.queue.request(0).0.writable_len(), 3072);
+    assert_eq!(case.resume(step, 3072), Step::Done { written: 4097 });
+    assert_eq!(case.status(), S_OK);
+}
+
+#[test]
+fn the_end_of_a_truncated_file_is_an_error() {
+    let mut case = Case::new(geometry(), T_IN, 8, (DATA, 4096));
+    let step = case.start();
+    let step = case.resume(step, 512);
+    assert_eq!(case.resume(step, 0), Step::Done { written: 513 });
+    assert_eq!(case.status(), S_IOERR);
+}
+
+#[test]
+fn an_interrupted_transfer_is_repeated_but_not_for_ever() {
+    let mut case = Case::new(geometry(), T_OUT, 0, (DATA, 512));
+    let mut step = case.start();
+    for _ in 0..MAX_RETRIES {
+        step = case.resume(step, -libc::EAGAIN);
+        assert_eq!(step, write_step(0, 0));
+    }
+    assert_eq!(case.resume(step, -libc::EINTR), Step::Done { written: 1 });
+    assert_eq!(case.status(), S_IOERR);
+}
+
+#[test]
+fn a_failed_transfer_is_an_error() {
+    let mut case = Case::new(geometry(), T_OUT, 0, (DATA, 512));
+    let step = case.start();
+    assert_eq!(case.resume(step, -libc::ENOSPC), Step::Done { written: 1 });
+    assert_eq!(case.status(), S_IOERR);
+}
+
+#[test]
+fn requests_outside_the_disk_are_errors() {
+    for (sector, bytes) in [
+        (DISK_SECTORS, 512),
+        (DISK_SECTORS - 1, 1024),
+        (u64::MAX, 512),
+        (u64::MAX / 512, 512),
+        (u64::MAX / 512 + 1, 512),
+        (0, 0),
+        (0, 511),
+        (0, 513),
+    ] {
+        for kind in [T_IN, T_OUT] {
+            let mut case = Case::new(geometry(), kind, sector, (DATA, bytes));
+            assert_eq!(case.start(), Step::Done { written: 1 }, "{sector} {bytes}");
+            assert_eq!(case.status(), S_IOERR);
+        }
+    }
+}
+
+#[test]
+fn a_disk_with_large_blocks_takes_whole_blocks_only() {
+    let disk = Geometry {
+        logical_block: 4096,
+        ..geometry()
+    };
+    let mut case = Case::new(disk, T_IN, 1, (DATA, 4096));
+    assert_eq!(case.start(), Step::Done { written: 1 });
+    let mut case = Case::new(disk, T_IN, 8, (DATA, 4096));
+    assert_eq!(case.start(), read_step(4096, Buffer::Chain));
+}
+
+#[test]
+fn misaligned_memory_is_bounced_only_for_direct_io() {
+    for (cache, buffer) in [
+        (CacheMode::Direct, Buffer::Bounce),
+        (CacheMode::Buffered, Buffer::Chain),
+    ] {
+        let disk = Geometry {
+            cache,
+            ..geometry()
+        };
+        let mut case = Case::new(disk, T_IN, 0, (DATA + 3, 512));
+        assert_eq!(case.start(), read_step(0, buffer));
+    }
+}
+
+#[test]
+fn a_segment_that_is_part_of_a_block_is_bounced() {
+    let guest = memfd(0x4_0000);
+    let chain = [
+        (HEADER, 16, 0),
+        (DATA, 256, 2),
+        (DATA + 0x2000, 256, 2),
+        (STATUS, 1, 2),
+    ];
+    let mut case = Case::with_chain(geometry(), guest, &chain);
+    assert_eq!(case.start(), read_step(0, Buffer::Bounce));
+}
+
+#[test]
+fn writes_to_a_read_only_disk_are_errors_and_flushes_are_not() {
+    let disk = Geometry {
+        read_only: true,
+        ..geometry()
+    };
+    let mut case = Case::new(disk, T_OUT, 0, (DATA, 512));
+    assert_eq!(case.start(), Step::Done { written: 1 });
+    assert_eq!(case.status(), S_IOERR);
+    assert_ne!(case.device.features() & feature::RO, 0);
+    let mut case = Case::new(disk, T_FLUSH, 0, (DATA, 0));
+    assert_eq!(case.start(), Step::Done { written: 1 });
+    assert_eq!(case.status(), S_OK);
+}
+
+#[test]
+fn a_flush_syncs_before_it_succeeds() {
+    let mut case = Case::new(geometry(), T_FLUSH, 0, (DATA, 0));
+    let step = case.start();
+    assert_eq!(step, Step::Sync { file: 0 });
+    assert_eq!(case.status(), 0xee, "not before the data is safe");
+    assert_eq!(case.resume(step, 0), Step::Done { written: 1 });
+    assert_eq!(case.status(), S_OK);
+}
+
+#[test]
+fn the_write_cache_follows_features_and_configuration() {
+    let flags = |features: u64, off: bool| {
+        let mut case = Case::new(geometry(), T_OUT, 0, (DATA, 512));
+        case.device.negotiated(features);
+        if off {
+            case.device.write_config(WRITEBACK_OFFSET, &[0]).unwrap();
+        }
+        case.start()
+    };
+    assert_eq!(flags(feature::FLUSH, false), write_step(0, 0));
+    assert_eq!(flags(0, false), write_step(0, RWF_DSYNC));
+    let both = feature::FLUSH | feature::CONFIG_WCE;
+    assert_eq!(flags(both, false), write_step(0, 0));
+    assert_eq!(flags(both, true), write_step(0, RWF_DSYNC));
+}
+
+#[test]
+fn only_the_write_cache_can_be_configured() {
+    let case = Case::new(geometry(), T_IN, 0, (DATA, 512));
+    assert!(case.device.write_config(WRITEBACK_OFFSET, &[2]).is_err());
+    assert!(case.device.write_config(0, &[0]).is_err());
+    assert!(case.device.write_config(WRITEBACK_OFFSET, &[1, 0]).is_err());
+    case.device.write_config(WRITEBACK_OFFSET, &[0]).unwrap();
+    assert_eq!(case.device.config()[WRITEBACK_OFFSET], 0);
+    case.device.negotiated(feature::FLUSH);
+    assert!(case.device.write_config(WRITEBACK_OFFSET, &[0]).is_err());
+}
+
+#[test]
+fn the_serial_fills_what_the_guest_offers() {
+    let mut case = Case::new(geometry(), T_GET_ID, 0, (DATA, 20));
+    assert_eq!(case.start(), Step::Done { written: 21 });
+    let mut bytes = [0; 6];
+    case.guest.read_exact_at(&mut bytes, DATA).unwrap();
+    assert_eq!(&bytes, b"serial");
+    let mut case = Case::new(geometry(), T_GET_ID, 0, (DATA, 4));
+    assert_eq!(case.start(), Step::Done { written: 5 });
+}
+
+#[test]
+fn unknown_requests_are_unsupported_and_malformed_ones_errors() {
+    let mut case = Case::new(geometry(), 77, 0, (DATA, 512));
+    assert_eq!(case.start(), Step::Done { written: 1 });
+    assert_eq!(case.status(), S_UNSUPP);
+    // A header that is too short.
+    let chain = [(HEADER, 15, 0), (STATUS, 1, 2)];
+    let mut case = Case::with_chain(geometry(), memfd(0x4_0000), &chain);
+    assert_eq!(case.start(), Step::Done { written: 1 });
+    assert_eq!(case.status(), S_IOERR);
+    // No status byte: nothing can be said, but the chain comes back.
+    let chain = [(HEADER, 16, 0), (DATA, 512, 0)];
+    let mut case = Case::with_chain(geometry(), memfd(0x4_0000), &chain);
+    assert_eq!(case.start(), Step::Done { written: 0 });
+}
+
+#[test]
+fn a_header_may_be_split_and_joined_with_data() {
+    let guest = memfd(0x4_0000);
+    let mut header = [0; 16];
+    header[..4].copy_from_slice(&T_OUT.to_le_bytes());
+    header[8..].copy_from_slice(&3u64.to_le_bytes());
+    guest.write_all_at(&header[..5], 0x6000).unwrap();
+    guest.write_all_at(&header[5..], 0x7000).unwrap();
+    let chain = [(0x6000, 5, 0), (0x7000, 11 + 512, 0), (STATUS, 1, 2)];
+    let mut case = Case::with_chain(geometry(), guest, &chain);
+    let step = Step::Write {
+        file: 0,
+        offset: 3 * SECTOR,
+        flags: 0,
+        buffer: Buffer::Bounce,
+    };
+    assert_eq!(case.start(), step);
+}
+
+#[test]
+fn the_configuration_space_says_what_the_disk_is() {
+    let case = Case::new(geometry(), T_IN, 0, (DATA, 512));
+    let space = case.device.config();
+    assert_eq!(space.len(), CONFIG_BYTES);
+    assert_eq!(space[..8], DISK_SECTORS.to_le_bytes());
+    assert_eq!(space[12..16], 14u32.to_le_bytes());
+    assert_eq!(space[20..24], 512u32.to_le_bytes());
+    assert_eq!(space[24], 3, "eight logical blocks in a physical one");
+    assert_eq!(space[34..36], 1u16.to_le_bytes());
+}

@@ -1,0 +1,226 @@
+//! Both engines through the same paces: what a worker relies on must hold for
+//! io_uring and for plain system calls alike.
+#![expect(unsafe_code)]
+// UNSAFETY: reads and writes are unsafe to start; the buffers here outlive them.
+
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
+
+use libc::iovec;
+use pericarp_uring::{Completion, Engine, EngineKind, FileSlot, Transfer};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::{MemfdFlags, memfd_create};
+
+/// Every engine this kernel lets us have.
+fn engines() -> Vec<Engine> {
+    [EngineKind::Auto, EngineKind::Sync]
+        .into_iter()
+        .map(|kind| {
+            let mut engine = Engine::new(kind, 8, 4).unwrap();
+            engine.start().unwrap();
+            engine
+        })
+        .collect()
+}
+
+/// Submits and collects until `count` completions are there.
+fn collect(engine: &mut Engine, count: usize) -> Vec<Completion> {
+    let mut got = Vec::new();
+    while got.len() < count {
+        engine.submit(true).unwrap();
+        engine.completions(&mut got);
+    }
+    got
+}
+
+/// What is there without waiting.
+fn glance(engine: &mut Engine) -> Vec<Completion> {
+    let mut got = Vec::new();
+    // One turn to let the kernel's deferred work run, one to see its results.
+    for _ in 0..2 {
+        std::thread::sleep(Duration::from_millis(20));
+        engine.submit(false).unwrap();
+        engine.completions(&mut got);
+    }
+    got
+}
+
+fn file() -> File {
+    memfd_create("disk", MemfdFlags::CLOEXEC).unwrap().into()
+}
+
+fn event() -> OwnedFd {
+    eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap()
+}
+
+fn ring(fd: &OwnedFd) {
+    rustix::io::write(fd, &1u64.to_ne_bytes()).unwrap();
+}
+
+fn segment(buffer: &mut [u8]) -> iovec {
+    iovec {
+        iov_base: buffer.as_mut_ptr().cast(),
+        iov_len: buffer.len(),
+    }
+}
+
+fn transfer(file: FileSlot, segments: &[iovec], offset: u64, token: u64) -> Transfer<'_> {
+    Transfer {
+        file,
+        segments,
+        offset,
+        flags: 0,
+        token,
+    }
+}
+
+#[test]
+fn reads_and_writes_move_bytes_and_carry_their_token() {
+    for mut engine in engines() {
+        let mut disk = file();
+        disk.write_all(b"0123456789").unwrap();
+        let slot = engine.add_file(disk.as_raw_fd()).unwrap();
+        let (mut a, mut b, mut c) = ([0u8; 2], [0u8; 3], *b"xyz");
+        let into = [segment(&mut a), segment(&mut b)];
+        let from = [segment(&mut c)];
+        // SAFETY: the buffers live until the completions below.
+        unsafe {
+            engine.read(transfer(slot, &into, 1, 11));
+            engine.write(transfer(slot, &from, 20, 12));
+        }
+        engine.sync(slot, 13);
+        let mut done = collect(&mut engine, 3);
+        done.sort_by_key(|c| c.token);
+        let results: Vec<_> = done.iter().map(|c| (c.token, c.result)).collect();
+        assert_eq!(results, [(11, 5), (12, 3), (13, 0)]);
+        assert_eq!((&a, &b), (b"12", b"345"));
+        disk.seek(std::io::SeekFrom::Start(20)).unwrap();
+        let mut text = String::new();
+        disk.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "xyz");
+    }
+}
+
+#[test]
+fn errors_come_back_as_negative_numbers() {
+    for mut engine in engines() {
+        let readable = File::open("/dev/null").unwrap();
+        let slot = engine.add_file(readable.as_raw_fd()).unwrap();
+        let mut bytes = *b"x";
+        let from = [segment(&mut bytes)];
+        // SAFETY: the buffer lives until the completion below.
+        unsafe { engine.write(transfer(slot, &from, 0, 1)) };
+        assert_eq!(collect(&mut engine, 1)[0].result, -libc::EBADF);
+    }
+}
+
+#[test]
+fn more_operations_than_the_ring_has_entries_all_complete() {
+    for mut engine in engines() {
+        let disk = file();
+        disk.set_len(4096).unwrap();
+        let slot = engine.add_file(disk.as_raw_fd()).unwrap();
+        let mut buffers = vec![[1u8; 16]; 1000];
+        let segments: Vec<_> = buffers.iter_mut().map(|b| [segment(b)]).collect();
+        for (token, segments) in segments.iter().enumerate() {
+            // SAFETY: the buffers live until the completions below.
+            unsafe { engine.read(transfer(slot, segments, 0, token as u64)) };
+        }
+        let mut tokens: Vec<_> = collect(&mut engine, 1000).iter().map(|c| c.token).collect();
+        tokens.sort_unstable();
+        assert!(tokens.into_iter().eq(0..1000));
+        assert!(buffers.iter().flatten().all(|&b| b == 0));
+    }
+}
+
+#[test]
+fn a_watch_reports_every_write_that_comes_after_a_look() {
+    for mut engine in engines() {
+        let bell = event();
+        let slot = engine.add_file(bell.as_raw_fd()).unwrap();
+        engine.watch(slot, 5);
+        assert_eq!(glance(&mut engine), []);
+        for _ in 0..10 {
+            ring(&bell);
+            let got = collect(&mut engine, 1);
+            assert!(got.iter().all(|c| c.token == 5), "{engine}: {got:?}");
+            assert_eq!(glance(&mut engine), [], "{engine}: rung once, heard twice");
+        }
+    }
+}
+
+#[test]
+fn a_write_from_before_the_watch_is_reported() {
+    for mut engine in engines() {
+        let bell = event();
+        ring(&bell);
+        let slot = engine.add_file(bell.as_raw_fd()).unwrap();
+        engine.watch(slot, 5);
+        assert_eq!(collect(&mut engine, 1)[0].token, 5);
+    }
+}
+
+#[test]
+fn a_removed_watch_is_silent_and_its_slot_serves_another_file() {
+    for mut engine in engines() {
+        let (first, second) = (event(), event());
+        for (token, bell) in [(1, &first), (2, &second)] {
+            let slot = engine.add_file(bell.as_raw_fd()).unwrap();
+            engine.watch(slot, token);
+            glance(&mut engine);
+            ring(bell);
+            assert_eq!(collect(&mut engine, 1)[0].token, token);
+            engine.unwatch(token);
+            engine.remove_file(slot);
+            glance(&mut engine);
+            ring(bell);
+            assert_eq!(glance(&mut engine), []);
+        }
+    }
+}
+
+#[test]
+fn a_pipe_whose_other_end_is_gone_does_not_keep_us_awake() {
+    for mut engine in engines() {
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        let slot = engine.add_file(read.as_raw_fd()).unwrap();
+        engine.watch(slot, 9);
+        drop(write);
+        let first = collect(&mut engine, 1);
+        assert!(first.len() <= 2, "{engine}: {first:?}");
+        for _ in 0..3 {
+            assert_eq!(glance(&mut engine), [], "{engine}");
+        }
+    }
+}
+
+#[test]
+fn slots_run_out_with_an_error_and_come_back() {
+    for mut engine in engines() {
+        let bell = event();
+        let slots: Vec<_> = (0..4)
+            .map(|_| engine.add_file(bell.as_raw_fd()).unwrap())
+            .collect();
+        assert!(engine.add_file(bell.as_raw_fd()).is_err());
+        engine.remove_file(slots[2]);
+        assert_eq!(engine.add_file(bell.as_raw_fd()).unwrap(), slots[2]);
+    }
+}
+
+#[test]
+fn dropping_an_engine_waits_for_what_the_kernel_still_does() {
+    for mut engine in engines() {
+        let disk = file();
+        disk.set_len(1 << 20).unwrap();
+        let slot = engine.add_file(disk.as_raw_fd()).unwrap();
+        let mut buffer = vec![7u8; 1 << 20];
+        let into = [segment(&mut buffer)];
+        // SAFETY: the engine is dropped, and with it drained, before the buffer.
+        unsafe { engine.read(transfer(slot, &into, 0, 1)) };
+        engine.submit(false).unwrap();
+        drop(engine);
+        assert!(buffer.iter().all(|&b| b == 0));
+    }
+}
