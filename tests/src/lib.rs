@@ -1,1 +1,15 @@
-//! Placeholder.
+//! Rigs that drive the backends with real clients: an independent driver
+//! (`virtio-driver`), a front end that lies, User-mode Linux with the kernel's
+//! own virtio drivers, and QEMU. The suites in `tests/tests` are written once
+//! against [`peer::Backend`] and run against a reference peer first, then
+//! against ours.
+//!
+//! Nothing here may be used by the programs themselves.
+
+pub mod bounded;
+pub mod client;
+pub mod model;
+pub mod parts;
+pub mod peer;
+pub mod process;
+pub mod scratch;

@@ -1,0 +1,149 @@
+//! What this machine has of the programs a test needs. Tests ask with
+//! [`have`] before anything else and return when the answer is no: the skip is
+//! loud, and a panic where skipping is forbidden (`PERICARP_REQUIRE_ALL=1`).
+
+use std::env;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// A program that a test starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Debian's User-mode Linux kernel.
+    UserModeLinux,
+    /// The peer that validates the block suites.
+    QemuStorageDaemon,
+    /// The full machine emulator.
+    QemuSystem,
+    /// The load generator with data verification.
+    Fio,
+    /// Makes file systems.
+    MkfsExt4,
+    /// Prints and changes file attributes; `chattr +i` makes a file read-only to root.
+    Chattr,
+    /// The plain container runtime.
+    Runc,
+    /// One static binary with the usual tools.
+    Busybox,
+    /// A program of this workspace, by name.
+    Ours(&'static str),
+}
+
+impl Part {
+    /// Our block backend.
+    pub const PERICARP_BLOCK: Part = Part::Ours("pericarp-block");
+    /// The oracle in this package.
+    pub const REFERENCE_BLOCK: Part = Part::Ours("pericarp-reference-block");
+
+    /// The program's file name.
+    pub fn program(self) -> &'static str {
+        match self {
+            Part::UserModeLinux => "linux.uml",
+            Part::QemuStorageDaemon => "qemu-storage-daemon",
+            Part::QemuSystem => "qemu-system-x86_64",
+            Part::Fio => "fio",
+            Part::MkfsExt4 => "mkfs.ext4",
+            Part::Chattr => "chattr",
+            Part::Runc => "runc",
+            Part::Busybox => "busybox",
+            Part::Ours(name) => name,
+        }
+    }
+
+    /// What to do when it is missing.
+    fn cure(self) -> String {
+        let package = match self {
+            Part::UserModeLinux => "user-mode-linux",
+            Part::QemuStorageDaemon => "qemu-system-common",
+            Part::QemuSystem => "qemu-system-x86",
+            Part::Fio => "fio",
+            Part::MkfsExt4 | Part::Chattr => "e2fsprogs",
+            Part::Runc => "runc",
+            Part::Busybox => "busybox-static",
+            Part::Ours("pericarp-reference-block") => return build("pericarp-tests"),
+            Part::Ours(name) => return build(name),
+        };
+        format!("install: apt package {package}")
+    }
+
+    /// Where it is, if it is anywhere.
+    pub fn find(self) -> Option<PathBuf> {
+        match self {
+            Part::Ours(name) => Some(beside_us().join(name)).filter(|path| path.is_file()),
+            part => search_path(part.program()),
+        }
+    }
+}
+
+fn build(package: &str) -> String {
+    format!("build: cargo build -p {package}")
+}
+
+/// The directory of our own programs: that of the running executable, one up
+/// for a test executable.
+pub fn beside_us() -> PathBuf {
+    let exe = env::current_exe().unwrap_or_default();
+    let dir = exe.parent().unwrap_or(Path::new("."));
+    if dir.ends_with("deps") {
+        dir.parent().unwrap_or(dir).to_owned()
+    } else {
+        dir.to_owned()
+    }
+}
+
+/// Looks `program` up in PATH, and in the system directories a plain user's
+/// PATH leaves out.
+pub fn search_path(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from))
+        .map(|dir| dir.join(program))
+        .find(|candidate| candidate.is_file())
+}
+
+/// True when every part is there. Otherwise says which is missing and how to
+/// get it, straight to stderr so that the test harness does not swallow it.
+///
+/// # Panics
+/// When a part is missing and `PERICARP_REQUIRE_ALL=1` forbids to skip.
+pub fn have(test: &str, parts: &[Part]) -> bool {
+    for part in parts {
+        if part.find().is_none() {
+            return skip(
+                test,
+                &format!("{} missing ({})", part.program(), part.cure()),
+            );
+        }
+    }
+    true
+}
+
+/// Reports that `test` does not run; always false.
+///
+/// # Panics
+/// When `PERICARP_REQUIRE_ALL=1` forbids to skip.
+pub fn skip(test: &str, why: &str) -> bool {
+    let line = format!("SKIPPED {test}: {why}\n");
+    assert!(
+        env::var_os("PERICARP_REQUIRE_ALL").is_none_or(|value| value != "1"),
+        "{line}"
+    );
+    let _ = std::io::stderr().lock().write_all(line.as_bytes());
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_found_in_the_path() {
+        assert!(search_path("sh").is_some());
+        assert!(search_path("no-such-program-anywhere").is_none());
+    }
+
+    #[test]
+    fn our_programs_are_not_in_deps() {
+        assert!(!beside_us().ends_with("deps"));
+    }
+}
