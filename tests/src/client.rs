@@ -200,6 +200,18 @@ impl Client {
         Ok(data)
     }
 
+    /// The next request that is back already, without waiting.
+    pub fn ready(&mut self, queue: usize) -> Option<Finished> {
+        let early = &mut self.early[queue];
+        if early.is_empty() {
+            early.extend(self.queues[queue].completions().map(|done| Finished {
+                slot: done.context,
+                ret: done.ret,
+            }));
+        }
+        early.pop_front()
+    }
+
     /// Waits for the next request that comes back, by the call eventfd only:
     /// a device that forgets to signal is a time-out here.
     ///
@@ -208,12 +220,7 @@ impl Client {
     pub fn finished(&mut self, queue: usize) -> Result<Finished> {
         let deadline = Deadline::after(self.limit);
         loop {
-            let early = &mut self.early[queue];
-            early.extend(self.queues[queue].completions().map(|done| Finished {
-                slot: done.context,
-                ret: done.ret,
-            }));
-            if let Some(done) = early.pop_front() {
+            if let Some(done) = self.ready(queue) {
                 return Ok(done);
             }
             if deadline.passed() {
