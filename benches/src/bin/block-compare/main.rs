@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use cases::{CASES, Case, Measured, Target};
 use lexopt::prelude::*;
+use pericarp_tests::peer::Cache;
 use pericarp_tests::scratch::Scratch;
 use serde_json::json;
 
@@ -115,6 +116,10 @@ fn compare(options: &Options) -> Outcome<()> {
         .iter()
         .filter(|c| options.cases.is_empty() || options.cases.iter().any(|n| n == c.name))
     {
+        if case.cache == Cache::Buffered {
+            // Into the page cache, all of it.
+            std::io::copy(&mut File::open(&options.file)?, &mut std::io::sink())?;
+        }
         let mut rows: Vec<(Target, Vec<Measured>)> =
             case.targets.iter().map(|t| (*t, Vec::new())).collect();
         for round in 0..options.rounds {
