@@ -28,6 +28,7 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
+    mount::{MountFlags, MountPropagationFlags},
     process::{Pid, PidfdFlags, Resource, Rlimit, Signal},
     thread::{CapabilitySet, UnshareFlags},
 };
@@ -45,6 +46,9 @@ pub struct Confinement {
     /// A network and System V IPC of its own, with nothing in it. Takes effect where the caller
     /// may make namespaces; an unprivileged caller's child goes without.
     pub private_network: bool,
+    /// The caller has arranged that the child is the first process of a new PID namespace. It
+    /// gets mounts of its own and a fresh `/proc`, and all that it starts dies with it.
+    pub first_process: bool,
 }
 
 /// A running child.
@@ -247,9 +251,17 @@ impl Drop for Process {
 /// Runs in the child between fork and exec.
 fn before_exec(parent: Pid, confinement: Confinement) -> io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    if rustix::process::getppid() != Some(parent) {
-        // The parent died before the line above.
+    // A first process cannot see its parent, whose death before the line above it would miss.
+    if !confinement.first_process && rustix::process::getppid() != Some(parent) {
         return Err(io::ErrorKind::BrokenPipe.into());
+    }
+    if confinement.first_process {
+        // SAFETY: does not concern file descriptors or memory.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS)? };
+        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        rustix::mount::mount_change(c"/", private)?;
+        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        rustix::mount::mount(c"proc", c"/proc", c"proc", flags, None)?;
     }
     // A dump of a machine's whole memory helps nobody and fills the disk.
     rustix::process::setrlimit(
@@ -340,6 +352,7 @@ mod tests {
         let confinement = Confinement {
             drop_capabilities: true,
             private_network: true,
+            ..Confinement::default()
         };
         let mut command = shell(
             "grep -E '^Cap(Prm|Eff)|NoNewPrivs' /proc/self/status; ls /sys/class/net | wc -l >/dev/null; cat /proc/net/dev | wc -l",

@@ -156,6 +156,7 @@ impl Hypervisor for Qemu {
         let confinement = Confinement {
             drop_capabilities: true,
             private_network: true,
+            ..Confinement::default()
         };
         let mut process = Process::spawn(PROGRAM, command, confinement).map_err(|source| {
             MachineError::Start {

@@ -1,0 +1,116 @@
+//! One thing that is wrong with the input: option, value, rule, cure, in one line.
+
+use std::fmt;
+
+/// A violated rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Problem {
+    option: String,
+    value: Option<String>,
+    rule: String,
+    cure: String,
+}
+
+impl Problem {
+    /// `option` with `value` breaks `rule`; `cure` says what to do.
+    pub(crate) fn new(
+        option: &str,
+        value: impl Into<Option<String>>,
+        rule: impl Into<String>,
+        cure: impl Into<String>,
+    ) -> Self {
+        Self {
+            option: option.to_owned(),
+            value: value.into(),
+            rule: rule.into(),
+            cure: cure.into(),
+        }
+    }
+
+    /// A name nobody knows, with the nearest one that is known.
+    pub(crate) fn unknown(what: &str, name: &str, nearest: Option<&str>, help: &str) -> Self {
+        let cure = match nearest {
+            Some(known) => format!("did you mean '{known}'?"),
+            None => format!("see `{help}`"),
+        };
+        Self::new(what, name.to_owned(), format!("unknown {what}"), cure)
+    }
+
+    /// The option concerned.
+    pub(crate) fn option(&self) -> &str {
+        &self.option
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let line = match &self.value {
+            Some(value) if self.rule.starts_with("unknown ") => format!("'{value}': "),
+            Some(value) => format!("{} '{value}': ", self.option),
+            None => format!("{}: ", self.option),
+        };
+        // A path may hold anything, and this is to stay one line.
+        let line = pericarp_protocol::frame::printable(&line);
+        write!(f, "{line}{}; {}", self.rule, self.cure)
+    }
+}
+
+/// The known name that is most like `name`, if one is close.
+pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .into_iter()
+        .map(|candidate| (distance(name, candidate), candidate))
+        .filter(|(distance, candidate)| *distance <= 2.max(candidate.len() / 3))
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
+/// Edits (insert, delete, replace) between two words.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let replace = diagonal + usize::from(x != *y);
+            diagonal = row[j + 1];
+            row[j + 1] = replace.min(row[j] + 1).min(row[j + 1] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_near_name_is_suggested_and_a_far_one_is_not() {
+        let known = [
+            "--cpus",
+            "--memory",
+            "--rootfs",
+            "--rootfs-image",
+            "--runtime",
+        ];
+        assert_eq!(nearest("--cpu", known), Some("--cpus"));
+        assert_eq!(nearest("--rootfs-img", known), Some("--rootfs-image"));
+        assert_eq!(nearest("--rutime", known), Some("--runtime"));
+        assert_eq!(nearest("--publish", known), None);
+    }
+
+    #[test]
+    fn a_problem_is_one_line() {
+        let problem = Problem::new(
+            "--disk",
+            "a\nb".to_owned(),
+            "no such file",
+            "check the path",
+        );
+        assert_eq!(
+            problem.to_string(),
+            "--disk 'a\u{fffd}b': no such file; check the path"
+        );
+    }
+}
