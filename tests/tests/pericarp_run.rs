@@ -76,7 +76,7 @@ impl Rig {
         for tool in [
             "cat", "dd", "echo", "grep", "head", "hostname", "id", "ls", "md5sum", "mount",
             "nproc", "ping", "printf", "ps", "readlink", "sh", "sleep", "sync", "tail", "touch",
-            "uname", "wc", "yes",
+            "true", "uname", "wc", "yes",
         ] {
             std::os::unix::fs::symlink("busybox", tree.join("bin").join(tool)).unwrap();
         }
@@ -666,7 +666,11 @@ fn the_same_commands_run_in_a_container() {
     assert_eq!(runc(&image, &["/etc/not-executable"], b"").code, 126);
 
     let read_only = format!("{}:ro", rig.image());
-    let run = runc(&["--rootfs-image", &read_only], &["touch", "/x"], b"");
+    let run = runc(
+        &["--rootfs-image", &read_only],
+        &["touch", "true", "/x"],
+        b"",
+    );
     assert_eq!(run.code, 1);
 
     let tree = rig.tree();
