@@ -8,8 +8,11 @@
 
 pub mod bounded;
 pub mod client;
+pub mod conformance;
+pub mod frontend;
 pub mod model;
 pub mod parts;
 pub mod peer;
 pub mod process;
 pub mod scratch;
+pub mod wire;

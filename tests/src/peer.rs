@@ -6,6 +6,7 @@ use std::io::ErrorKind;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -163,8 +164,10 @@ impl Backend {
         options: &Options,
     ) -> Result<Self, PeerError> {
         let name = disk.file_stem().unwrap_or_default().to_string_lossy();
-        let socket = scratch.path(&format!("{name}.sock"));
-        let _ = fs::remove_file(&socket);
+        // A name of its own: a successor must not lose its socket to the old one's drop.
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let serial = NEXT.fetch_add(1, Ordering::Relaxed);
+        let socket = scratch.path(&format!("{name}-{serial}.sock"));
         let program = kind.part().program();
         let path = kind.part().find().unwrap_or_else(|| program.into());
         let mut command = command(&path);

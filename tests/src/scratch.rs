@@ -20,7 +20,7 @@ impl Scratch {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let base = std::env::var_os("PERICARP_TEST_DIR").map_or("/var/tmp".into(), PathBuf::from);
         let serial = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = base.join(format!("pericarp-{}-{serial}", std::process::id()));
+        let path = base.join(format!("pericarp-test-{}-{serial}", std::process::id()));
         fs::create_dir(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         Scratch(path)
     }
