@@ -37,6 +37,7 @@ pub(crate) enum Contents {
 #[derive(Debug)]
 pub(crate) struct RunDir {
     path: PathBuf,
+    base: PathBuf,
     _lock: File,
 }
 
@@ -54,11 +55,8 @@ impl RunDir {
     fn create_in(base: &Path) -> Result<Self, Failure> {
         let failed =
             |error: io::Error| during(format!("the directory '{}'", base.display()))(error);
-        private_directory(base).map_err(failed)?;
         // Held while this run has a directory but no lock on it yet.
-        let base_lock = open_directory(base).map_err(|error| failed(error.into()))?;
-        rustix::fs::flock(&base_lock, FlockOperation::LockExclusive)
-            .map_err(|error| failed(error.into()))?;
+        let _base_lock = lock_base(base).map_err(failed)?;
         sweep(base);
         let moment = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -73,7 +71,11 @@ impl RunDir {
             Ok(directory)
         });
         match lock {
-            Ok(lock) => Ok(Self { path, _lock: lock }),
+            Ok(lock) => Ok(Self {
+                path,
+                base: base.to_owned(),
+                _lock: lock,
+            }),
             Err(error) => {
                 let _ = fs::remove_dir(&path);
                 Err(failed(error.into()))
@@ -99,6 +101,28 @@ impl Drop for RunDir {
                 self.path.display()
             ));
         }
+        // The last run takes the base with it; one that is just beginning makes it anew.
+        if let Ok(_lock) = lock_base(&self.base) {
+            let _ = fs::remove_dir(&self.base);
+        }
+    }
+}
+
+/// Makes the base if it is missing, and locks it.
+fn lock_base(base: &Path) -> io::Result<File> {
+    loop {
+        private_directory(base)?;
+        let lock = match open_directory(base) {
+            Ok(lock) => lock,
+            Err(Errno::NOENT) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
+        // Another run may have removed it between the two.
+        let locked = lock.metadata()?;
+        if fs::symlink_metadata(base).is_ok_and(|now| now.ino() == locked.ino()) {
+            return Ok(lock);
+        }
     }
 }
 
@@ -115,7 +139,11 @@ fn private_directory(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
-    let metadata = fs::symlink_metadata(path)?;
+    let metadata = match fs::symlink_metadata(path) {
+        // Removed by another run a moment ago: the caller finds out.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
     let ours = metadata.uid() == rustix::process::geteuid().as_raw();
     if metadata.is_dir() && ours && metadata.mode() & 0o077 == 0 {
         return Ok(());
@@ -175,7 +203,7 @@ mod tests {
         drop(second);
         assert!(!path.exists());
         drop(first);
-        fs::remove_dir(&base).unwrap();
+        assert!(!base.exists());
     }
 
     #[test]

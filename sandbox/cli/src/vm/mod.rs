@@ -4,6 +4,7 @@
 //! reverse: the machine ends before the backend it uses, the directory goes last.
 
 mod backend;
+mod conversation;
 mod initramfs;
 mod session;
 mod streams;
@@ -123,11 +124,15 @@ pub(crate) fn run(
     })?;
     timing.mark("machine");
 
-    let boot_timeout = plan
+    let limit = plan
         .boot_timeout
         .unwrap_or_else(|| hypervisor.boot_timeout());
-    let outcome = session::Session::new(&mut machine, &mut backend, signals, timing)
-        .and_then(|session| session.run(&spec, (started + boot_timeout, boot_timeout)))
+    let boot = session::BootLimit {
+        deadline: started + limit,
+        limit,
+    };
+    let outcome = session::Session::new(&mut machine, &mut backend, signals, timing, &spec)
+        .and_then(|session| session.run(boot))
         .map_err(|ending| match ending {
             session::Ending::Failure(failure) => failure,
             session::Ending::Machine(error) => {

@@ -1,20 +1,17 @@
-//! The conversation with the guest, from its first frame to the command's exit code.
+//! Waits for everything a running machine can bring: the guest's frames, our own streams and
+//! signals, the ends of the machine and its backend, and the time the boot may take.
 //!
-//! One loop over `poll` for the channel, our standard streams, our signals, and the ends of the
-//! machine and its backend. The guest is hostile: every frame is checked against what it may say at
-//! that point, and the memory it can make us use is bounded by the windows of its streams.
+//! One loop over `poll`; what is said is `conversation`'s business. Called by `vm::run` with a
+//! machine that has just been started.
 
 use std::{
     io::{self, Stderr, Stdin, Stdout},
-    os::{fd::AsFd, unix::net::UnixStream},
+    os::unix::net::UnixStream,
     time::{Duration, Instant},
 };
 
 use pericarp_hypervisor::{Machine, MachineError};
-use pericarp_protocol::{
-    Decoder, ExitReport, Failure as GuestFailure, Frame, PORT_NAME, RunSpec, Sender, Stream,
-    VERSION,
-};
+use pericarp_protocol::{PORT_NAME, RunSpec, Stream};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
@@ -26,7 +23,8 @@ use crate::{
     signals::Signals,
     vm::{
         backend::Backend,
-        streams::{Input, Output, Written},
+        conversation::{self, Conversation, State},
+        streams::{Input, Output},
     },
 };
 
@@ -44,17 +42,20 @@ impl From<Failure> for Ending {
     }
 }
 
-/// How far the guest has come; decides which frames it may send.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// Nothing heard yet.
-    Booting,
-    /// It has the description of the run.
-    Preparing,
-    /// The command runs.
-    Running,
-    /// The command has ended with this code; only our own output may still be on its way.
-    Ended(i32),
+impl From<conversation::Ending> for Ending {
+    fn from(ending: conversation::Ending) -> Self {
+        match ending {
+            conversation::Ending::Failure(failure) => Self::Failure(failure),
+            conversation::Ending::Guest(what) => Self::Guest(what),
+        }
+    }
+}
+
+/// When and after how long a guest that has not started its command is given up.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BootLimit {
+    pub(crate) deadline: Instant,
+    pub(crate) limit: Duration,
 }
 
 pub(crate) struct Session<'a> {
@@ -63,25 +64,17 @@ pub(crate) struct Session<'a> {
     signals: &'a mut Signals,
     timing: &'a mut Timing,
     channel: UnixStream,
-    decoder: Decoder,
-    /// Encoded frames that the channel has not taken yet.
-    pending: Vec<u8>,
-    written: usize,
-    stdin: Input<Stdin>,
-    stdout: Output<Stdout>,
-    stderr: Output<Stderr>,
-    state: State,
+    conversation: Conversation<Stdin, Stdout, Stderr>,
 }
 
-/// What `poll` found ready.
-#[derive(Debug, Default)]
-struct Ready {
-    channel: bool,
-    machine: bool,
-    backend: bool,
-    stdin: bool,
-    stdout: bool,
-    stderr: bool,
+/// What there is to wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Signals,
+    Channel,
+    Machine,
+    Backend,
+    Stream(Stream),
 }
 
 impl<'a> Session<'a> {
@@ -90,6 +83,7 @@ impl<'a> Session<'a> {
         backend: &'a mut Backend,
         signals: &'a mut Signals,
         timing: &'a mut Timing,
+        spec: &RunSpec,
     ) -> Result<Self, Ending> {
         let channel = machine.take_channel(PORT_NAME).ok_or_else(|| {
             during("the channel to the guest")(io::Error::from(io::ErrorKind::NotFound))
@@ -97,309 +91,168 @@ impl<'a> Session<'a> {
         channel
             .set_nonblocking(true)
             .map_err(during("the channel to the guest"))?;
+        let conversation = Conversation::begin(
+            spec,
+            Input::new(io::stdin()),
+            Output::new(io::stdout(), "standard output"),
+            Output::new(io::stderr(), "the error output"),
+        )?;
         Ok(Self {
             machine,
             backend,
             signals,
             timing,
             channel,
-            decoder: Decoder::new(Sender::Guest),
-            pending: Vec::new(),
-            written: 0,
-            stdin: Input::new(io::stdin()),
-            stdout: Output::new(io::stdout(), "standard output"),
-            stderr: Output::new(io::stderr(), "the error output"),
-            state: State::Booting,
+            conversation,
         })
     }
 
-    /// Runs to the end of the command and returns its exit code. `boot` says when and after how
-    /// long a guest that has not started its command is given up.
-    pub(crate) fn run(mut self, spec: &RunSpec, boot: (Instant, Duration)) -> Result<i32, Ending> {
-        let frames = spec
-            .frames()
-            .map_err(|error| Failure::Setup(error.to_string()))?;
-        for frame in frames {
-            self.send(&frame);
-        }
+    /// Runs to the end of the command and returns its exit code.
+    pub(crate) fn run(mut self, boot: BootLimit) -> Result<i32, Ending> {
         loop {
-            if let State::Ended(code) = self.state
-                && !self.stdout.is_pending()
-                && !self.stderr.is_pending()
-            {
+            if let Some(code) = self.conversation.result() {
                 return Ok(code);
             }
             let ready = self.wait(boot)?;
             self.take_signals()?;
-            if ready.stdout {
-                Self::write_output(&mut self.stdout, Stream::Stdout, &mut self.pending)?;
+            for stream in [Stream::Stdout, Stream::Stderr] {
+                if ready.contains(&Source::Stream(stream)) {
+                    self.conversation.write_output(stream)?;
+                }
             }
-            if ready.stderr {
-                Self::write_output(&mut self.stderr, Stream::Stderr, &mut self.pending)?;
-            }
-            if matches!(self.state, State::Ended(_)) {
+            if self.conversation.has_ended() {
                 continue;
             }
-            if ready.stdin {
-                self.read_input();
+            if ready.contains(&Source::Stream(Stream::Stdin)) {
+                self.conversation.read_input();
             }
-            let open = self.move_channel(ready.channel)?;
-            if ready.backend
-                && !matches!(self.state, State::Ended(_))
+            self.write_channel();
+            let open = !ready.contains(&Source::Channel) || self.read_channel()?;
+            // What the guest said before its end has been read by now.
+            if self.conversation.has_ended() {
+                continue;
+            }
+            if ready.contains(&Source::Backend)
                 && let Some(failure) = self.backend.death()
             {
                 return Err(failure.into());
             }
-            // What the guest still said before its end has been read by now.
-            if (!open || ready.machine) && !matches!(self.state, State::Ended(_)) {
-                return Err(self.lost(open));
+            if !open || ready.contains(&Source::Machine) {
+                while open && self.read_channel()? {
+                    if self.conversation.has_ended() {
+                        break;
+                    }
+                }
+                if !self.conversation.has_ended() {
+                    return Err(self.lost());
+                }
             }
         }
     }
 
     /// The machine or its channel has gone without an exit code.
-    fn lost(&mut self, open: bool) -> Ending {
-        if open {
-            // The machine has ended, and bytes may still be in the socket.
-            while let Ok(true) = self.read_channel() {
-                if matches!(self.state, State::Ended(_)) {
-                    break;
-                }
-            }
-        }
+    fn lost(&mut self) -> Ending {
         let error = self.machine.death();
-        // A killed group of processes loses the backend too; then that is not the cause.
+        // A machine may end in good order because its backend did not.
         match (&error, self.backend.death()) {
             (MachineError::PoweredOff, Some(failure)) => failure.into(),
             _ => Ending::Machine(error),
         }
     }
 
-    fn wait(&mut self, (deadline, limit): (Instant, Duration)) -> Result<Ready, Ending> {
-        let booting = matches!(self.state, State::Booting | State::Preparing);
-        let left = deadline.saturating_duration_since(Instant::now());
-        if booting && left.is_zero() {
-            return Err(Ending::Machine(MachineError::BootTimeout(limit)));
+    /// Waits until something is ready, and says what.
+    fn wait(&mut self, boot: BootLimit) -> Result<Vec<Source>, Ending> {
+        let conversation = &self.conversation;
+        let left = boot.deadline.saturating_duration_since(Instant::now());
+        if conversation.is_starting() && left.is_zero() {
+            return Err(Ending::Machine(MachineError::BootTimeout(boot.limit)));
         }
-        let timeout = booting.then_some(Timespec {
+        let timeout = conversation.is_starting().then_some(Timespec {
             tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: i64::from(left.subsec_nanos()),
         });
-        let ended = matches!(self.state, State::Ended(_));
-        let channel_events = match (ended, self.written < self.pending.len()) {
-            (true, _) => PollFlags::empty(),
-            (false, true) => PollFlags::IN | PollFlags::OUT,
-            (false, false) => PollFlags::IN,
-        };
-        let when = |condition: bool, events| {
-            if condition {
-                events
-            } else {
-                PollFlags::empty()
-            }
-        };
         let (machine_exit, backend_exit) = (self.machine.exit_fd(), self.backend.exit_fd());
-        // Input is read once the command runs: before, a signal or a failure would lose it.
-        let wants_input = self.state == State::Running && self.stdin.is_wanted();
-        let mut fds = vec![
-            PollFd::new(&*self.signals, PollFlags::IN),
-            PollFd::new(&self.channel, channel_events),
-            PollFd::new(&machine_exit, when(!ended, PollFlags::IN)),
-            PollFd::new(&backend_exit, when(!ended, PollFlags::IN)),
-        ];
-        // Left out when not wanted: an end that nobody waits for would wake the loop for ever.
-        let mut optional = Vec::new();
-        if wants_input {
-            optional.push((fds.len(), Stream::Stdin));
-            fds.push(PollFd::new(&self.stdin, PollFlags::IN));
+        // What is of no interest is left out, because a hang-up would wake the loop for ever.
+        let mut sources = vec![Source::Signals];
+        let mut fds = vec![PollFd::new(&*self.signals, PollFlags::IN)];
+        if !conversation.has_ended() {
+            let events = if conversation.outgoing().is_empty() {
+                PollFlags::IN
+            } else {
+                PollFlags::IN | PollFlags::OUT
+            };
+            sources.extend([Source::Channel, Source::Machine, Source::Backend]);
+            fds.push(PollFd::new(&self.channel, events));
+            fds.push(PollFd::new(&machine_exit, PollFlags::IN));
+            fds.push(PollFd::new(&backend_exit, PollFlags::IN));
         }
-        if self.stdout.is_pending() {
-            optional.push((fds.len(), Stream::Stdout));
-            fds.push(PollFd::new(&self.stdout, PollFlags::OUT));
+        if conversation.wants_input() {
+            sources.push(Source::Stream(Stream::Stdin));
+            fds.push(PollFd::new(&conversation.stdin, PollFlags::IN));
         }
-        if self.stderr.is_pending() {
-            optional.push((fds.len(), Stream::Stderr));
-            fds.push(PollFd::new(&self.stderr, PollFlags::OUT));
+        if conversation.stdout.is_pending() {
+            sources.push(Source::Stream(Stream::Stdout));
+            fds.push(PollFd::new(&conversation.stdout, PollFlags::OUT));
         }
-        if ended {
-            // Hang-ups are reported whatever is asked for; nothing of these matters any more.
-            fds.drain(1..4);
-            for (at, _) in &mut optional {
-                *at -= 3;
-            }
+        if conversation.stderr.is_pending() {
+            sources.push(Source::Stream(Stream::Stderr));
+            fds.push(PollFd::new(&conversation.stderr, PollFlags::OUT));
         }
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) => {}
-            Err(Errno::INTR) => return Ok(Ready::default()),
+            Err(Errno::INTR) => return Ok(Vec::new()),
             Err(error) => return Err(during("waiting for the guest")(error).into()),
         }
-        let is_ready = |at: usize| fds.get(at).is_some_and(|fd| !fd.revents().is_empty());
-        let mut ready = Ready::default();
-        if !ended {
-            ready.channel = is_ready(1);
-            ready.machine = is_ready(2);
-            ready.backend = is_ready(3);
-        }
-        for (at, stream) in optional {
-            match stream {
-                Stream::Stdin => ready.stdin = is_ready(at),
-                Stream::Stdout => ready.stdout = is_ready(at),
-                Stream::Stderr => ready.stderr = is_ready(at),
-            }
-        }
-        Ok(ready)
+        let is_ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
+        Ok(sources
+            .into_iter()
+            .zip(&fds)
+            .filter(|(_, fd)| is_ready(fd))
+            .map(|(s, _)| s)
+            .collect())
     }
 
     fn take_signals(&mut self) -> Result<(), Ending> {
-        if self.state == State::Running {
-            while let Some(signal) = self.signals.next() {
-                if self.signals.insists(signal) {
-                    return Err(Failure::Signal(signal).into());
-                }
-                self.send(&Frame::Signal(signal));
-            }
-            return Ok(());
+        if self.conversation.state != State::Running {
+            return Ok(self.signals.check()?);
         }
-        Ok(self.signals.check()?)
-    }
-
-    fn read_input(&mut self) {
-        let bytes = self.stdin.read_some();
-        if !bytes.is_empty() {
-            self.send(&Frame::Stdin(bytes));
-        } else if self.stdin.is_closed() {
-            self.send(&Frame::StdinEof);
-        }
-    }
-
-    fn write_output<T: AsFd>(
-        output: &mut Output<T>,
-        stream: Stream,
-        pending: &mut Vec<u8>,
-    ) -> Result<(), Ending> {
-        let name = output.name;
-        let frame = match output.write_some() {
-            Ok(Written::Credit(None)) => return Ok(()),
-            Ok(Written::Credit(Some(amount))) => Frame::Credit(stream, amount),
-            Ok(Written::Closed) => Frame::Closed(stream),
-            Err(source) => {
-                return Err(Failure::Output {
-                    stream: name,
-                    source,
-                }
-                .into());
+        while let Some(signal) = self.signals.next() {
+            if self.signals.insists(signal) {
+                return Err(Failure::Signal(signal).into());
             }
-        };
-        frame.encode(Sender::Host, pending);
+            self.conversation.signal(signal);
+        }
         Ok(())
     }
 
-    fn send(&mut self, frame: &Frame) {
-        frame.encode(Sender::Host, &mut self.pending);
-    }
-
-    /// Writes what the channel takes and reads what it has. Returns whether it is still open.
-    fn move_channel(&mut self, readable: bool) -> Result<bool, Ending> {
-        while self.written < self.pending.len() {
-            match rustix::io::write(&self.channel, &self.pending[self.written..]) {
-                Ok(count) => self.written += count,
-                Err(Errno::AGAIN | Errno::INTR) => break,
+    /// Writes what the channel takes now.
+    fn write_channel(&mut self) {
+        while !self.conversation.outgoing().is_empty() {
+            match rustix::io::write(&self.channel, self.conversation.outgoing()) {
+                Ok(count) => self.conversation.took(count),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return,
                 // The machine has gone; its last words may still be there to be read.
                 Err(_) => {
-                    self.written = self.pending.len();
+                    let all = self.conversation.outgoing().len();
+                    self.conversation.took(all);
                 }
             }
         }
-        if self.written == self.pending.len() {
-            self.pending.clear();
-            self.written = 0;
-        }
-        if readable {
-            self.read_channel()
-        } else {
-            Ok(true)
-        }
     }
 
-    /// Reads once and handles what is complete.
+    /// Reads once. False at the end of the channel.
     fn read_channel(&mut self) -> Result<bool, Ending> {
         let mut buffer = [0; 16 * 1024];
-        let count = match rustix::io::read(&self.channel, &mut buffer) {
-            Ok(0) => return Ok(false),
-            Ok(count) => count,
-            Err(Errno::AGAIN | Errno::INTR) => return Ok(true),
-            Err(_) => return Ok(false),
-        };
-        self.decoder.push(&buffer[..count]);
-        loop {
-            match self.decoder.next_frame() {
-                Ok(None) => return Ok(true),
-                Ok(Some(frame)) => self.handle(frame)?,
-                Err(error) => return Err(Ending::Guest(error.to_string())),
+        match rustix::io::read(&self.channel, &mut buffer) {
+            Ok(0) => Ok(false),
+            Ok(count) => {
+                self.conversation.receive(&buffer[..count], self.timing)?;
+                Ok(true)
             }
+            Err(Errno::INTR) => Ok(true),
+            Err(Errno::AGAIN) => Ok(!self.machine.has_ended()),
+            Err(_) => Ok(false),
         }
     }
-
-    fn handle(&mut self, frame: Frame) -> Result<(), Ending> {
-        let window = |error: pericarp_protocol::WindowError| Ending::Guest(error.to_string());
-        match (self.state, frame) {
-            (State::Booting, Frame::Hello(VERSION)) => {
-                self.timing.mark("kernel");
-                self.state = State::Preparing;
-            }
-            (State::Booting, Frame::Hello(version)) => {
-                return Err(Ending::Guest(format!(
-                    "protocol version {version} instead of {VERSION}; `cargo xtask setup` makes \
-                     the guest's files anew"
-                )));
-            }
-            (State::Preparing, Frame::Started { .. }) => {
-                self.timing.mark("guest");
-                self.state = State::Running;
-            }
-            (State::Running, Frame::Stdout(bytes)) => self.stdout.push(&bytes).map_err(window)?,
-            (State::Running, Frame::Stderr(bytes)) => self.stderr.push(&bytes).map_err(window)?,
-            (State::Running, Frame::Credit(_, amount)) => {
-                self.stdin.credit(amount).map_err(window)?;
-            }
-            (State::Running, Frame::Closed(_)) => self.stdin.close(),
-            (State::Running, Frame::Exit(report)) => {
-                self.timing.mark("command");
-                if let ExitReport::Signal {
-                    out_of_memory: true,
-                    ..
-                } = report
-                {
-                    crate::report::warn(
-                        "the command was killed: it used more memory than its --memory limit",
-                    );
-                }
-                self.state = State::Ended(match report {
-                    ExitReport::Code(code) => i32::from(code),
-                    ExitReport::Signal { signal, .. } => 128 + i32::from(signal),
-                });
-            }
-            (State::Preparing | State::Running, Frame::Error(failure, text)) => {
-                return Err(Ending::Failure(match failure {
-                    GuestFailure::Setup => Failure::Setup(text),
-                    GuestFailure::NotFound => Failure::NotFound(text),
-                    GuestFailure::NotExecutable => Failure::NotExecutable(text),
-                }));
-            }
-            (_, frame) => return Err(Ending::Guest(out_of_place(&frame))),
-        }
-        Ok(())
-    }
-}
-
-fn out_of_place(frame: &Frame) -> String {
-    let name = match frame {
-        Frame::Hello(_) => "a greeting",
-        Frame::Started { .. } => "a start",
-        Frame::Stdout(_) | Frame::Stderr(_) => "output",
-        Frame::Exit(_) => "an exit code",
-        Frame::Error(..) => "an error",
-        _ => "a frame",
-    };
-    format!("{name} at a time when it has no place")
 }
