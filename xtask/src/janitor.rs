@@ -98,10 +98,10 @@ impl Janitor {
 
     /// Runs `command` like [`Janitor::run`]; anything but success is an error
     /// that shows the last lines it wrote.
-    pub(crate) fn run_well(&mut self, command: &mut Command) -> Result<String, Failure> {
+    pub(crate) fn run_well(&mut self, command: &mut Command) -> Result<Output, Failure> {
         let output = self.run(command)?;
         if output.success {
-            return Ok(output.stdout);
+            return Ok(output);
         }
         let last: Vec<&str> = output.stderr.lines().rev().take(20).collect();
         for line in last.iter().rev() {

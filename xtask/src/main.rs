@@ -49,11 +49,14 @@ fn main() -> ExitCode {
             print!("{HELP}");
             return ExitCode::SUCCESS;
         }
+        [name @ ("setup" | "check" | "test" | "demo"), extra, ..] => {
+            eprintln!("xtask: '{extra}': {name} takes no arguments; leave it out");
+            return ExitCode::from(2);
+        }
         [unknown, ..] => {
-            let rest = words.join(" ");
             eprintln!(
-                "xtask: '{rest}' is not understood: '{unknown}' must be one of setup, check, \
-                 test, demo and take no further arguments; see cargo xtask --help"
+                "xtask: '{unknown}': no such command; use demo, test, check or setup, see \
+                 cargo xtask --help"
             );
             return ExitCode::from(2);
         }

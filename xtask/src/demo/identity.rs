@@ -7,8 +7,9 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
-use super::pericarp::{Runtime, pericarp_run};
+use super::pericarp::{Root, in_container, in_machine};
 use super::table::{self, Align};
 use crate::command::Failure;
 use crate::janitor::Janitor;
@@ -59,16 +60,15 @@ impl Identity {
 /// Runs the command in both places and returns the table with its verdict.
 pub(crate) fn compare(
     project: &Project,
-    root: &Path,
+    image: &Path,
     janitor: &mut Janitor,
 ) -> Result<String, Failure> {
-    let mut see = |runtime| {
-        let mut command = pericarp_run(project, runtime, root, None);
-        let printed = janitor.run_well(command.args(["sh", "-c", SCRIPT]))?;
-        Identity::parse(&printed)
+    let mut see = |mut command: Command| {
+        let output = janitor.run_well(command.args(["sh", "-c", SCRIPT]))?;
+        Identity::parse(&output.stdout)
     };
-    let trusted = see(Runtime::Runc)?;
-    let untrusted = see(Runtime::Vm)?;
+    let trusted = see(in_container(project, Root::Image(image)))?;
+    let untrusted = see(in_machine(project, Root::Image(image), None))?;
     let host = fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .map_err(|e| format!("cannot read this machine's boot id: {e}"))?;
     let verdict = verdict(host.trim(), &trusted, &untrusted)?;

@@ -1,8 +1,8 @@
-//! The disks the demo runs from: a small Debian root, made from packages, and
-//! a file to read.
+//! What the demo runs from: a small Debian root, made from packages, and a
+//! file to read.
 //!
-//! Called by the demo. Both are kept in the build directory and made again only
-//! when the way they are made has changed.
+//! Called by the demo. All of it is kept in the build directory and made again
+//! only when the way it is made has changed.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -16,35 +16,74 @@ use crate::setup::is_root;
 
 const RELEASE: &str = "bookworm";
 /// What the demo's commands call, beside Debian's essential packages.
-const PACKAGES: &str = "bash,coreutils,fio,mount";
-/// About twice what the files need, so that a guest can write, too.
+const PACKAGES: &str = "bash,coreutils,fio";
+/// About twice what the files need.
 const ROOT_SIZE: &str = "512M";
-/// The size the fio job reads.
+/// As much as the fio job reads.
 const DATA_SIZE: u64 = 256 << 20;
+/// Where the container finds the data file; see [`Disks::tree`].
+pub(crate) const DATA_IN_TREE: &str = "/srv/data.img";
 
-/// The root image, made now unless there is one already.
-pub(crate) fn root(dir: &Path, scratch: &Path, janitor: &mut Janitor) -> Result<PathBuf, Failure> {
-    let image = dir.join("root.ext4");
-    let recipe = format!("1 {RELEASE} {PACKAGES} {ROOT_SIZE}\n");
-    let label = dir.join("root.recipe");
-    if image.exists() && fs::read_to_string(&label).is_ok_and(|text| text == recipe) {
-        println!("      {} is there from an earlier run", image.display());
-        return Ok(image);
+/// The finished files, all on one file system.
+pub(crate) struct Disks {
+    /// The Debian root as a directory, with the data file in it by a second
+    /// name: a container reads the very file that is a virtual machine's disk.
+    pub(crate) tree: PathBuf,
+    /// The same root as an ext4 image, without the data file.
+    pub(crate) image: PathBuf,
+    /// Random bytes, as a disk or a file.
+    pub(crate) data: PathBuf,
+}
+
+impl Disks {
+    /// The files in `dir`, made now unless they are there. Whatever is
+    /// unfinished is in `scratch`, on the same file system.
+    pub(crate) fn prepare(
+        dir: &Path,
+        scratch: &Path,
+        janitor: &mut Janitor,
+    ) -> Result<Self, Failure> {
+        let finished = dir.join("disks");
+        let disks = Self {
+            tree: finished.join("root"),
+            image: finished.join("root.ext4"),
+            data: finished.join("data.img"),
+        };
+        let recipe = format!("1 {RELEASE} {PACKAGES} {ROOT_SIZE} {DATA_SIZE}\n");
+        let label = finished.join("recipe");
+        if fs::read_to_string(&label).is_ok_and(|text| text == recipe) {
+            println!("      {} is there from an earlier run", finished.display());
+            return Ok(disks);
+        }
+        if !is_root() {
+            return Err(
+                "the demo installs packages into a directory and starts containers: run it as root"
+                    .into(),
+            );
+        }
+        let unfinished = scratch.join("disks");
+        create(&unfinished)?;
+        install(&unfinished.join("root"), scratch, janitor)?;
+        make_image(&unfinished, janitor)?;
+        make_data(&unfinished)?;
+        write(&unfinished.join("recipe"), &recipe)?;
+        if finished.exists() {
+            fs::remove_dir_all(&finished)
+                .map_err(|e| format!("cannot remove {}: {e}", finished.display()))?;
+        }
+        fs::rename(&unfinished, &finished)
+            .map_err(|e| format!("cannot move the disks into place: {e}"))?;
+        Ok(disks)
     }
-    if !is_root() {
-        return Err(
-            "the demo installs packages into a directory and starts containers; run it as root"
-                .into(),
-        );
-    }
+}
+
+fn install(tree: &Path, scratch: &Path, janitor: &mut Janitor) -> Result<(), Failure> {
+    println!("      Debian {RELEASE} with {PACKAGES}, from packages (about a minute, once)");
     let sources = apt::debian_sources(RELEASE).or_else(|_| {
         apt::refresh();
         apt::debian_sources(RELEASE)
     })?;
-    println!("      Debian {RELEASE} with {PACKAGES}, from packages (about a minute, once)");
-    let _ = fs::remove_file(&label);
     let list = scratch.join("sources.list");
-    let tree = scratch.join("root");
     write(&list, &sources)?;
     janitor.run_well(
         // What it mounts inside the tree must never be seen by whoever
@@ -58,41 +97,33 @@ pub(crate) fn root(dir: &Path, scratch: &Path, janitor: &mut Janitor) -> Result<
             .arg("--dpkgopt=path-exclude=/usr/share/man/*")
             .arg("--dpkgopt=path-exclude=/usr/share/locale/*")
             .arg(RELEASE)
-            .arg(&tree)
+            .arg(tree)
             .arg(&list),
     )?;
-    let unfinished = scratch.join("root.ext4");
+    Ok(())
+}
+
+fn make_image(dir: &Path, janitor: &mut Janitor) -> Result<(), Failure> {
+    println!("      an ext4 image of it, of {ROOT_SIZE}");
     let mkfs = find_program("mkfs.ext4").ok_or("mkfs.ext4 is missing; run cargo xtask setup")?;
     janitor.run_well(
         Command::new(mkfs)
             .args(["-q", "-L", "demo-root", "-d"])
-            .arg(&tree)
-            .arg(&unfinished)
+            .arg(dir.join("root"))
+            .arg(dir.join("root.ext4"))
             .arg(ROOT_SIZE),
     )?;
-    rename(&unfinished, &image)?;
-    fs::remove_dir_all(&tree).map_err(|e| format!("cannot remove {}: {e}", tree.display()))?;
-    write(&label, &recipe)?;
-    Ok(image)
+    Ok(())
 }
 
-/// The file the fio job reads, full of random bytes: what was never written
-/// would be answered without touching the disk.
-pub(crate) fn data(dir: &Path, scratch: &Path) -> Result<PathBuf, Failure> {
-    let file = dir.join("data.img");
-    if file.metadata().is_ok_and(|meta| meta.len() == DATA_SIZE) {
-        println!("      {} is there from an earlier run", file.display());
-        return Ok(file);
-    }
-    println!(
-        "      {} with {} MiB of random bytes",
-        file.display(),
-        DATA_SIZE >> 20
-    );
-    let unfinished = scratch.join("data.img");
-    fill(&unfinished).map_err(|e| format!("cannot write {}: {e}", unfinished.display()))?;
-    rename(&unfinished, &file)?;
-    Ok(file)
+/// Random bytes: what was never written would be answered without the disk.
+fn make_data(dir: &Path) -> Result<(), Failure> {
+    println!("      a data disk of {} MiB", DATA_SIZE >> 20);
+    let data = dir.join("data.img");
+    let in_tree = dir.join("root").join(DATA_IN_TREE.trim_start_matches('/'));
+    fill(&data)
+        .and_then(|()| fs::hard_link(&data, in_tree))
+        .map_err(|e| format!("cannot write {}: {e}", data.display()).into())
 }
 
 fn fill(file: &Path) -> std::io::Result<()> {
@@ -106,10 +137,10 @@ fn fill(file: &Path) -> std::io::Result<()> {
     out.sync_all()
 }
 
-fn write(file: &Path, text: &str) -> Result<(), Failure> {
-    fs::write(file, text).map_err(|e| format!("cannot write {}: {e}", file.display()).into())
+fn create(dir: &Path) -> Result<(), Failure> {
+    fs::create_dir_all(dir).map_err(|e| format!("cannot create {}: {e}", dir.display()).into())
 }
 
-fn rename(from: &Path, to: &Path) -> Result<(), Failure> {
-    fs::rename(from, to).map_err(|e| format!("cannot move {} into place: {e}", to.display()).into())
+fn write(file: &Path, text: &str) -> Result<(), Failure> {
+    fs::write(file, text).map_err(|e| format!("cannot write {}: {e}", file.display()).into())
 }

@@ -18,6 +18,7 @@ use crate::command::{self, Failure, cargo};
 use crate::janitor::Janitor;
 use crate::project::Project;
 use crate::setup;
+use image::Disks;
 
 /// Runs the whole demo.
 pub(crate) fn run(project: &Project) -> Result<(), Failure> {
@@ -35,17 +36,19 @@ pub(crate) fn run(project: &Project) -> Result<(), Failure> {
     janitor.directory(&scratch)?;
 
     step(3, "makes the disks");
-    let root = image::root(&dir, &scratch, &mut janitor)?;
-    let data = image::data(&dir, &scratch)?;
+    let disks = Disks::prepare(&dir, &scratch, &mut janitor)?;
 
     step(
         4,
         "runs one command as a container and in a virtual machine",
     );
-    let identities = identity::compare(project, &root, &mut janitor)?;
+    let identities = identity::compare(project, &disks.image, &mut janitor)?;
 
-    step(5, "runs the same fio job in each, about ten seconds a row");
-    let storage = storage::compare(project, &dir, &root, &data, &mut janitor)?;
+    step(
+        5,
+        "runs the same fio job in each, in turns, for about two minutes",
+    );
+    let storage = storage::compare(project, &dir, &disks, &mut janitor)?;
 
     step(6, "the results");
     println!("\n{identities}\n{storage}");

@@ -1,4 +1,4 @@
-//! How the demo calls `pericarp run`: the same command line a user would type.
+//! How the demo calls `pericarp run`: the command lines a user would type.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -6,37 +6,49 @@ use std::process::Command;
 
 use crate::project::Project;
 
-/// Where a command runs.
-#[derive(Clone, Copy, PartialEq)]
-pub(crate) enum Runtime {
-    /// A plain container on this machine's kernel.
-    Runc,
-    /// A virtual machine of its own.
-    Vm,
+/// What the command's root file system is made from.
+pub(crate) enum Root<'a> {
+    /// An ext4 image, not to be changed.
+    Image(&'a Path),
+    /// A directory.
+    Tree(&'a Path),
 }
 
-/// `pericarp run` up to the `--`; the caller adds what to run.
-pub(crate) fn pericarp_run(
-    project: &Project,
-    runtime: Runtime,
-    root: &Path,
-    disk: Option<&Path>,
-) -> Command {
-    let mut command = Command::new(project.release_program("pericarp"));
+/// A plain container on this machine's kernel. The caller adds what to run.
+pub(crate) fn in_container(project: &Project, root: Root<'_>) -> Command {
+    let mut command = pericarp_run(project, "runc", root);
+    command.arg("--");
     command
-        .env("PERICARP_ASSETS", project.assets())
-        .args(["run", "--runtime"])
-        .arg(match runtime {
-            Runtime::Runc => "runc",
-            Runtime::Vm => "vm",
-        })
-        .arg("--rootfs-image")
-        .arg(root);
+}
+
+/// A virtual machine of its own, perhaps with a second disk that is only read.
+/// Its error output says how the machine's CPU is provided. The caller adds
+/// what to run.
+pub(crate) fn in_machine(project: &Project, root: Root<'_>, disk: Option<&Path>) -> Command {
+    let mut command = pericarp_run(project, "vm", root);
+    command
+        .arg("--timing")
+        .arg("--assets")
+        .arg(project.assets());
     if let Some(disk) = disk {
-        let mut value = OsString::from(disk);
-        value.push(":ro");
-        command.arg("--disk").arg(value);
+        command.arg("--disk").arg(read_only(disk));
     }
     command.arg("--");
     command
+}
+
+fn pericarp_run(project: &Project, runtime: &str, root: Root<'_>) -> Command {
+    let mut command = Command::new(project.release_program("pericarp"));
+    command.args(["run", "--runtime", runtime]);
+    match root {
+        Root::Image(image) => command.arg("--rootfs-image").arg(read_only(image)),
+        Root::Tree(tree) => command.arg("--rootfs").arg(tree),
+    };
+    command
+}
+
+fn read_only(image: &Path) -> OsString {
+    let mut value = OsString::from(image);
+    value.push(":ro");
+    value
 }
