@@ -15,4 +15,5 @@ pub mod parts;
 pub mod peer;
 pub mod process;
 pub mod scratch;
+pub mod uml;
 pub mod wire;
