@@ -128,8 +128,12 @@ impl Bench<'_> {
                 command
             }
             Place::Native(program) => {
-                let mut command = Command::new(self.project.release_program("pericarp-uml"));
+                // It is many processes that ignore each other's end, so they get a
+                // process namespace: the kernel ends them with its first one.
+                let mut command = Command::new("unshare");
                 command
+                    .args(["--pid", "--fork", "--kill-child", "--mount-proc", "--"])
+                    .arg(self.project.release_program("pericarp-uml"))
                     .arg(program)
                     .arg(&self.disks.data)
                     .arg(self.script("/dev/vda"))
