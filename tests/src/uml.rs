@@ -8,18 +8,18 @@
 //!   `/proc/self/exe` for its built-ins (busybox) would start another UML;
 //! - `virtio_blk` is a module, in the host's `/usr/lib/uml/modules`;
 //! - guest memory is a file in TMPDIR, mapped shared, so it wants a tmpfs;
-//! - it is many processes, all in one process group; killing the first leaves
-//!   the others behind.
+//! - it is many processes; killing the first leaves the others behind.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use thiserror::Error;
 
 use crate::bounded::poll;
-use crate::parts::Part;
+use crate::parts::{Part, search_path};
 use crate::process::{Process, command};
 use crate::scratch::Scratch;
 
@@ -110,10 +110,7 @@ impl Machine {
         fs::write(&init, first_process(scratch.dir()))?;
         fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
 
-        let program = Part::UserModeLinux
-            .find()
-            .unwrap_or_else(|| "linux.uml".into());
-        let mut command = command(&program);
+        let mut command = kernel();
         command
             .arg(format!("mem={}M", self.memory_mib))
             .args(["rootfstype=hostfs", "rootflags=/", "ro"])
@@ -163,6 +160,25 @@ impl Machine {
             });
         }
         Err(UmlError::Died { epitaph, console })
+    }
+}
+
+/// The command that starts the kernel, without arguments. As root it gets a
+/// process namespace of its own: UML's helper processes survive the kernel's
+/// death, but not that of their namespace, however it comes.
+pub fn kernel() -> Command {
+    let program = Part::UserModeLinux
+        .find()
+        .unwrap_or_else(|| "linux.uml".into());
+    match search_path("unshare") {
+        Some(unshare) if rustix::process::geteuid().is_root() => {
+            let mut command = command(&unshare);
+            command
+                .args(["--pid", "--fork", "--kill-child=KILL", "--"])
+                .arg(program);
+            command
+        }
+        _ => command(&program),
     }
 }
 
