@@ -46,7 +46,7 @@ pub(crate) fn image(
     let file = File::create_new(&path).map_err(during("the root image"))?;
     file.set_len(size).map_err(during("the root image"))?;
     drop(file);
-    let mut command = Command::new("mkfs.ext4");
+    let mut command = Command::new(system_program("mkfs.ext4"));
     command
         .args(["-q", "-F", "-b", "4096", "-m", "0", "-O", "^has_journal"])
         .args([
@@ -97,6 +97,16 @@ pub(crate) fn run_to_end(
         }
         signals.check()?;
     }
+}
+
+/// Where a program of the system's administration is: a plain user's search path leaves its
+/// directory out.
+fn system_program(name: &str) -> PathBuf {
+    ["/usr/sbin", "/sbin"]
+        .iter()
+        .map(|directory| Path::new(directory).join(name))
+        .find(|path| path.exists())
+        .unwrap_or_else(|| name.into())
 }
 
 fn measure(directory: &Path) -> Result<Tree, Failure> {
