@@ -368,7 +368,7 @@ fn a_command_sees_its_machine_and_is_heard() {
             "--",
             "sh",
             "-c",
-            &script,
+            script,
         ],
         b"",
     );

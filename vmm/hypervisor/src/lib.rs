@@ -1,6 +1,6 @@
 //! Virtual machines described once, run by the driver this host can use.
 //!
-//! A caller fills in a [`MachineSpec`], asks [`select`] which driver serves this host, and starts
+//! A caller fills in a [`MachineSpec`], asks [`select()`] which driver serves this host, and starts
 //! the machine through the [`Hypervisor`] trait. What comes back is a [`Machine`]: a child process
 //! with a console of bounded size and byte channels to the guest. Called by `pericarp run` and by
 //! the test rigs. This crate knows nothing about what runs in the guest, about disk images or
