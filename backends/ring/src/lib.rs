@@ -18,6 +18,7 @@ mod differential;
 mod memory;
 mod queue;
 mod request;
+mod sigbus;
 #[cfg(test)]
 mod testing;
 

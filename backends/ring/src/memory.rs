@@ -15,6 +15,8 @@ use std::sync::Arc;
 use thiserror::Error;
 use vm_memory::{FileOffset, MmapRegion};
 
+use crate::sigbus::Watch;
+
 /// The most regions one guest may have, the count offered as GET_MAX_MEM_SLOTS.
 pub const MAX_REGIONS: usize = 32;
 
@@ -41,6 +43,9 @@ pub enum MemoryError {
     /// More than [`MAX_REGIONS`].
     #[error("{0} memory regions, the limit is {MAX_REGIONS}")]
     TooMany(usize),
+    /// The process watches too many regions already, over all its devices.
+    #[error("this process maps too many memory regions")]
+    TableFull,
     /// The file's size could not be read.
     #[error("cannot look at the memory file")]
     Stat(#[source] std::io::Error),
@@ -67,17 +72,25 @@ pub struct RegionSpec {
 #[derive(Debug, Clone)]
 pub struct Region {
     spec: RegionSpec,
-    mapping: Arc<MmapRegion>,
+    mapping: Arc<Mapping>,
     /// Bytes between the start of the mapping and the start of the region: the
     /// file offset need not be a multiple of the page size.
     skip: usize,
 }
 
+/// A mapping and the watch over it, which ends first.
+#[derive(Debug)]
+struct Mapping {
+    watch: Watch,
+    memory: MmapRegion,
+}
+
 impl Region {
     /// Maps a region of `file`, shared and writable.
     ///
-    /// The file is sealed against shrinking where it allows that: a front end
-    /// that truncates it later would turn our next access into a SIGBUS.
+    /// The file is sealed against shrinking where it allows that. Where it does
+    /// not, and the front end truncates it later, the region is lost: it reads
+    /// as zeros, and [`GuestMemory::is_lost`] says so.
     ///
     /// # Errors
     /// [`MemoryError`] when the region is empty, wraps, is longer than its file
@@ -106,10 +119,11 @@ impl Region {
             return Err(MemoryError::PastEndOfFile { need, have });
         }
         let offset = FileOffset::new(file, spec.file_offset - skip);
-        let mapping = MmapRegion::from_file(offset, length).map_err(MemoryError::Map)?;
+        let memory = MmapRegion::from_file(offset, length).map_err(MemoryError::Map)?;
+        let watch = Watch::new(memory.as_ptr(), length).ok_or(MemoryError::TableFull)?;
         Ok(Self {
             spec,
-            mapping: Arc::new(mapping),
+            mapping: Arc::new(Mapping { watch, memory }),
             skip: skip as usize,
         })
     }
@@ -124,12 +138,16 @@ impl Region {
         debug_assert!(offset < self.spec.size);
         // SAFETY: callers pass an offset below the region's size, and the
         // mapping is `skip + size` bytes long, so the result stays inside it.
-        unsafe { self.mapping.as_ptr().add(self.skip + offset as usize) }
+        unsafe {
+            self.mapping
+                .memory
+                .as_ptr()
+                .add(self.skip + offset as usize)
+        }
     }
 }
 
-/// Best effort: files that know no seals (plain files, UML's) keep the risk
-/// described in SECURITY.md.
+/// Best effort: plain files, such as UML's, know no seals.
 fn seal_against_shrinking(file: &File) {
     // SAFETY: F_ADD_SEALS takes an integer and touches no memory of ours; the
     // descriptor is open for the length of the call.
@@ -170,6 +188,11 @@ impl GuestMemory {
     /// The regions, sorted by guest address.
     pub fn regions(&self) -> &[Region] {
         &self.regions
+    }
+
+    /// True once the front end took away memory that it had shared.
+    pub fn is_lost(&self) -> bool {
+        self.regions.iter().any(|r| r.mapping.watch.lost())
     }
 
     /// The host pointer and length of the longest piece of
@@ -266,6 +289,29 @@ pub(crate) mod tests {
         let file = memfd(0x2000);
         let _region = Region::map(file.try_clone().unwrap(), spec(0, 0x2000, 0, 0)).unwrap();
         assert!(file.set_len(0x1000).is_err());
+    }
+
+    #[test]
+    fn memory_that_is_taken_away_reads_as_zeros_and_is_lost() {
+        // Without MFD_ALLOW_SEALING the file cannot be protected.
+        // SAFETY: the name is a C string; the descriptor is checked and owned.
+        let file = unsafe {
+            let fd = libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC);
+            assert!(fd >= 0);
+            File::from_raw_fd(fd)
+        };
+        file.set_len(0x4000).unwrap();
+        let region = Region::map(file.try_clone().unwrap(), spec(0, 0x4000, 0, 0)).unwrap();
+        let other = Region::map(memfd(0x1000), spec(0x10000, 0x1000, 0x10000, 0)).unwrap();
+        let memory = GuestMemory::new(vec![region, other]).unwrap();
+        let pointer = memory.contiguous(0x3000, 8).unwrap().cast::<u64>();
+        // SAFETY: a mapped, aligned address, in use by nobody else.
+        unsafe { pointer.write_volatile(7) };
+        assert!(!memory.is_lost());
+        file.set_len(0x1000).unwrap();
+        // SAFETY: as above; the handler keeps the address mapped.
+        assert_eq!(unsafe { pointer.read_volatile() }, 0);
+        assert!(memory.is_lost());
     }
 
     #[test]

@@ -49,6 +49,9 @@ pub enum QueueError {
     /// A head index beyond the descriptor table.
     #[error("the driver made descriptor {0} available, which is beyond the table")]
     BadHead(u16),
+    /// The front end took away memory the queue lives in.
+    #[error("the front end truncated the memory it had shared")]
+    MemoryLost,
     /// A head that is already in flight.
     #[error("the driver made descriptor {0} available twice")]
     DuplicateHead(u16),

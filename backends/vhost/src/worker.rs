@@ -241,6 +241,11 @@ impl<D: Device> Active<D> {
         let limit = self.requests.ring().size();
         for _ in 0..limit {
             let Some((head, loaded)) = self.requests.pop()? else {
+                // Looked at here, where nothing else is to do: lost memory reads
+                // as zeros and so ends in an empty or a broken ring.
+                if self.requests.ring().memory().is_lost() {
+                    return Err(QueueError::MemoryLost);
+                }
                 if self.armed {
                     return Ok(false);
                 }
