@@ -1,0 +1,133 @@
+//! A root for a virtual machine that tests a disk: busybox, fio and e2fsprogs
+//! with their libraries, the driver modules, and a first process that runs one
+//! script, all in the initramfs. The disk under test carries nothing the guest
+//! needs. Used by `tests/qemu.rs`.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::parts::{Part, beside_us, search_path};
+use crate::scratch::Scratch;
+
+/// What the first process writes to the console before the exit code.
+pub const MARK: &str = "pericarp-guest-exit";
+
+/// Programs of the host that the guest gets.
+const TOOLS: [&str; 3] = ["fio", "mkfs.ext4", "fsck.ext4"];
+
+/// The guest's kernel and modules, as `cargo xtask setup` lays them out.
+#[derive(Debug)]
+pub struct Assets(PathBuf);
+
+impl Assets {
+    /// Looks in `PERICARP_ASSETS`, beside the programs, and in the workspace's
+    /// own target directory.
+    pub fn find() -> Option<Self> {
+        let named = std::env::var_os("PERICARP_ASSETS").map(PathBuf::from);
+        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/assets");
+        named
+            .into_iter()
+            .chain([beside_us().join("../assets"), workspace])
+            .find(|dir| dir.join("kernel/vmlinuz").is_file())
+            .map(Assets)
+    }
+
+    /// The kernel image.
+    pub fn kernel(&self) -> PathBuf {
+        self.0.join("kernel/vmlinuz")
+    }
+
+    /// Driver modules in load order.
+    fn modules(&self) -> io::Result<Vec<PathBuf>> {
+        let dir = self.0.join("kernel/modules");
+        let order = fs::read_to_string(dir.join("order"))?;
+        Ok(order.lines().map(|name| dir.join(name.trim())).collect())
+    }
+}
+
+/// The shared libraries a program loads, its loader among them.
+fn libraries(program: &Path) -> io::Result<Vec<PathBuf>> {
+    let output = Command::new("ldd").arg(program).output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let paths = text.split_whitespace().filter(|word| word.starts_with('/'));
+    Ok(paths.map(PathBuf::from).collect())
+}
+
+fn run(command: &mut Command) -> io::Result<Vec<u8>> {
+    let output = command.output()?;
+    if output.status.success() {
+        Ok(output.stdout)
+    } else {
+        let text = String::from_utf8_lossy(&output.stderr);
+        Err(io::Error::other(format!("{command:?}: {text}")))
+    }
+}
+
+/// Writes an initramfs into `scratch` whose first process loads the drivers,
+/// runs `script` with `sh -e`, prints [`MARK`] and its exit code, and powers off.
+///
+/// # Errors
+/// When a tool is missing or the disk is full.
+pub fn initramfs(scratch: &Scratch, assets: &Assets, script: &str) -> io::Result<PathBuf> {
+    let root = scratch.path("root");
+    for dir in ["bin", "dev", "proc", "sys", "tmp", "mnt", "modules", "etc"] {
+        fs::create_dir_all(root.join(dir))?;
+    }
+    let missing = |what: &str| io::Error::new(io::ErrorKind::NotFound, what.to_owned());
+    let busybox = Part::Busybox.find().ok_or_else(|| missing("busybox"))?;
+    fs::copy(busybox, root.join("bin/busybox"))?;
+    let mut files = BTreeSet::new();
+    for tool in TOOLS {
+        let program = search_path(tool).ok_or_else(|| missing(tool))?;
+        fs::copy(&program, root.join("bin").join(tool))?;
+        files.extend(libraries(&program)?);
+    }
+    for file in files {
+        // At the path the loader looks for, whatever links lead there here.
+        let place = root.join(file.strip_prefix("/").unwrap_or(&file));
+        fs::create_dir_all(place.parent().unwrap_or(&root))?;
+        fs::copy(&file, place)?;
+    }
+    let mut loads = String::new();
+    for module in assets.modules()? {
+        let name = module
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        let plain = name.trim_end_matches(".xz");
+        let bytes = if plain == name {
+            fs::read(&module)?
+        } else {
+            run(Command::new("xz").arg("-dc").arg(&module))?
+        };
+        fs::write(root.join("modules").join(plain), bytes)?;
+        loads += &format!("insmod /modules/{plain}\n");
+    }
+    fs::write(root.join("script"), script)?;
+    let init = format!(
+        "#!/bin/busybox sh\n\
+         /bin/busybox mount -t proc proc /proc\n\
+         /bin/busybox mount -t sysfs sys /sys\n\
+         /bin/busybox mount -t devtmpfs dev /dev\n\
+         /bin/busybox --install -s /bin\n\
+         export PATH=/bin HOME=/tmp\n\
+         {loads}\
+         cd /tmp\n\
+         sh -e /script >/dev/console 2>&1\n\
+         echo {MARK} $? >/dev/console\n\
+         poweroff -f\n"
+    );
+    fs::write(root.join("init"), init)?;
+    fs::set_permissions(root.join("init"), fs::Permissions::from_mode(0o755))?;
+
+    let image = scratch.path("initramfs");
+    let pack = "cd \"$0\" && find . | busybox cpio -o -H newc >\"$1\"";
+    run(Command::new("sh").args(["-c", pack]).arg(&root).arg(&image))?;
+    fs::remove_dir_all(&root)?;
+    Ok(image)
+}
