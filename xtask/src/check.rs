@@ -30,7 +30,14 @@ pub(crate) fn run(project: &Project) -> Result<(), Failure> {
     );
 
     let mut clippy = in_tree(cargo());
-    clippy.args(["clippy", "--quiet", "--workspace", "--all-targets", "--"]);
+    clippy.args([
+        "clippy",
+        "--quiet",
+        "--keep-going",
+        "--workspace",
+        "--all-targets",
+        "--",
+    ]);
     step("clippy", command::run(clippy.args(["-D", "warnings"])));
 
     let mut doc = in_tree(cargo());
