@@ -6,9 +6,11 @@
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
+use pericarp_tests::bounded::poll;
 use pericarp_tests::client::{Client, SLOT};
 use pericarp_tests::model::{Model, SECTOR, Sequence};
 use pericarp_tests::peer::{Backend, Cache, Footprint, Kind, Options};
+use pericarp_tests::process::{Process, command};
 use pericarp_tests::scratch::Scratch;
 use virtio_driver::VirtioBlkFeatureFlags;
 
@@ -46,6 +48,7 @@ for_each_backend! {
     read_only_refuses_writes
     front_ends_vanish_and_come_back
     sigterm_ends_it_cleanly
+    a_disk_cut_short_is_an_error
 }
 
 fn start(kind: Kind, scratch: &Scratch, len: u64, options: &Options) -> Backend {
@@ -333,4 +336,79 @@ fn sigterm_ends_it_cleanly(kind: Kind) {
         assert!(!socket.exists(), "the socket was left behind");
     }
     drop(stream.map(|stream| std::io::Read::read(&mut &stream, &mut still_connected)));
+}
+
+/// Someone truncates the file while it is served.
+fn a_disk_cut_short_is_an_error(kind: Kind) {
+    for cache in [Cache::Buffered, Cache::Direct] {
+        let scratch = Scratch::new();
+        let options = Options {
+            cache,
+            ..Options::default()
+        };
+        let mut backend = start(kind, &scratch, 4 * MIB, &options);
+        let mut client = Client::connect(backend.socket(), 1, 1).unwrap();
+        client.write(0, 0, &[3; 4096]).unwrap();
+        let file = std::fs::File::options()
+            .write(true)
+            .open(backend.disk())
+            .unwrap();
+        file.set_len(MIB + 512).unwrap();
+        // Wholly behind the new end, and across it.
+        for offset in [2 * MIB, MIB] {
+            match client.read(0, offset, 4096) {
+                // QEMU's file driver reads zeroes there, which is a choice too.
+                Ok(data) if kind == Kind::QemuStorageDaemon => assert_eq!(data, [0; 4096]),
+                Ok(_) => panic!("{cache:?}: a short read at {offset} was called good"),
+                Err(error) => refused::<()>(Err(error), "read at", offset),
+            }
+        }
+        assert_eq!(client.read(0, 0, 4096).unwrap(), [3; 4096]);
+        assert!(backend.is_alive(), "{}", backend.epitaph());
+    }
+}
+
+/// One `pericarp-block` for many disks: each socket leads to its own.
+#[test]
+fn pericarp_serves_many_disks_from_one_process() {
+    const DISKS: u8 = 4;
+    let test = "pericarp_serves_many_disks_from_one_process";
+    if !Kind::Pericarp.usable(test) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let program = Kind::Pericarp.part().find().unwrap();
+    let mut command = command(&program);
+    command.arg("--workers=2");
+    for disk in 0..DISKS {
+        let file = scratch.file(&format!("disk{disk}"), &vec![disk; MIB as usize]);
+        let socket = scratch.path(&format!("socket{disk}"));
+        let (file, socket) = (file.display(), socket.display());
+        command.arg(format!(
+            "--device=id=d{disk},socket={socket},file={file},cache=buffered,num-queues=2,serial=s{disk}"
+        ));
+    }
+    let mut process = Process::start(&mut command, Duration::from_secs(60)).unwrap();
+    let last = scratch.path(&format!("socket{}", DISKS - 1));
+    let listening = poll(Duration::from_secs(10), || last.exists().then_some(()));
+    assert!(listening.is_some(), "{}", process.epitaph());
+    // All connected at once, then one gone without the others noticing.
+    let mut clients: Vec<Client> = (0..DISKS)
+        .map(|disk| Client::connect(&scratch.path(&format!("socket{disk}")), 2, 4).unwrap())
+        .collect();
+    for round in 0..2 {
+        for (disk, client) in clients.iter_mut().enumerate() {
+            let disk = disk as u8 + round;
+            assert_eq!(client.read(1, 4096, 4096).unwrap(), [disk; 4096]);
+            client.write(0, 0, &[0xf0 + disk; 512]).unwrap();
+            assert_eq!(client.read(1, 0, 512).unwrap(), [0xf0 + disk; 512]);
+        }
+        drop(clients.remove(0));
+    }
+    process.signal(rustix::process::Signal::TERM);
+    let status = process
+        .wait(Duration::from_secs(10))
+        .expect("it ends on SIGTERM");
+    assert_eq!(status.code(), Some(0));
+    assert!(!last.exists(), "a socket was left behind");
 }
