@@ -80,20 +80,22 @@ struct Total {
 }
 
 impl Total {
-    /// Adds a summary line, `test result: ok. 3 passed; 0 failed; ...`; other
-    /// lines count for nothing.
+    /// Adds a summary line; other lines count for nothing. The standard harness
+    /// writes `test result: ok. 3 passed; 0 failed; ...`, others may leave out
+    /// the verdict.
     fn add_line(&mut self, line: &str) {
-        let Some((_, counts)) = line
-            .trim_end()
-            .strip_prefix("test result: ")
-            .and_then(|rest| rest.split_once(". "))
-        else {
+        let Some(summary) = line.strip_prefix("test result: ") else {
             return;
         };
-        for part in counts.split("; ") {
-            match part.split_once(' ') {
-                Some((number, "passed")) => self.passed += number.parse().unwrap_or(0),
-                Some((number, "failed")) => self.failed += number.parse().unwrap_or(0),
+        let words: Vec<&str> = summary
+            .split([' ', ';', '.'])
+            .map(str::trim)
+            .filter(|word| !word.is_empty())
+            .collect();
+        for pair in words.windows(2) {
+            match (pair[0].parse::<u64>(), pair[1]) {
+                (Ok(count), "passed") => self.passed += count,
+                (Ok(count), "failed") => self.failed += count,
                 _ => {}
             }
         }
@@ -111,6 +113,7 @@ mod tests {
             "running 4 tests\n",
             "test result: ok. 4 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s\n",
             "test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.10s\n",
+            "test result: 10 passed; 20 failed\n",
             "a test that prints test result: ok. 9 passed; 9 failed\n",
         ] {
             total.add_line(line);
@@ -118,8 +121,8 @@ mod tests {
         assert_eq!(
             total,
             Total {
-                passed: 5,
-                failed: 2
+                passed: 15,
+                failed: 22
             }
         );
     }
