@@ -82,6 +82,7 @@ fn serve(options: &Options) -> Result<(), Failure> {
             Endpoint::check(path).map_err(|e| Failure::input(socket_mistake(device, &e)))?;
         }
     }
+    check_cpus(&options.cpus)?;
     let devices = open_disks(options)?;
 
     let stop = Stop::new().map_err(|e| Failure::run_time(format_args!("signals: {e}")))?;
@@ -103,6 +104,20 @@ fn serve(options: &Options) -> Result<(), Failure> {
         }
     }
     result
+}
+
+/// Every CPU a worker is to be pinned to must be one this process may use.
+fn check_cpus(cpus: &[usize]) -> Result<(), Failure> {
+    let mine = rustix::thread::sched_getaffinity(None)
+        .map_err(|e| Failure::run_time(format_args!("CPU affinity: {e}")))?;
+    match cpus.iter().find(|&&cpu| !mine.is_set(cpu)) {
+        None => Ok(()),
+        Some(cpu) => Err(Failure::input(BadOption {
+            option: "--cpus".to_owned(),
+            value: cpu.to_string(),
+            rule: "not a CPU this process may use: leave it out".to_owned(),
+        })),
+    }
 }
 
 fn open_disks(options: &Options) -> Result<Vec<Arc<BlockDevice>>, Failure> {
