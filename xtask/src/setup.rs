@@ -65,6 +65,21 @@ const NEEDS: &[Need] = &[
         package: "kmod",
         why: "finds out which kernel modules need which",
     },
+    Need {
+        program: "xz",
+        package: "xz-utils",
+        why: "unpacks kernel modules for test guests",
+    },
+    Need {
+        program: "cpio",
+        package: "cpio",
+        why: "reads back the initramfs we write, in a test",
+    },
+    Need {
+        program: "mount",
+        package: "mount",
+        why: "mounts a container's disk image",
+    },
 ];
 
 impl Need {
