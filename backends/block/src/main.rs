@@ -10,7 +10,7 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use log::{error, info, warn};
+use log::{Level, error, log, warn};
 use pericarp_block::{
     BadOption, BlockDevice, Command, DeviceOptions, Disk, HELP, Options, SocketOption, parse,
     start_logging,
@@ -188,7 +188,13 @@ fn bind_and_run(
         let confinement = pericarp_confine::enter(&profile, sockets).map_err(|e| {
             Failure::run_time(format_args!("cannot confine itself: {}", causes(&e)))
         })?;
-        info!("{confinement}");
+        // What the kernel or the system's policy withholds must be seen.
+        let level = if confinement.is_complete() {
+            Level::Info
+        } else {
+            Level::Warn
+        };
+        log!(level, "{confinement}");
     } else {
         warn!("not confined, as asked");
     }

@@ -60,6 +60,10 @@ impl Namespaces {
 
 const NO_MOUNTS: &str = "empty root (no mount namespace)";
 
+/// The first step of the empty root. It is refused in a chroot whose root is
+/// not a mount point; nothing is mounted then, or the host would see it.
+const MAKE_PRIVATE: &str = "make the mounts private";
+
 fn unshare(flag: UnshareFlags) -> rustix::io::Result<()> {
     debug_assert!(!flag.contains(UnshareFlags::FILES));
     // SAFETY: no caller passes FILES, so the table of descriptors stays shared.
@@ -152,7 +156,9 @@ pub(crate) fn leave(
     match empty_root(sockets) {
         Ok(()) => report.holds(Measure::EmptyRoot, "empty root"),
         Err(ConfineError::Step { step, source })
-            if Errno::from_io_error(&source).is_some_and(mounting_refused) =>
+            if Errno::from_io_error(&source).is_some_and(|error| {
+                mounting_refused(error) || (step == MAKE_PRIVATE && error == Errno::INVAL)
+            }) =>
         {
             report.lacks(
                 Measure::EmptyRoot,
@@ -176,7 +182,7 @@ fn map_self(uid: Uid, gid: Gid) -> io::Result<()> {
 /// directories live on as mounts without a place in the tree.
 fn empty_root(sockets: &mut [SocketFile]) -> Result<(), ConfineError> {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    step("make the mounts private", mount_change("/", private))?;
+    step(MAKE_PRIVATE, mount_change("/", private))?;
     for socket in sockets {
         socket.detach()?;
     }
