@@ -1,11 +1,11 @@
-//! Landlock rules that allow nothing but the removal of the own sockets: third
-//! step of [`crate::enter`]. It holds for rings too, since Landlock checks the
+//! Landlock rules that allow nothing but the removal of the own sockets, and to
+//! connect to their neighbours where that was asked for: third step of [`crate::enter`]. It holds for rings too, since Landlock checks the
 //! act and not the system call; it does not touch what is open already.
 
 use std::os::fd::AsFd;
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, LandlockStatus, PathBeneath, Ruleset, RulesetAttr,
+    ABI, Access, AccessFs, AccessNet, BitFlags, LandlockStatus, PathBeneath, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 
@@ -58,7 +58,11 @@ fn apply(sockets: &[SocketFile]) -> Result<landlock::RestrictionStatus, RulesetE
         .scope(Scope::from_all(NEWEST))?
         .create()?;
     for socket in sockets {
-        rules = rules.add_rule(PathBeneath::new(socket.as_fd(), AccessFs::RemoveFile))?;
+        let mut access = BitFlags::from(AccessFs::RemoveFile);
+        if socket.has_neighbours() {
+            access |= AccessFs::ResolveUnix;
+        }
+        rules = rules.add_rule(PathBeneath::new(socket.as_fd(), access))?;
     }
     rules.restrict_self()
 }

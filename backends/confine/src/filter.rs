@@ -122,6 +122,10 @@ pub(crate) fn install(profile: &Profile<'_>, report: &mut Confinement) -> Result
 /// The filter that kills on all but the listed calls, and how many these are.
 fn allow_list(profile: &Profile<'_>) -> Result<(BpfProgram, usize), BackendError> {
     let mut rules = conditional(profile)?;
+    if profile.syscalls.contains(&SYS_socket) {
+        // Who does not ask for it gets an error from the other filter.
+        rules.insert(SYS_socket, vec![unix_stream()?]);
+    }
     for call in [COMMON, LEGACY, profile.syscalls].concat() {
         // An empty list of rules means any arguments.
         rules.entry(call).or_default();
@@ -196,6 +200,15 @@ fn conditional(profile: &Profile<'_>) -> Result<Rules, BackendError> {
         (SYS_prlimit64, vec![rule(&own_limits)?]),
         (SYS_io_uring_register, ring_operations),
     ]))
+}
+
+/// `socket` for unix streams; the kernel ignores no bit of the type.
+fn unix_stream() -> Result<SeccompRule, BackendError> {
+    let flags = number(SOCK_NONBLOCK | SOCK_CLOEXEC);
+    rule(&[
+        is(0, number(AF_UNIX))?,
+        SeccompCondition::new(1, Len::Dword, Op::MaskedEq(!flags), number(SOCK_STREAM))?,
+    ])
 }
 
 /// A C `int` as the 32 bits that the kernel compares.

@@ -65,6 +65,15 @@
 //! any file at or below the directory of its socket that its uid may remove.
 //! Give each sidecar a directory of its own.
 //!
+//! **Connecting to neighbours.** A program that must connect to unix sockets
+//! marks the socket they lie beside with [`SocketFile::with_neighbours`] and
+//! adds `socket` and `connect` to its profile; the filter then lets unix stream
+//! sockets pass and kills on any other. Code in the sidecar can connect to any
+//! unix socket at or below that directory that its uid may write to, and to
+//! none elsewhere: the directory is a mount of its own, without a parent. That
+//! rests on the empty root. Without it, absolute paths lead to every socket of
+//! the host, unless Landlock of ABI 9 or later stands in the way.
+//!
 //! # Cost for the host's tools
 //!
 //! A process that cannot be dumped owns its `/proc` entries as root: only root
@@ -88,7 +97,8 @@ pub use socket::SocketFile;
 #[derive(Debug, Clone, Copy)]
 pub struct Profile<'a> {
     /// System calls allowed with any arguments, as `libc::SYS_*`. A call which
-    /// the common set allows with conditions keeps these conditions.
+    /// the common set allows with conditions keeps these conditions, and
+    /// `socket` means unix stream sockets only.
     pub syscalls: &'a [i64],
     /// `ioctl` requests allowed on any descriptor, such as `BLKDISCARD`.
     pub ioctls: &'a [u32],
@@ -177,6 +187,9 @@ pub fn enter(
     // and the filter refuses what every other step needs.
     let mut report = Confinement::default();
     namespaces::leave(profile.namespaces, sockets, &mut report)?;
+    if let Some(socket) = sockets.iter().find(|socket| socket.has_neighbours()) {
+        socket.enter_directory()?;
+    }
     privileges::drop_all(&mut report)?;
     files::forbid(sockets, &mut report)?;
     filter::install(profile, &mut report)?;

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, openat, statat, unlinkat};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::process::fchdir;
 
 use crate::{ConfineError, step};
 
@@ -23,6 +24,7 @@ pub struct SocketFile {
     /// Device and inode of the directory and of the socket.
     dir_id: (u64, u64),
     socket_id: (u64, u64),
+    neighbours: bool,
 }
 
 fn id(stat: &Stat) -> (u64, u64) {
@@ -59,7 +61,27 @@ impl SocketFile {
             dir,
             dir_id,
             socket_id: id(&stat),
+            neighbours: false,
         })
+    }
+
+    /// Keeps the sockets beside this one within reach: [`crate::enter`] makes
+    /// its directory the working directory, from which they can be connected
+    /// to by bare name, and where `..` ends. The program must add `connect`
+    /// and `socket` to its profile. For one socket at most; the first counts.
+    #[must_use]
+    pub fn with_neighbours(mut self) -> Self {
+        self.neighbours = true;
+        self
+    }
+
+    pub(crate) fn has_neighbours(&self) -> bool {
+        self.neighbours
+    }
+
+    /// Makes its directory the working directory.
+    pub(crate) fn enter_directory(&self) -> Result<(), ConfineError> {
+        step("enter the directory of the socket", fchdir(&self.dir))
     }
 
     /// Removes the socket; `false` when the name is gone or is another file by

@@ -306,6 +306,47 @@ pub(crate) fn replaced_socket(dir: &Path) {
     assert!(statat(&seen, "s", AtFlags::empty()).is_ok());
 }
 
+pub(crate) fn neighbours(dir: &Path) {
+    let (mine, other) = (dir.join("mine"), dir.join("other"));
+    fs::create_dir_all(&mine)
+        .and(fs::create_dir_all(&other))
+        .unwrap();
+    let _first = UnixListener::bind(mine.join("s")).unwrap();
+    let _outside = UnixListener::bind(other.join("t")).unwrap();
+    let neighbour = UnixListener::bind(mine.join("s_1")).unwrap();
+    let absolute = other.join("t");
+    std::os::unix::fs::symlink(&absolute, mine.join("s_2")).unwrap();
+    let mut sockets = [SocketFile::open(&mine.join("s")).unwrap().with_neighbours()];
+    let profile = Profile {
+        syscalls: &[libc::SYS_socket, libc::SYS_connect],
+        ..PROFILE
+    };
+    let report = enter(&profile, &mut sockets).unwrap();
+    // A thread of its own, which the filter holds, too.
+    std::thread::spawn(move || {
+        let mut stream = UnixStream::connect("s_1").unwrap();
+        let (mut accepted, _) = neighbour.accept().unwrap();
+        stream.write_all(b"hello").unwrap();
+        let mut hello = [0; 5];
+        accepted.read_exact(&mut hello).unwrap();
+        assert_eq!(&hello, b"hello");
+        assert!(fs::read("s").is_err() && fs::write("new", b"x").is_err());
+        if report.has(Measure::EmptyRoot) {
+            let outside = ["../other/t", "s_2", absolute.to_str().unwrap()];
+            for path in outside {
+                let error = UnixStream::connect(path).unwrap_err();
+                assert!(
+                    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EACCES)),
+                    "{path}: {error}"
+                );
+            }
+        }
+    })
+    .join()
+    .unwrap();
+    assert!(sockets[0].remove().unwrap());
+}
+
 pub(crate) fn second_call(_: &Path) {
     let _ = confine(&mut []);
     assert!(matches!(enter(&PROFILE, &mut []), Err(ConfineError::Again)));

@@ -36,6 +36,7 @@ const ALIVE: &[Case<fn(&Path)>] = &[
     ("sockets_files_and_threads_go_on", alive::work_goes_on),
     ("the_own_socket_can_be_removed", alive::removal),
     ("another_socket_is_left_alone", alive::replaced_socket),
+    ("neighbours_can_be_reached", alive::neighbours),
     ("a_second_call_is_an_error", alive::second_call),
     ("a_second_thread_is_an_error", alive::second_thread),
     ("what_a_kernel_lacks_is_reported", alive::less),
@@ -59,6 +60,18 @@ const DEADLY: &[Case<fn()>] = &[
     ("unlisted_ioctl", || call(libc::SYS_ioctl, [0, 0x1277, 0])),
     ("ring_credentials", || {
         call(libc::SYS_io_uring_register, [0, 9, 0]);
+    }),
+    ("socket_of_another_kind", || {
+        call(
+            libc::SYS_socket,
+            [libc::AF_UNIX as usize, libc::SOCK_DGRAM as usize, 0],
+        );
+    }),
+    ("socket_of_another_family", || {
+        call(
+            libc::SYS_socket,
+            [libc::AF_INET as usize, libc::SOCK_STREAM as usize, 0],
+        );
     }),
     ("executable_mmap", || {
         page(ProtFlags::READ | ProtFlags::EXEC);
@@ -108,7 +121,15 @@ fn play(name: &str) {
     if let Some(case) = ALIVE.iter().find(|case| case.0 == name) {
         return case.1(Path::new(&std::env::var("CONFINED_DIR").unwrap()));
     }
-    let _ = confine(&mut []);
+    let profile = Profile {
+        syscalls: if name.starts_with("socket_") {
+            &[libc::SYS_socket]
+        } else {
+            &[]
+        },
+        ..PROFILE
+    };
+    let _ = enter(&profile, &mut []).unwrap();
     match DEADLY.iter().find(|case| case.0 == name) {
         Some(case) => case.1(),
         None => std::process::abort(),
