@@ -1,0 +1,211 @@
+//! The `pericarp-vsock` program: streams between a guest and host programs.
+//!
+//! Order matters. Everything an operator may have got wrong is checked before
+//! anything changes; then sockets are bound; then the process gives up every
+//! right it does not need; only then does it start threads and read the first
+//! byte from a front end, a guest or a host program.
+
+use std::fmt::Display;
+use std::io::Write;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+
+use log::{info, warn};
+use pericarp_confine::{Namespaces, Profile, SocketFile};
+use pericarp_vhost::{Ending, Endpoint, EndpointError, Stop, causes};
+use pericarp_vsock::{
+    BadOption, Command, Engine, HELP, MAX_CONNECTIONS, Options, SocketOption, parse, start_logging,
+};
+use rustix::process::{Resource, getrlimit, setrlimit};
+
+const PROGRAM: &str = "pericarp-vsock";
+
+/// Descriptors for everything but connections.
+const OTHER_DESCRIPTORS: usize = 64;
+
+/// What goes wrong before or while serving, and the exit code for it.
+struct Failure {
+    code: u8,
+    line: String,
+}
+
+impl Failure {
+    /// The operator's to mend.
+    fn input(line: impl Display) -> Self {
+        Self {
+            code: 2,
+            line: line.to_string(),
+        }
+    }
+
+    /// Ours or the system's.
+    fn run_time(line: impl Display) -> Self {
+        Self {
+            code: 1,
+            line: line.to_string(),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let done = match parse(std::env::args_os().skip(1)) {
+        Ok(Command::Help) => print(HELP),
+        Ok(Command::Version) => print(&format!("{PROGRAM} {}\n", env!("CARGO_PKG_VERSION"))),
+        Ok(Command::Capabilities) => print("{\n  \"type\": \"vsock\",\n  \"features\": []\n}\n"),
+        Ok(Command::Serve(options)) => serve(&options),
+        Err(mistake) => Err(Failure::input(mistake)),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            // Not through the logger: it may be off, and this must be seen.
+            let _ = writeln!(std::io::stderr(), "{PROGRAM}: {}", failure.line);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .map_err(|e| Failure::run_time(format_args!("cannot write to stdout: {e}")))
+}
+
+fn mistake(option: &str, value: impl Display, rule: impl Display) -> Failure {
+    Failure::input(BadOption {
+        option: option.to_owned(),
+        value: value.to_string(),
+        rule: rule.to_string(),
+    })
+}
+
+fn serve(options: &Options) -> Result<(), Failure> {
+    start_logging(PROGRAM, options.log_level);
+    // All that can be wrong with the input, before anything is changed.
+    let uds = options.uds_path.as_path();
+    let wrong_uds = |e: EndpointError| mistake("--uds-path", uds.display(), e);
+    Endpoint::check(uds).map_err(wrong_uds)?;
+    let front = match &options.socket {
+        SocketOption::Path(path) => {
+            Endpoint::check(path).map_err(|e| mistake("--socket-path", path.display(), e))?;
+            None
+        }
+        SocketOption::Descriptor(number) => Some(passed(*number)?),
+    };
+
+    let stop = Stop::new().map_err(|e| Failure::run_time(format_args!("signals: {e}")))?;
+    let mut sockets = Vec::new();
+    let result = bind_and_run(options, front, &stop, &mut sockets);
+    for socket in sockets {
+        if let Err(e) = socket.remove() {
+            warn!("cannot remove a socket: {e}");
+        }
+    }
+    result
+}
+
+/// The listening socket with this number.
+fn passed(number: i32) -> Result<UnixListener, Failure> {
+    match Endpoint::from_number(number).map_err(|e| mistake("--fd", number, e))? {
+        Endpoint::Listening(listener) | Endpoint::Bound(listener, _) => Ok(listener),
+        Endpoint::Connected(_) => {
+            let rule = "it is connected: pass a listening socket";
+            Err(mistake("--fd", number, rule))
+        }
+    }
+}
+
+/// Listens at `path`, to be removed at the end.
+fn bind(
+    option: &str,
+    path: &Path,
+    neighbours: bool,
+    sockets: &mut Vec<SocketFile>,
+) -> Result<UnixListener, Failure> {
+    let bound = Endpoint::bind(path).map_err(|e| mistake(option, path.display(), e))?;
+    let file = SocketFile::open(path)
+        .map_err(|e| Failure::run_time(format_args!("{}: {e}", path.display())))?;
+    sockets.push(if neighbours {
+        file.with_neighbours()
+    } else {
+        file
+    });
+    match bound {
+        Endpoint::Bound(listener, _) | Endpoint::Listening(listener) => Ok(listener),
+        Endpoint::Connected(_) => Err(Failure::run_time("a bound socket is connected")),
+    }
+}
+
+/// Takes as many descriptors as the system allows; gives the connections that
+/// fit.
+fn raise_limit() -> usize {
+    let mut limit = getrlimit(Resource::Nofile);
+    let wanted = (MAX_CONNECTIONS + OTHER_DESCRIPTORS) as u64;
+    let allowed = limit.maximum.unwrap_or(wanted).min(wanted);
+    if limit.current.is_some_and(|current| current < allowed) {
+        limit.current = Some(allowed);
+        if let Err(errno) = setrlimit(Resource::Nofile, limit) {
+            warn!("the limit of open files stays as it is: {errno}");
+        }
+    }
+    let current = getrlimit(Resource::Nofile).current.unwrap_or(wanted);
+    (current.min(wanted) as usize).saturating_sub(OTHER_DESCRIPTORS)
+}
+
+fn bind_and_run(
+    options: &Options,
+    front: Option<UnixListener>,
+    stop: &Stop,
+    sockets: &mut Vec<SocketFile>,
+) -> Result<(), Failure> {
+    let host = bind("--uds-path", &options.uds_path, true, sockets)?;
+    let front = match (front, &options.socket) {
+        (Some(listener), _) => listener,
+        (None, SocketOption::Path(path)) => bind("--socket-path", path, false, sockets)?,
+        (None, SocketOption::Descriptor(number)) => passed(*number)?,
+    };
+    let prefix = format!("{}_", options.uds_name);
+    let engine = Engine::new(options.guest_cid, host, prefix, raise_limit())
+        .map_err(|e| Failure::run_time(format_args!("cannot watch sockets: {e}")))?;
+    let engine = Arc::new(Mutex::new(engine));
+    if options.confine {
+        let profile = Profile {
+            // The host programs' sockets are connected to as the guest dials.
+            syscalls: &[libc::SYS_socket, libc::SYS_connect],
+            ioctls: &[],
+            namespaces: Namespaces::ALL,
+        };
+        let confinement = pericarp_confine::enter(&profile, sockets).map_err(|e| {
+            Failure::run_time(format_args!("cannot confine itself: {}", causes(&e)))
+        })?;
+        info!("{confinement}");
+    } else {
+        warn!("not confined, as asked");
+        // Confinement does this, too: ports are dialled by bare name.
+        let parent = options
+            .uds_path
+            .parent()
+            .filter(|p| !p.as_os_str().is_empty());
+        std::env::set_current_dir(parent.unwrap_or(Path::new(".")))
+            .map_err(|e| Failure::run_time(format_args!("the directory of --uds-path: {e}")))?;
+    }
+
+    let failed = stop.clone();
+    std::thread::Builder::new()
+        .name("front-ends".to_owned())
+        .spawn(move || {
+            if let Err(e) = pericarp_vsock::serve(front, &engine) {
+                log::error!("{}", causes(&e));
+            }
+            failed.fail();
+        })
+        .map_err(|e| Failure::run_time(format_args!("threads: {e}")))?;
+    // At the end nothing is drained: a stream has no state beyond its sockets,
+    // which both sides see closed.
+    match stop.wait() {
+        Ending::Asked => Ok(()),
+        Ending::Failed => Err(Failure::run_time("no session can be served; see above")),
+    }
+}

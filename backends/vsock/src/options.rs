@@ -1,0 +1,338 @@
+//! The command line of `pericarp-vsock`.
+//!
+//! `main` parses it whole before it touches anything. Every mistake becomes one
+//! line that names the option, the value, the rule and the cure.
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+
+use lexopt::prelude::*;
+use log::LevelFilter;
+use thiserror::Error;
+
+/// What `--help` prints.
+pub const HELP: &str = "\
+pericarp-vsock: a vhost-user vsock device with unix sockets on the host
+
+usage:
+  pericarp-vsock --socket-path PATH --guest-cid N --uds-path PATH [options]
+
+the device:
+  --socket-path PATH    listen here for the front end; a dead socket is replaced,
+                        a live one is an error
+  --fd N                use this listening socket instead
+  --guest-cid N         the guest's context id, 3 to 4294967294
+  --uds-path PATH       host programs connect here, send \"CONNECT port\" and a new
+                        line, and are answered \"OK host-port\"; a guest that dials
+                        port N reaches who listens on PATH_N
+
+the process:
+  --log-level LEVEL     error, warn (default), info, debug or off
+  --no-confine          keep all privileges; for debugging only
+  --print-capabilities  print what this program can do as JSON
+  --version, --help
+";
+
+/// The longest name a port number can be appended to in a socket address.
+const LONGEST_NAME: usize = 107 - "_4294967295".len();
+
+/// A mistake on the command line.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("{option}{}{value}: {rule}", if value.is_empty() { "" } else { " " })]
+pub struct BadOption {
+    /// The option as it is written.
+    pub option: String,
+    /// Its value, quoted where that helps.
+    pub value: String,
+    /// Which rule it breaks, and the cure.
+    pub rule: String,
+}
+
+/// Where the front end's socket comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SocketOption {
+    /// Bind it here.
+    Path(PathBuf),
+    /// It was passed as this descriptor.
+    Descriptor(i32),
+}
+
+/// The whole command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// The front end's socket.
+    pub socket: SocketOption,
+    /// The guest's context id.
+    pub guest_cid: u64,
+    /// The host programs' socket.
+    pub uds_path: PathBuf,
+    /// The name in that path.
+    pub uds_name: String,
+    /// Log level.
+    pub log_level: LevelFilter,
+    /// Confine the process.
+    pub confine: bool,
+}
+
+/// What the operator wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Serve the device.
+    Serve(Options),
+    /// Print capabilities.
+    Capabilities,
+    /// Print the version.
+    Version,
+    /// Print [`HELP`].
+    Help,
+}
+
+fn bad(option: &str, value: impl Display, rule: impl Into<String>) -> BadOption {
+    BadOption {
+        option: option.to_owned(),
+        value: value.to_string(),
+        rule: rule.into(),
+    }
+}
+
+/// Parses the arguments, without the program's name.
+///
+/// # Errors
+/// The first [`BadOption`].
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOption> {
+    let mut parser = lexopt::Parser::from_args(args);
+    let mut seen = HashSet::new();
+    let (mut socket, mut cid, mut uds, mut level) = (None, None, None, None);
+    let mut confine = true;
+    while let Some(argument) = parser
+        .next()
+        .map_err(|e| bad("command line", "", format!("{e}; see --help")))?
+    {
+        let name = match argument {
+            Long(name) => format!("--{name}"),
+            Short('h') => "--help".to_owned(),
+            Short('V') => "--version".to_owned(),
+            Short(c) => return Err(unknown(&format!("-{c}"))),
+            Value(v) => {
+                let rule = "not an option: every value belongs to one; see --help";
+                return Err(bad(&v.to_string_lossy(), "", rule));
+            }
+        };
+        if !seen.insert(name.clone()) {
+            return Err(bad(&name, "", "given twice: give it once"));
+        }
+        let mut value = || -> Result<String, BadOption> {
+            let value = parser
+                .value()
+                .map_err(|_| bad(&name, "", "its value is missing; see --help"))?;
+            value
+                .into_string()
+                .map_err(|v| bad(&name, v.display(), "not valid UTF-8: choose another name"))
+        };
+        match name.as_str() {
+            "--help" => return Ok(Command::Help),
+            "--version" => return Ok(Command::Version),
+            "--print-capabilities" => return Ok(Command::Capabilities),
+            "--no-confine" => confine = false,
+            "--log-level" => level = Some(log_level(&name, &value()?)?),
+            "--guest-cid" => {
+                cid = Some(number(&name, &value()?, 3, u64::from(u32::MAX) - 1)?);
+            }
+            "--uds-path" => uds = Some(uds_path(&name, &value()?)?),
+            "--socket-path" | "--fd" if socket.is_some() => {
+                let rule = "give either --socket-path or --fd, not both";
+                return Err(bad(&name, value()?, rule));
+            }
+            "--socket-path" => {
+                let value = value()?;
+                if value.is_empty() {
+                    return Err(bad(&name, "\"\"", "empty: give the path of a socket"));
+                }
+                socket = Some(SocketOption::Path(value.into()));
+            }
+            "--fd" => {
+                let number = number(&name, &value()?, 3, i32::MAX as u64)?;
+                socket = Some(SocketOption::Descriptor(number as i32));
+            }
+            _ => return Err(unknown(&name)),
+        }
+    }
+    let missing = |name, what| bad(name, "", format!("missing: say {what}"));
+    let socket = socket.ok_or_else(|| missing("--socket-path", "where to listen"))?;
+    let guest_cid = cid.ok_or_else(|| missing("--guest-cid", "which context id the guest has"))?;
+    let (uds_path, uds_name) =
+        uds.ok_or_else(|| missing("--uds-path", "where host programs connect"))?;
+    if let SocketOption::Path(path) = &socket {
+        apart(path, &uds_path, &uds_name)?;
+    }
+    Ok(Command::Serve(Options {
+        socket,
+        guest_cid,
+        uds_path,
+        uds_name,
+        log_level: level.unwrap_or(LevelFilter::Warn),
+        confine,
+    }))
+}
+
+/// The path and the name in it.
+fn uds_path(option: &str, value: &str) -> Result<(PathBuf, String), BadOption> {
+    let path = PathBuf::from(value);
+    let name = path.file_name().and_then(|name| name.to_str());
+    match name {
+        Some(name) if name.len() <= LONGEST_NAME => {
+            let name = name.to_owned();
+            Ok((path, name))
+        }
+        Some(name) => {
+            let rule = format!(
+                "its last part is {} bytes long and may have {LONGEST_NAME}, since ports are \
+                 appended to it: choose a shorter name",
+                name.len()
+            );
+            Err(bad(option, value, rule))
+        }
+        None => {
+            let rule = "not the path of a socket: give a directory and a name";
+            Err(bad(option, format!("{value:?}"), rule))
+        }
+    }
+}
+
+/// The guest must not be able to dial its own front end's socket.
+fn apart(socket: &Path, uds: &Path, name: &str) -> Result<(), BadOption> {
+    let directory = |path: &Path| path.parent().map(Path::to_owned);
+    let own = socket.file_name().and_then(|name| name.to_str());
+    let clash = directory(socket) == directory(uds)
+        && own
+            .and_then(|own| own.strip_prefix(name))
+            .is_some_and(|rest| {
+                rest.is_empty()
+                    || rest
+                        .strip_prefix('_')
+                        .is_some_and(|port| port.parse::<u32>().is_ok())
+            });
+    if clash {
+        let rule = "it is the --uds-path or one of its ports: choose another name";
+        return Err(bad("--socket-path", socket.display(), rule));
+    }
+    Ok(())
+}
+
+fn unknown(name: &str) -> BadOption {
+    bad(name, "", "unknown option; see --help")
+}
+
+fn number(name: &str, value: &str, low: u64, high: u64) -> Result<u64, BadOption> {
+    let number = value.parse().ok().filter(|n| (low..=high).contains(n));
+    let rule = format!("not a number from {low} to {high}");
+    number.ok_or_else(|| bad(name, format!("{value:?}"), rule))
+}
+
+fn log_level(name: &str, value: &str) -> Result<LevelFilter, BadOption> {
+    let known = value.parse().ok().filter(|l| *l != LevelFilter::Trace);
+    let rule = "unknown level: use error, warn, info, debug or off";
+    known.ok_or_else(|| bad(name, format!("{value:?}"), rule))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(args: &str) -> Result<Command, String> {
+        parse(args.split_whitespace().map(OsString::from)).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn a_device_with_defaults() {
+        let command = line("--socket-path /s --guest-cid 3 --uds-path=/d/p").unwrap();
+        let options = Options {
+            socket: SocketOption::Path("/s".into()),
+            guest_cid: 3,
+            uds_path: "/d/p".into(),
+            uds_name: "p".into(),
+            log_level: LevelFilter::Warn,
+            confine: true,
+        };
+        assert_eq!(command, Command::Serve(options));
+    }
+
+    #[test]
+    fn information_requests() {
+        for (args, command) in [
+            ("--help", Command::Help),
+            ("-h", Command::Help),
+            ("-V", Command::Version),
+            ("--version", Command::Version),
+            ("--print-capabilities", Command::Capabilities),
+        ] {
+            assert_eq!(line(args), Ok(command));
+        }
+    }
+
+    #[test]
+    fn every_mistake_names_option_value_rule_and_cure() {
+        for (args, want) in [
+            ("", "--socket-path: missing: say where to listen"),
+            (
+                "--fd 3",
+                "--guest-cid: missing: say which context id the guest has",
+            ),
+            (
+                "--fd 3 --guest-cid 3",
+                "--uds-path: missing: say where host programs connect",
+            ),
+            ("--fd 2", "--fd \"2\": not a number from 3 to 2147483647"),
+            (
+                "--guest-cid 2",
+                "--guest-cid \"2\": not a number from 3 to 4294967294",
+            ),
+            (
+                "--guest-cid 4294967295",
+                "--guest-cid \"4294967295\": not a number from 3 to 4294967294",
+            ),
+            (
+                "--uds-path /",
+                "--uds-path \"/\": not the path of a socket: give a directory and a name",
+            ),
+            (
+                "--socket-path /a --fd 5",
+                "--fd 5: give either --socket-path or --fd, not both",
+            ),
+            (
+                "--socket-path",
+                "--socket-path: its value is missing; see --help",
+            ),
+            ("--fd 3 --fd 4", "--fd: given twice: give it once"),
+            ("--bogus", "--bogus: unknown option; see --help"),
+            ("-x", "-x: unknown option; see --help"),
+            (
+                "extra",
+                "extra: not an option: every value belongs to one; see --help",
+            ),
+            (
+                "--log-level loud",
+                "--log-level \"loud\": unknown level: use error, warn, info, debug or off",
+            ),
+            (
+                "--socket-path /d/p --guest-cid 3 --uds-path /d/p",
+                "--socket-path /d/p: it is the --uds-path or one of its ports: choose another name",
+            ),
+            (
+                "--socket-path /d/p_80 --guest-cid 3 --uds-path /d/p",
+                "--socket-path /d/p_80: it is the --uds-path or one of its ports: choose another name",
+            ),
+        ] {
+            assert_eq!(line(args).unwrap_err(), want, "{args}");
+        }
+        let long = format!("--uds-path /d/{}", "x".repeat(97));
+        assert!(
+            line(&long)
+                .unwrap_err()
+                .contains("97 bytes long and may have 96")
+        );
+        assert!(line("--socket-path /d/p_x --guest-cid 3 --uds-path /d/p").is_ok());
+    }
+}
