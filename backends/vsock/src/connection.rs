@@ -3,6 +3,9 @@
 //! be said next; [`Engine`](crate::Engine) finds it by its ports, asks it for
 //! packets and ends it. It must never wait: the socket is non-blocking.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::time::Instant;

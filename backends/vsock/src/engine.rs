@@ -4,6 +4,8 @@
 //! feeds it packets and takes packets from it. It must never wait.
 
 mod host;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -235,15 +237,20 @@ impl Engine {
     fn remove(&mut self, token: u64) {
         // Closing the socket takes it off the epoll instance, too.
         if let Some(connection) = self.connections.remove(&token) {
-            self.forget_ports(token, &connection);
+            self.forget(token, &connection);
             self.take_waiting();
         }
     }
 
-    fn forget_ports(&mut self, token: u64, connection: &Connection) {
+    /// Takes a connection out of the tables.
+    fn forget(&mut self, token: u64, connection: &Connection) {
         if self.by_ports.get(&connection.ports) == Some(&token) {
             self.by_ports.remove(&connection.ports);
             self.from_guest -= usize::from(connection.from_guest);
+        }
+        // A guest that takes no packets must not fill the line with the dead.
+        if connection.in_line {
+            self.line.retain(|waiting| *waiting != token);
         }
     }
 
@@ -253,9 +260,10 @@ impl Engine {
         let Some(mut connection) = self.connections.remove(&token) else {
             return;
         };
-        self.forget_ports(token, &connection);
+        self.forget(token, &connection);
         if connection.holds_data() && connection.guest_finished() {
             connection.state = State::Draining;
+            connection.in_line = false;
             self.connections.insert(token, connection);
             self.set_deadline(token, DRAINING);
         } else {

@@ -2,13 +2,18 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::net::UnixListener;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Stdio;
+use std::time::Duration;
 
 use pericarp_tests::bounded::poll;
 use pericarp_tests::parts::have;
+use pericarp_tests::process::{Process, command};
+use pericarp_tests::scratch::Scratch;
+use rustix::process::Signal;
 
-use crate::rig::{self, Vsock, op};
+use crate::rig::{self, CID, Guest, Vsock, op};
 use crate::{PART, STEP};
 
 #[test]
@@ -135,4 +140,59 @@ fn a_dead_socket_is_replaced_and_a_live_one_refused() {
     let second = Vsock::start_in(scratch, &[]);
     let mut guest = second.guest();
     assert_eq!(guest.dial(5000, 1).op, op::RST);
+}
+
+/// Starts the program in `scratch` with `socket` as an inherited descriptor.
+fn start_with(scratch: &Scratch, socket: &impl AsFd) -> Process {
+    let socket = socket.as_fd();
+    rustix::io::fcntl_setfd(socket, rustix::io::FdFlags::empty()).unwrap();
+    let mut command = command(&PART.find().unwrap());
+    command
+        .arg(format!("--fd={}", socket.as_raw_fd()))
+        .arg("--uds-path")
+        .arg(scratch.path("host"))
+        .arg(format!("--guest-cid={CID}"));
+    let process = Process::start(&mut command, Duration::from_secs(60)).unwrap();
+    rustix::io::fcntl_setfd(socket, rustix::io::FdFlags::CLOEXEC).unwrap();
+    process
+}
+
+#[test]
+fn a_listening_socket_may_be_passed() {
+    if !have("a_listening_socket_may_be_passed", &[PART]) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let listener = UnixListener::bind(scratch.path("front")).unwrap();
+    let mut process = start_with(&scratch, &listener);
+    for _ in 0..3 {
+        let mut guest = Guest::connect(&scratch.path("front"), 4096);
+        assert_eq!(guest.dial(5000, 1).op, op::RST);
+    }
+    process.signal(Signal::TERM);
+    assert!(process.wait(STEP).unwrap().success());
+    assert!(fs::exists(scratch.path("front")).unwrap(), "not its own");
+    assert!(!fs::exists(scratch.path("host")).unwrap(), "its own");
+}
+
+#[test]
+fn a_connected_socket_is_refused() {
+    if !have("a_connected_socket_is_refused", &[PART]) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (_ours, theirs) = UnixStream::pair().unwrap();
+    let mut process = start_with(&scratch, &theirs);
+    let status = process.wait(STEP).unwrap();
+    process.kill();
+    let line = process.output().last(10);
+    assert_eq!(status.code(), Some(2), "{line}");
+    assert!(
+        line.contains("--fd") && line.contains("pass a listening socket"),
+        "{line}"
+    );
+    assert!(
+        !fs::exists(scratch.path("host")).unwrap(),
+        "nothing is created"
+    );
 }

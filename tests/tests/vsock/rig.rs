@@ -240,7 +240,7 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    fn connect(socket: &Path, buffer: u32) -> Self {
+    pub(crate) fn connect(socket: &Path, buffer: u32) -> Self {
         let setup = Setup {
             queues: 2,
             queue_size: QUEUE,

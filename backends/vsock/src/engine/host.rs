@@ -159,7 +159,7 @@ impl Engine {
     }
 
     /// Ends what has taken too long.
-    fn expire(&mut self, now: Instant) {
+    pub(super) fn expire(&mut self, now: Instant) {
         let late = |connection: &Connection| connection.deadline.is_some_and(|end| end <= now);
         let tokens: Vec<u64> = self
             .connections
