@@ -1,6 +1,6 @@
 //! All connections of one device: finds them by port, opens and ends them,
 //! hears of their sockets through an epoll instance of its own, and says what
-//! the guest is to be sent next. It knows no virtqueue; [`Vsock`](crate::Vsock)
+//! the guest is to be sent next. It knows no virtqueue; `Vsock`
 //! feeds it packets and takes packets from it. It must never wait.
 
 mod host;
@@ -308,7 +308,7 @@ impl Engine {
 }
 
 impl AsFd for Engine {
-    /// Readable when [`Engine::host_events`] has something to do.
+    /// Readable when there is news from the host's sockets.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.epoll.as_fd()
     }

@@ -60,4 +60,4 @@ mod session;
 pub use engine::{Engine, MAX_CONNECTIONS};
 pub use logger::start_logging;
 pub use options::{BadOption, Command, HELP, Options, SocketOption, parse};
-pub use session::serve;
+pub use session::{ServeError, serve};

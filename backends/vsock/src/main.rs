@@ -84,6 +84,7 @@ fn mistake(option: &str, value: impl Display, rule: impl Display) -> Failure {
 fn serve(options: &Options) -> Result<(), Failure> {
     start_logging(PROGRAM, options.log_level);
     // All that can be wrong with the input, before anything is changed.
+    options.check_apart().map_err(Failure::input)?;
     let uds = options.uds_path.as_path();
     let wrong_uds = |e: EndpointError| mistake("--uds-path", uds.display(), e);
     Endpoint::check(uds).map_err(wrong_uds)?;
@@ -108,12 +109,13 @@ fn serve(options: &Options) -> Result<(), Failure> {
 
 /// The listening socket with this number.
 fn passed(number: i32) -> Result<UnixListener, Failure> {
-    match Endpoint::from_number(number).map_err(|e| mistake("--fd", number, e))? {
-        Endpoint::Listening(listener) | Endpoint::Bound(listener, _) => Ok(listener),
-        Endpoint::Connected(_) => {
-            let rule = "it is connected: pass a listening socket";
+    match Endpoint::from_number(number) {
+        Ok(Endpoint::Listening(listener) | Endpoint::Bound(listener, _)) => Ok(listener),
+        Ok(Endpoint::Connected(_)) | Err(EndpointError::BadDescriptor) => {
+            let rule = "it is not a listening unix stream socket: pass a listening socket";
             Err(mistake("--fd", number, rule))
         }
+        Err(other) => Err(mistake("--fd", number, other)),
     }
 }
 

@@ -164,9 +164,6 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
     let guest_cid = cid.ok_or_else(|| missing("--guest-cid", "which context id the guest has"))?;
     let (uds_path, uds_name) =
         uds.ok_or_else(|| missing("--uds-path", "where host programs connect"))?;
-    if let SocketOption::Path(path) = &socket {
-        apart(path, &uds_path, &uds_name)?;
-    }
     Ok(Command::Serve(Options {
         socket,
         guest_cid,
@@ -201,24 +198,35 @@ fn uds_path(option: &str, value: &str) -> Result<(PathBuf, String), BadOption> {
     }
 }
 
-/// The guest must not be able to dial its own front end's socket.
-fn apart(socket: &Path, uds: &Path, name: &str) -> Result<(), BadOption> {
-    let directory = |path: &Path| path.parent().map(Path::to_owned);
-    let own = socket.file_name().and_then(|name| name.to_str());
-    let clash = directory(socket) == directory(uds)
-        && own
-            .and_then(|own| own.strip_prefix(name))
-            .is_some_and(|rest| {
-                rest.is_empty()
-                    || rest
-                        .strip_prefix('_')
-                        .is_some_and(|port| port.parse::<u32>().is_ok())
-            });
-    if clash {
-        let rule = "it is the --uds-path or one of its ports: choose another name";
-        return Err(bad("--socket-path", socket.display(), rule));
+impl Options {
+    /// Says whether the guest could dial its own front end's socket, or that
+    /// socket is the host programs'. Looks at directories, changes nothing.
+    ///
+    /// # Errors
+    /// The [`BadOption`] if so.
+    pub fn check_apart(&self) -> Result<(), BadOption> {
+        let SocketOption::Path(socket) = &self.socket else {
+            return Ok(());
+        };
+        let own = socket.file_name().and_then(|name| name.to_str());
+        let rest = own.and_then(|own| own.strip_prefix(&self.uds_name));
+        let port = |rest: &str| {
+            let number = rest.strip_prefix('_').map(str::parse::<u32>);
+            rest.is_empty() || number.is_some_and(|port| port.is_ok())
+        };
+        if rest.is_some_and(port) && directory(socket) == directory(&self.uds_path) {
+            let rule = "it is the --uds-path or one of its ports: choose another name";
+            return Err(bad("--socket-path", socket.display(), rule));
+        }
+        Ok(())
     }
-    Ok(())
+}
+
+/// The directory of a path, without links and detours where it exists.
+fn directory(path: &Path) -> PathBuf {
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
+    let parent = parent.unwrap_or(Path::new("."));
+    parent.canonicalize().unwrap_or_else(|_| parent.to_owned())
 }
 
 fn unknown(name: &str) -> BadOption {
@@ -316,14 +324,6 @@ mod tests {
                 "--log-level loud",
                 "--log-level \"loud\": unknown level: use error, warn, info, debug or off",
             ),
-            (
-                "--socket-path /d/p --guest-cid 3 --uds-path /d/p",
-                "--socket-path /d/p: it is the --uds-path or one of its ports: choose another name",
-            ),
-            (
-                "--socket-path /d/p_80 --guest-cid 3 --uds-path /d/p",
-                "--socket-path /d/p_80: it is the --uds-path or one of its ports: choose another name",
-            ),
         ] {
             assert_eq!(line(args).unwrap_err(), want, "{args}");
         }
@@ -333,6 +333,30 @@ mod tests {
                 .unwrap_err()
                 .contains("97 bytes long and may have 96")
         );
-        assert!(line("--socket-path /d/p_x --guest-cid 3 --uds-path /d/p").is_ok());
+    }
+
+    #[test]
+    fn the_two_sockets_are_apart() {
+        let check = |socket: &str, uds: &str| {
+            let args = format!("--guest-cid 3 --socket-path {socket} --uds-path {uds}");
+            match line(&args).unwrap() {
+                Command::Serve(options) => options.check_apart().map_err(|e| e.to_string()),
+                other => panic!("{other:?}"),
+            }
+        };
+        let rule = "it is the --uds-path or one of its ports: choose another name";
+        for socket in [
+            "/tmp/p",
+            "/tmp/p_80",
+            "/tmp/./p",
+            "/tmp/../tmp/p_4294967295",
+        ] {
+            let want = Err(format!("--socket-path {socket}: {rule}"));
+            assert_eq!(check(socket, "/tmp/p"), want);
+        }
+        assert!(check("./p_1", "p").is_err());
+        for socket in ["/tmp/p_x", "/tmp/p_4294967296", "/tmp/px", "/p_1", "/tmp/q"] {
+            assert_eq!(check(socket, "/tmp/p"), Ok(()));
+        }
     }
 }

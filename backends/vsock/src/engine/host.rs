@@ -1,4 +1,4 @@
-//! The host's side of the [`Engine`](super::Engine): programs that come and go
+//! The host's side of the [`Engine`]: programs that come and go
 //! on its sockets, and those that take too long. Nothing here knows packets
 //! except the reset that ends what the guest was promised.
 
