@@ -95,7 +95,7 @@ fn wrong_packets_are_reset_once() {
     for (index, (what, breaker)) in breakers.into_iter().enumerate() {
         let port = 5000 + index as u32;
         assert_eq!(guest.dial(port, 1).op, op::RESPONSE);
-        let (mut host, _) = listener.accept().unwrap();
+        let mut host = rig::accept(&listener);
         let mut packet = Packet::to_host(op::RW, port, 1);
         breaker(&mut packet);
         guest.send(&packet);
@@ -105,7 +105,7 @@ fn wrong_packets_are_reset_once() {
     }
     // After its own half-close a guest may not send.
     let connection = guest.dial(6000, 1);
-    let (_host, _) = listener.accept().unwrap();
+    let _host = rig::accept(&listener);
     guest.shutdown(&connection, 2);
     guest.answer_with(&connection, b"more");
     guest.expect(op::RST);
@@ -118,7 +118,7 @@ fn a_guest_that_ignores_its_credit_is_reset() {
     let listener = UnixListener::bind(vsock.port(1)).unwrap();
     let mut guest = vsock.guest();
     let connection = guest.dial(5000, 1);
-    let (_host, _) = listener.accept().unwrap();
+    let _host = rig::accept(&listener);
     let before = vsock.footprint();
     let mut reset = None;
     for _ in 0..200 {
@@ -139,7 +139,7 @@ fn a_guest_that_ignores_its_credit_is_reset() {
     // Claims about what it read that cannot be true give it nothing.
     guest.room = 1000;
     let connection = guest.dial(5001, 1);
-    let (mut host, _) = listener.accept().unwrap();
+    let mut host = rig::accept(&listener);
     host.set_nonblocking(true).unwrap();
     while host.write(&[1; 4096]).is_ok() {}
     let mut got = 0;
@@ -222,7 +222,8 @@ fn the_number_of_connections_has_an_end_and_hosts_keep_their_share() {
                 break;
             }
         }
-        all
+        // It goes on listening: only the device's limit refuses more.
+        (all, listener)
     });
     raise_own_limit();
     let mut guest = vsock.guest();
@@ -233,7 +234,7 @@ fn the_number_of_connections_has_an_end_and_hosts_keep_their_share() {
             open += 1;
         }
     }
-    let held = acceptor.join().unwrap();
+    let (held, listening) = acceptor.join().unwrap();
     for port in 0..10 {
         assert_eq!(guest.dial(20_000 + port, 1).op, op::RST);
     }
@@ -245,7 +246,7 @@ fn the_number_of_connections_has_an_end_and_hosts_keep_their_share() {
     let many = vsock.footprint();
     println!("3073 connections: {many:?}");
     assert!(many.anon_kib < 16 << 10, "{many:?}");
-    drop(held);
+    drop((held, listening));
     for _ in 0..3072 {
         guest.expect_shutdown(3);
     }
@@ -409,7 +410,7 @@ fn broken_rings_harm_only_themselves() {
         // The next guest finds everything in order.
         let mut guest = vsock.guest();
         assert_eq!(guest.dial(5000, 1).op, op::RESPONSE, "{what}");
-        let (mut host, _) = listener.accept().unwrap();
+        let mut host = rig::accept(&listener);
         host.write_all(b"x").unwrap();
         assert_eq!(guest.expect(op::RW).payload, b"x", "{what}");
     }

@@ -73,7 +73,7 @@ fn the_guest_reaches_a_host_program() {
     let mut guest = vsock.guest();
     let connection = guest.dial(5000, 52);
     assert_eq!(connection.op, op::RESPONSE);
-    let (mut host, _) = listener.accept().unwrap();
+    let mut host = rig::accept(&listener);
     guest.answer_with(&connection, b"ping");
     let mut bytes = [0; 4];
     host.read_exact(&mut bytes).unwrap();
@@ -130,7 +130,7 @@ fn either_side_may_close_one_direction() {
 
     // The host program first.
     let connection = guest.dial(5000, 1);
-    let (mut host, _) = listener.accept().unwrap();
+    let mut host = rig::accept(&listener);
     host.write_all(b"question").unwrap();
     host.shutdown(Shutdown::Write).unwrap();
     assert_eq!(guest.expect(op::RW).payload, b"question");
@@ -143,7 +143,7 @@ fn either_side_may_close_one_direction() {
 
     // The guest first.
     let connection = guest.dial(5001, 1);
-    let (mut host, _) = listener.accept().unwrap();
+    let mut host = rig::accept(&listener);
     guest.answer_with(&connection, b"question");
     guest.shutdown(&connection, 2);
     all.clear();
@@ -157,7 +157,7 @@ fn either_side_may_close_one_direction() {
 
     // The guest takes no more: the host program cannot write.
     let connection = guest.dial(5002, 1);
-    let (mut host, _) = listener.accept().unwrap();
+    let mut host = rig::accept(&listener);
     guest.shutdown(&connection, 1);
     let refused = poll(STEP, || host.write_all(b"x").err().map(|e| e.kind()));
     assert_eq!(refused, Some(ErrorKind::BrokenPipe));

@@ -25,7 +25,7 @@ fn front_ends_come_and_go() {
         let mut guest = vsock.guest();
         let connection = guest.dial(5000, 1);
         assert_eq!(connection.op, op::RESPONSE, "{index}");
-        let (mut first, _) = listener.accept().unwrap();
+        let mut first = rig::accept(&listener);
         let mut second = vsock.dial();
         second.write_all(b"CONNECT 9\n").unwrap();
         let request = guest.expect(op::REQUEST);
@@ -57,7 +57,7 @@ fn a_driver_that_starts_over_finds_nothing_open() {
     let listener = UnixListener::bind(vsock.port(1)).unwrap();
     let mut guest = vsock.guest();
     guest.dial(5000, 1);
-    let (mut host, _) = listener.accept().unwrap();
+    let mut host = rig::accept(&listener);
     // Stopped and started where it stood, as for a pause: nothing changes.
     guest.restart(false);
     host.write_all(b"x").unwrap();

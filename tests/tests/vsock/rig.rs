@@ -4,7 +4,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::fs;
 use std::io::Read;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -123,6 +123,17 @@ pub(crate) fn line(stream: &mut UnixStream) -> String {
         }
         line.push(byte[0]);
     }
+}
+
+/// The next one to connect, with bounded reads.
+pub(crate) fn accept(listener: &UnixListener) -> UnixStream {
+    listener.set_nonblocking(true).unwrap();
+    let stream = poll(STEP, || listener.accept().ok())
+        .expect("nobody connects")
+        .0;
+    stream.set_nonblocking(false).unwrap();
+    stream.set_read_timeout(Some(STEP)).unwrap();
+    stream
 }
 
 /// A running device. Its directory has `front`, `host`, and `host_N`.
