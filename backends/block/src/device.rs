@@ -247,7 +247,9 @@ impl Device for BlockDevice {
     fn config(&self) -> Vec<u8> {
         let seg_max = (self.queue_size - 2).min(SEG_MAX_LIMIT);
         let logical = self.disk.logical_block;
-        let exponent = (self.disk.physical_block / logical).trailing_zeros() as u8;
+        // min_io_size has 16 bits: no more than 2^15 blocks fit.
+        let ratio = self.disk.physical_block / logical;
+        let exponent = ratio.trailing_zeros().min(15) as u8;
         let mut space = vec![0; CONFIG_BYTES];
         let mut put = |offset: usize, bytes: &[u8]| {
             space[offset..offset + bytes.len()].copy_from_slice(bytes);

@@ -9,8 +9,10 @@ use std::fmt::Display;
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use log::{Level, error, log, warn};
+use log::{Level, log, warn};
 use pericarp_block::{
     BadOption, BlockDevice, Command, DeviceOptions, Disk, HELP, Options, SocketOption, parse,
     start_logging,
@@ -22,6 +24,9 @@ const PROGRAM: &str = "pericarp-block";
 
 /// Operations a worker submits at once; more wait for the next turn.
 const RING_DEPTH: u32 = 256;
+
+/// How long requests in flight may take to end after SIGTERM.
+const DRAIN_LIMIT: Duration = Duration::from_secs(30);
 
 /// What goes wrong before or while serving, and the exit code for it.
 struct Failure {
@@ -86,12 +91,13 @@ fn serve(options: &Options) -> Result<(), Failure> {
     let devices = open_disks(options)?;
 
     let stop = Stop::new().map_err(|e| Failure::run_time(format_args!("signals: {e}")))?;
+    raise_descriptor_limit();
     let queues: u32 = options.devices.iter().map(|d| u32::from(d.queues)).sum();
     let pool = Pool::new(&PoolOptions {
         workers: options.workers,
         engine: options.engine,
         depth: RING_DEPTH,
-        files: queues + options.devices.len() as u32,
+        files: 3 * queues + options.devices.len() as u32,
         cpus: options.cpus.clone(),
     })
     .map_err(|e| Failure::run_time(causes(&e)))?;
@@ -104,6 +110,19 @@ fn serve(options: &Options) -> Result<(), Failure> {
         }
     }
     result
+}
+
+/// A queue takes three descriptors, and the default limit is 1024.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(errno) = setrlimit(Resource::Nofile, raised) {
+        warn!("the limit of open descriptors stays as it is: {errno}");
+    }
 }
 
 /// Every CPU a worker is to be pinned to must be one this process may use.
@@ -207,15 +226,19 @@ fn bind_and_run(
         let thread = server.start(stop);
         sessions.push(thread.map_err(|e| Failure::run_time(format_args!("threads: {e}")))?);
     }
-    let ending = stop.wait();
-    if ending == Ending::Failed {
+    if stop.wait() == Ending::Failed {
         // The sessions may wait for a worker that is gone: nothing to drain.
-        error!("a worker failed");
         return Err(Failure::run_time("a worker failed; see above"));
     }
-    for session in sessions {
-        // A session that panicked has said so already.
-        let _ = session.join();
+    // A front end can hold up its session for ever, with memory on a file
+    // system of its own for one: what is not drained by now will not be.
+    let end = Instant::now() + DRAIN_LIMIT;
+    while !sessions.iter().all(JoinHandle::is_finished) {
+        if Instant::now() > end {
+            let line = format!("requests were still in flight after {DRAIN_LIMIT:?}");
+            return Err(Failure::run_time(line));
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
     running.end();
     Ok(())

@@ -19,6 +19,9 @@ use crate::queue::{Descriptor, SplitQueue};
 /// call (UIO_MAXIOV).
 pub const MAX_SEGMENTS: usize = 1024;
 
+/// Segments a slot keeps room for between requests.
+const KEPT_SEGMENTS: usize = 64;
+
 const F_NEXT: u16 = 1;
 const F_WRITE: u16 = 2;
 const F_INDIRECT: u16 = 4;
@@ -201,6 +204,14 @@ impl Segments {
             self.readable.1 = self.iov.len();
         }
         Ok(())
+    }
+
+    /// Gives back what an unusually long chain needed: a guest must not be
+    /// able to keep [`MAX_SEGMENTS`] of storage in every slot.
+    pub(crate) fn trim(&mut self) {
+        if self.iov.capacity() > KEPT_SEGMENTS {
+            self.iov = Vec::new();
+        }
     }
 
     pub(crate) fn readable(&self) -> &[iovec] {

@@ -10,6 +10,7 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -102,10 +103,23 @@ impl Region {
         let [Some(_), Some(_), Some(need)] = ends else {
             return Err(bad);
         };
-        let skip = spec.file_offset % 4096;
+        seal_against_shrinking(&file);
+        let metadata = file.metadata().map_err(MemoryError::Stat)?;
+        // Mappings begin and end at whole pages of the file, which are large
+        // on hugetlbfs: a shorter mapping could be neither replaced nor undone.
+        // There the preferred block size is the page size; elsewhere a larger
+        // one does no harm.
+        let block = metadata.blksize();
+        let page = if block.is_power_of_two() && block > 4096 {
+            block
+        } else {
+            4096
+        };
+        let skip = spec.file_offset % page;
         let Some(length) = spec
             .size
             .checked_add(skip)
+            .and_then(|n| n.checked_next_multiple_of(page))
             .and_then(|n| usize::try_from(n).ok())
         else {
             return Err(bad);
@@ -113,8 +127,7 @@ impl Region {
         if spec.size == 0 {
             return Err(bad);
         }
-        seal_against_shrinking(&file);
-        let have = file.metadata().map_err(MemoryError::Stat)?.len();
+        let have = metadata.len();
         if have < need {
             return Err(MemoryError::PastEndOfFile { need, have });
         }
@@ -312,6 +325,28 @@ pub(crate) mod tests {
         // SAFETY: as above; the handler keeps the address mapped.
         assert_eq!(unsafe { pointer.read_volatile() }, 0);
         assert!(memory.is_lost());
+    }
+
+    #[test]
+    fn a_part_of_a_huge_page_is_mapped_whole_and_survives_being_empty() {
+        // SAFETY: the name is a C string; the descriptor is checked and owned.
+        let file = unsafe {
+            let fd = libc::memfd_create(c"huge".as_ptr(), libc::MFD_HUGETLB);
+            if fd < 0 {
+                return; // a kernel without hugetlbfs
+            }
+            File::from_raw_fd(fd)
+        };
+        file.set_len(2 << 20).unwrap();
+        let Ok(region) = Region::map(file, spec(0, 0x1000, 0, 0)) else {
+            return; // no huge pages can be reserved
+        };
+        assert!(region.mapping.memory.size() >= 2 << 20);
+        let memory = GuestMemory::new(vec![region]).unwrap();
+        let pointer = memory.contiguous(0, 8).unwrap().cast::<u64>();
+        // SAFETY: a mapped, aligned address. With no huge page to be had this
+        // is a SIGBUS, which the handler must outlive.
+        assert_eq!(unsafe { pointer.read_volatile() }, 0);
     }
 
     #[test]

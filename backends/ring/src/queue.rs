@@ -191,6 +191,11 @@ impl SplitQueue {
         Ok(Some(head))
     }
 
+    /// Takes the last [`pop`](Self::pop) back.
+    pub(crate) fn undo_pop(&mut self) {
+        self.next_avail = self.next_avail.wrapping_sub(1);
+    }
+
     /// Re-reads avail.idx; true when there is something to pop.
     fn refresh(&mut self) -> Result<bool, QueueError> {
         // Acquire: the entries and descriptors were written before the index.

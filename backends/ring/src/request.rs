@@ -92,6 +92,7 @@ impl<R: Default> RequestQueue<R> {
         };
         let slot = &mut self.slots[usize::from(head)];
         if slot.busy {
+            self.queue.undo_pop();
             return Err(QueueError::DuplicateHead(head));
         }
         slot.busy = true;
@@ -115,6 +116,7 @@ impl<R: Default> RequestQueue<R> {
         let slot = &mut self.slots[usize::from(head)];
         debug_assert!(slot.busy);
         slot.busy = false;
+        slot.segments.trim();
         self.in_flight -= 1;
         self.queue.push_used(head, written);
         let bounce = slot.bounce.take()?;

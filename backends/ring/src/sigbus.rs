@@ -50,7 +50,7 @@ impl Watch {
         let index = TABLE.iter().position(free)?;
         let slot = &TABLE[index];
         slot.lost.store(false, Ordering::Relaxed);
-        slot.start.store(start as usize, Ordering::Relaxed);
+        slot.start.store(start as usize, Ordering::Release);
         // The mapping is complete once its end is there.
         slot.end.store(start as usize + len, Ordering::Release);
         Some(Self(index))
@@ -91,9 +91,11 @@ extern "C" fn handle(
     // for SIGBUS it carries an address.
     let address = unsafe { (*info).si_addr() } as usize;
     for slot in &TABLE {
+        // Read twice: the slot may be changing hands on another thread, and
+        // start and end must be those of one mapping.
         let end = slot.end.load(Ordering::Acquire);
-        let start = slot.start.load(Ordering::Relaxed);
-        if address < start || address >= end {
+        let start = slot.start.load(Ordering::Acquire);
+        if address < start || address >= end || slot.end.load(Ordering::Acquire) != end {
             continue;
         }
         // SAFETY: errno of this thread, read and put back below.

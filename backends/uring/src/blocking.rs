@@ -7,7 +7,7 @@ use std::io;
 use std::mem;
 use std::os::fd::RawFd;
 
-use libc::{c_int, pollfd};
+use libc::{c_int, iovec, pollfd};
 
 use crate::files::{FileSlot, Files};
 use crate::{Completion, EngineError, Transfer};
@@ -132,10 +132,10 @@ impl Blocking {
         let mut gone = Vec::new();
         for (index, entry) in polled.iter().enumerate().filter(|(_, e)| e.revents != 0) {
             let (token, slot) = self.watches[index];
-            if entry.revents & libc::POLLIN != 0 {
-                self.drain(slot);
-            } else {
-                // Only HUP, ERR or NVAL: it will never be readable again.
+            let over = libc::POLLHUP | libc::POLLERR | libc::POLLNVAL;
+            // At its end, or no descriptor that falls silent: it would keep us
+            // awake for ever.
+            if entry.revents & over != 0 || !self.drain(slot) {
                 gone.push(token);
             }
             self.done.push(Completion {
@@ -150,14 +150,20 @@ impl Blocking {
     }
 
     /// poll(2) reports a level: take the count so that it falls silent. The
-    /// descriptor was just seen readable and nobody else reads it.
-    fn drain(&self, slot: FileSlot) {
+    /// descriptor was just seen readable. False when it has nothing to take.
+    fn drain(&self, slot: FileSlot) -> bool {
         let Some(fd) = self.files.get(slot) else {
-            return;
+            return false;
         };
         let mut buffer = [0u8; 4096];
-        // SAFETY: the buffer outlives the call and its length is passed.
-        unsafe { libc::read(fd, buffer.as_mut_ptr().cast(), buffer.len()) };
+        let mut segment = iovec {
+            iov_base: buffer.as_mut_ptr().cast(),
+            iov_len: buffer.len(),
+        };
+        // SAFETY: segment and buffer outlive the call. RWF_NOWAIT: somebody
+        // else may have read it meanwhile.
+        let got = unsafe { libc::preadv2(fd, &raw mut segment, 1, -1, libc::RWF_NOWAIT) };
+        got > 0 || (got < 0 && io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock)
     }
 
     pub(crate) fn completions(&mut self, into: &mut Vec<Completion>) {

@@ -1,5 +1,8 @@
 //! The table of registered descriptors, kept the same way by both engines.
 
+#![expect(unsafe_code)]
+// UNSAFETY: poll and write on descriptor numbers.
+
 use std::os::fd::RawFd;
 
 use crate::EngineError;
@@ -32,6 +35,26 @@ impl Files {
     pub(crate) fn remove(&mut self, slot: FileSlot) {
         if let Some(entry) = self.slots.get_mut(slot.0 as usize) {
             *entry = None;
+        }
+    }
+
+    /// Signals with plain system calls: looks for room first, so that only a
+    /// reader that fills the descriptor at that very moment can make us wait.
+    pub(crate) fn signal(&self, slot: FileSlot) {
+        let Some(fd) = self.get(slot) else {
+            return;
+        };
+        let mut room = libc::pollfd {
+            fd,
+            events: libc::POLLOUT,
+            revents: 0,
+        };
+        let one = 1u64.to_ne_bytes();
+        // SAFETY: one pollfd and eight bytes, both of which outlive the calls.
+        unsafe {
+            if libc::poll(&raw mut room, 1, 0) == 1 && room.revents & libc::POLLOUT != 0 {
+                libc::write(fd, one.as_ptr().cast(), one.len());
+            }
         }
     }
 

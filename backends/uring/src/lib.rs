@@ -168,6 +168,26 @@ impl Engine {
         }
     }
 
+    /// Adds one to an eventfd, or a word to a pipe or socket, without waiting
+    /// for its reader: full means that there is something to read already.
+    /// For an eventfd it may happen as late as the next
+    /// [`submit`](Self::submit), which then saves a system call.
+    pub fn signal(&mut self, slot: FileSlot, is_eventfd: bool) {
+        match self {
+            Self::Uring(ring) => {
+                if !is_eventfd || !ring.signal(slot) {
+                    ring.files.signal(slot);
+                }
+            }
+            Self::Sync(blocking) => blocking.files.signal(slot),
+        }
+    }
+
+    /// True for the synchronous engine.
+    pub fn is_synchronous(&self) -> bool {
+        matches!(self, Self::Sync(_))
+    }
+
     /// Starts a read from a file into memory.
     ///
     /// # Safety

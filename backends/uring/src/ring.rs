@@ -27,13 +27,21 @@ const REGISTER_OPS: [u8; 3] = [
 ];
 
 /// Operations a ring may submit.
-const OPERATIONS: [u8; 5] = [
+const OPERATIONS: [u8; 6] = [
     opcode::Readv::CODE,
     opcode::Writev::CODE,
+    opcode::Write::CODE,
     opcode::Fsync::CODE,
     opcode::PollAdd::CODE,
-    opcode::PollRemove::CODE,
+    opcode::AsyncCancel::CODE,
 ];
+
+/// What a signal adds to an eventfd.
+static ONE: u64 = 1;
+
+/// A watch that ended this often without a word from its descriptor is given
+/// up: a descriptor that cannot be waited for would keep us awake for ever.
+const MAX_ENDS: u8 = 8;
 
 /// Set in the user data of watches, so that their completions cannot be taken
 /// for those of file operations.
@@ -45,11 +53,15 @@ const IGNORED: u64 = u64::MAX;
 pub struct Ring {
     ring: IoUring,
     mode: &'static str,
-    files: Files,
+    pub(crate) files: Files,
     started: bool,
     /// Watched slots by token: a multishot poll that the kernel ended early is
     /// armed again from here.
-    watches: HashMap<u64, FileSlot>,
+    watches: HashMap<u64, Watch>,
+    /// The kernel can leave out the completion of an operation that succeeds.
+    can_skip: bool,
+    /// The kernel refused a submission; nothing works any more.
+    broken: Option<io::Error>,
     /// File operations the kernel still owns.
     in_kernel: usize,
     /// Completions reaped while the ring was being drained by `drop` or while
@@ -61,8 +73,11 @@ impl Ring {
     pub(crate) fn new(depth: u32, files: u32) -> Result<Self, EngineError> {
         let (ring, mode) = build(depth)?;
         let setup = |step| move |source| EngineError::Setup { step, source };
-        ring.submitter()
+        let submitter = ring.submitter();
+        // Sparse tables came with 5.19; before, every entry is said to be empty.
+        submitter
             .register_files_sparse(files)
+            .or_else(|_| submitter.register_files(&vec![-1; files as usize]))
             .map_err(setup("register files"))?;
         let mut restrictions: Vec<Restriction> = OPERATIONS
             .into_iter()
@@ -70,7 +85,9 @@ impl Ring {
             .chain(REGISTER_OPS.into_iter().map(Restriction::register_op))
             .collect();
         let fixed = squeue::Flags::FIXED_FILE.bits();
-        restrictions.push(Restriction::sqe_flags_allowed(fixed));
+        let skip = squeue::Flags::SKIP_SUCCESS.bits();
+        let can_skip = ring.params().is_feature_skip_cqe_on_success();
+        restrictions.push(Restriction::sqe_flags_allowed(fixed | skip));
         restrictions.push(Restriction::sqe_flags_required(fixed));
         ring.submitter()
             .register_restrictions(&mut restrictions)
@@ -81,6 +98,8 @@ impl Ring {
             files: Files::new(files),
             started: false,
             watches: HashMap::new(),
+            can_skip,
+            broken: None,
             in_kernel: 0,
             early: Vec::new(),
         })
@@ -132,7 +151,11 @@ impl Ring {
     }
 
     pub(crate) fn watch(&mut self, slot: FileSlot, token: u64) {
-        self.watches.insert(token, slot);
+        self.watches.insert(token, Watch { slot, ends: 0 });
+        self.arm(slot, token);
+    }
+
+    fn arm(&mut self, slot: FileSlot, token: u64) {
         let entry = opcode::PollAdd::new(types::Fixed(slot.0), libc::POLLIN as u32)
             .multi(true)
             .build()
@@ -143,13 +166,32 @@ impl Ring {
 
     pub(crate) fn unwatch(&mut self, token: u64) {
         if self.watches.remove(&token).is_some() {
-            let entry = opcode::PollRemove::new(token | WATCH)
+            // Not a poll removal: that one fails, and leaves the poll armed,
+            // when the descriptor was written to a moment ago.
+            let entry = opcode::AsyncCancel::new(token | WATCH)
                 .build()
                 .user_data(IGNORED);
-            // SAFETY: a removal refers to no memory. FIXED_FILE is set by
+            // SAFETY: a cancellation refers to no memory. FIXED_FILE is set by
             // `push` because the restrictions ask for it on every entry.
             unsafe { self.push(entry) };
         }
+    }
+
+    /// False when the kernel is too old for it.
+    pub(crate) fn signal(&mut self, slot: FileSlot) -> bool {
+        if !self.can_skip {
+            return false;
+        }
+        let entry = opcode::Write::new(types::Fixed(slot.0), (&raw const ONE).cast(), 8)
+            .offset(u64::MAX)
+            // Never wait: a full counter means that the driver was called.
+            .rw_flags(libc::RWF_NOWAIT)
+            .build()
+            .flags(squeue::Flags::SKIP_SUCCESS)
+            .user_data(IGNORED);
+        // SAFETY: the bytes written are a static.
+        unsafe { self.push(entry) };
+        true
     }
 
     /// # Safety
@@ -200,21 +242,30 @@ impl Ring {
     /// The memory the entry names stays valid until its completion.
     unsafe fn push(&mut self, entry: squeue::Entry) {
         let entry = entry.flags(squeue::Flags::FIXED_FILE);
-        loop {
+        while self.broken.is_none() {
             // SAFETY: the caller's promise.
             if unsafe { self.ring.submission().push(&entry) }.is_ok() {
                 return;
             }
             // A full completion queue can make the kernel refuse new work; take
             // what is there and try again.
-            let _ = self.ring.submitter().submit();
+            if let Err(error) = self.ring.submitter().submit()
+                && !passes(&error)
+            {
+                self.broken = Some(error);
+            }
             let mut early = std::mem::take(&mut self.early);
             self.reap(&mut early);
+            // Arming a watch again may have come through here, too.
+            early.append(&mut self.early);
             self.early = early;
         }
     }
 
     pub(crate) fn submit(&mut self, wait: bool) -> Result<(), EngineError> {
+        if let Some(error) = self.broken.take() {
+            return Err(EngineError::Failed(error));
+        }
         let (idle, arrived) = {
             let queue = self.ring.submission();
             (
@@ -232,9 +283,7 @@ impl Ring {
                 Ok(_) => return Ok(()),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 // Completions must be reaped before more can be submitted.
-                Err(e) if matches!(e.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN)) => {
-                    return Ok(());
-                }
+                Err(e) if passes(&e) => return Ok(()),
                 Err(e) => return Err(EngineError::Failed(e)),
             }
         }
@@ -258,17 +307,20 @@ impl Ring {
                 into.push(Completion { token, result });
                 continue;
             }
-            let Some(&slot) = self.watches.get(&token) else {
+            let Some(watch) = self.watches.get_mut(&token) else {
                 // The last word of a watch that was removed.
                 continue;
             };
-            if !cqueue::more(entry.flags()) {
+            if cqueue::more(entry.flags()) {
+                watch.ends = 0;
+            } else {
                 // The kernel ends a multishot poll when its queue overflows,
                 // and when the other end is gone. Only the first is worth
                 // watching again: the second would spin.
                 let gone = i32::from(libc::POLLHUP | libc::POLLERR);
-                if result > 0 && result & gone == 0 {
-                    rearm.push((slot, token));
+                watch.ends += 1;
+                if result > 0 && result & gone == 0 && watch.ends < MAX_ENDS {
+                    rearm.push((watch.slot, token));
                 } else {
                     self.watches.remove(&token);
                 }
@@ -276,9 +328,25 @@ impl Ring {
             into.push(Completion { token, result });
         }
         for (slot, token) in rearm {
-            self.watch(slot, token);
+            self.arm(slot, token);
         }
     }
+}
+
+/// A refusal that reaping completions cures.
+fn passes(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EBUSY | libc::EAGAIN | libc::EINTR)
+    )
+}
+
+/// A watched slot.
+#[derive(Debug)]
+struct Watch {
+    slot: FileSlot,
+    /// Times in a row that the kernel ended the poll.
+    ends: u8,
 }
 
 impl fmt::Debug for Ring {
@@ -335,5 +403,14 @@ fn build(depth: u32) -> Result<(IoUring, &'static str), EngineError> {
             Err(error) => refusal = error,
         }
     }
-    Err(EngineError::Unavailable(refusal))
+    // Forbidden or unknown, as opposed to short of memory or descriptors.
+    match refusal.raw_os_error() {
+        Some(libc::ENOSYS | libc::EPERM | libc::EACCES | libc::EINVAL) => {
+            Err(EngineError::Unavailable(refusal))
+        }
+        _ => Err(EngineError::Setup {
+            step: "create",
+            source: refusal,
+        }),
+    }
 }

@@ -198,6 +198,51 @@ fn a_pipe_whose_other_end_is_gone_does_not_keep_us_awake() {
 }
 
 #[test]
+fn a_signal_counts_and_never_waits() {
+    for mut engine in engines() {
+        let bell = event();
+        let slot = engine.add_file(bell.as_raw_fd()).unwrap();
+        let value = || {
+            let mut bytes = [0; 8];
+            rustix::io::read(&bell, &mut bytes).unwrap();
+            u64::from_ne_bytes(bytes)
+        };
+        engine.signal(slot, true);
+        engine.signal(slot, true);
+        assert_eq!(glance(&mut engine), [], "a signal has no completion");
+        assert_eq!(value(), 2, "{engine}");
+        // Full, and made blocking behind our back.
+        rustix::io::write(&bell, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+        rustix::fs::fcntl_setfl(&bell, rustix::fs::OFlags::empty()).unwrap();
+        engine.signal(slot, true);
+        assert_eq!(glance(&mut engine), []);
+        assert_eq!(value(), u64::MAX - 1, "{engine}");
+
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        let slot = engine.add_file(write.as_raw_fd()).unwrap();
+        for _ in 0..20_000 {
+            engine.signal(slot, false);
+        }
+        let mut word = [0; 8];
+        rustix::io::read(&read, &mut word).unwrap();
+        assert_eq!(u64::from_ne_bytes(word), 1);
+    }
+}
+
+#[test]
+fn what_cannot_be_waited_for_does_not_keep_us_awake() {
+    for mut engine in engines() {
+        let null = File::open("/dev/null").unwrap();
+        let slot = engine.add_file(null.as_raw_fd()).unwrap();
+        engine.watch(slot, 3);
+        for _ in 0..20 {
+            glance(&mut engine);
+        }
+        assert_eq!(glance(&mut engine), [], "{engine}");
+    }
+}
+
+#[test]
 fn slots_run_out_with_an_error_and_come_back() {
     for mut engine in engines() {
         let bell = event();

@@ -29,8 +29,25 @@ pub(crate) struct StartQueue<D> {
     pub(crate) device: Arc<D>,
     pub(crate) queue: SplitQueue,
     pub(crate) kick: Arc<OwnedFd>,
-    pub(crate) call: Option<Arc<OwnedFd>>,
-    pub(crate) error: Option<Arc<OwnedFd>>,
+    pub(crate) call: Option<Bell>,
+    pub(crate) error: Option<Bell>,
+}
+
+/// A descriptor that tells the driver something. Cloning shares it.
+#[derive(Debug, Clone)]
+pub(crate) struct Bell {
+    pub(crate) fd: Arc<OwnedFd>,
+    /// An eventfd, as opposed to a pipe or socket.
+    pub(crate) is_eventfd: bool,
+}
+
+/// How a queue was when its worker gave it back.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stopped {
+    /// The index of the next request.
+    pub(crate) next_avail: u16,
+    /// The driver broke the ring: it must be set up anew before it runs.
+    pub(crate) broken: bool,
 }
 
 /// An order to a worker.
@@ -38,11 +55,11 @@ pub(crate) struct StartQueue<D> {
 pub(crate) enum Command<D> {
     /// Serve a queue.
     Start(Box<StartQueue<D>>, SyncSender<Result<(), EngineError>>),
-    /// Take no more requests from the queue, finish those in flight, and answer
-    /// with the index of the next one.
-    Stop(QueueId, SyncSender<u16>),
-    /// Signal completions of the queue here from now on.
-    SetCall(QueueId, Option<Arc<OwnedFd>>),
+    /// Take no more requests from the queue, finish those in flight, and answer.
+    Stop(QueueId, SyncSender<Stopped>),
+    /// Signal completions of the queue here from now on. It is answered, so
+    /// that a front end cannot fill the mailbox with descriptors.
+    SetCall(QueueId, Option<Bell>, SyncSender<Result<(), EngineError>>),
     /// Return once nothing is left to do.
     End,
 }

@@ -8,7 +8,7 @@ use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use log::{debug, error};
+use log::{debug, error, warn};
 use pericarp_uring::{Engine, EngineError, EngineKind};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use thiserror::Error;
@@ -28,8 +28,8 @@ pub struct PoolOptions {
     pub engine: EngineKind,
     /// Operations one worker submits at once.
     pub depth: u32,
-    /// Descriptors one worker can have registered: a kick per queue, and the
-    /// files of every device.
+    /// Descriptors one worker can have registered: kick, call and error of its
+    /// queues, and the files of every device.
     pub files: u32,
     /// CPUs the workers are pinned to, in turn; empty leaves them free.
     pub cpus: Vec<usize>,
@@ -84,6 +84,9 @@ impl<D: Device> Pool<D> {
             let engine = Engine::new(options.engine, options.depth, options.files + 1)?;
             let mailbox = Arc::new(Mailbox::new()?);
             mailboxes.push(Arc::clone(&mailbox));
+            if options.engine == EngineKind::Auto && engine.is_synchronous() {
+                warn!("io_uring is not available here: using synchronous system calls, slower");
+            }
             debug!("worker {} uses {engine}", workers.len());
             workers.push(Worker::new(engine, mailbox));
         }

@@ -18,12 +18,12 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 
-use log::{debug, warn};
+use log::warn;
 use pericarp_ring::{Buffer, QueueError, RequestQueue};
 use pericarp_uring::{Completion, Engine, EngineError, FileSlot, Transfer};
 
 use crate::device::{Device, Step};
-use crate::mailbox::{Command, Mailbox, QueueId, StartQueue};
+use crate::mailbox::{Bell, Command, Mailbox, QueueId, StartQueue, Stopped};
 
 /// Tokens: the kind in the top byte that is ours, then what belongs to it.
 const KIND_SHIFT: u32 = 56;
@@ -38,7 +38,41 @@ enum State {
     /// The driver broke the ring; nothing is popped until it is set up anew.
     Broken,
     /// A session waits for the in-flight requests.
-    Stopping(SyncSender<u16>),
+    Stopping {
+        reply: SyncSender<Stopped>,
+        broken: bool,
+    },
+}
+
+/// A registered descriptor of the driver's.
+#[derive(Debug)]
+struct Ringer {
+    bell: Bell,
+    slot: FileSlot,
+}
+
+impl Ringer {
+    fn new(engine: &mut Engine, bell: Option<Bell>) -> Result<Option<Self>, EngineError> {
+        bell.map(|bell| {
+            let slot = engine.add_file(bell.fd.as_raw_fd())?;
+            Ok(Self { bell, slot })
+        })
+        .transpose()
+    }
+
+    fn ring(&self, engine: &mut Engine) {
+        engine.signal(self.slot, self.bell.is_eventfd);
+    }
+
+    /// What was rung must be on its way before the slot means something else.
+    fn retire(this: Option<Self>, engine: &mut Engine) -> Result<(), EngineError> {
+        let Some(ringer) = this else {
+            return Ok(());
+        };
+        engine.submit(false)?;
+        engine.remove_file(ringer.slot);
+        Ok(())
+    }
 }
 
 /// A queue in service.
@@ -54,8 +88,8 @@ struct Active<D: Device> {
     kick_token: u64,
     /// Keeps the descriptor open for as long as the engine watches it.
     _kick: Arc<OwnedFd>,
-    call: Option<Arc<OwnedFd>>,
-    error: Option<Arc<OwnedFd>>,
+    call: Option<Ringer>,
+    error: Option<Ringer>,
     state: State,
     /// The driver was asked to kick and the ring was empty after that.
     armed: bool,
@@ -101,25 +135,30 @@ impl<D: Device> Worker<D> {
                 if matches!(command, Command::End) {
                     return Ok(());
                 }
-                self.obey(command);
+                self.obey(command)?;
             }
             let mut more = false;
             for slot in 0..self.queues.len() {
-                more |= self.serve(slot);
+                more |= self.serve(slot)?;
             }
             self.engine.submit(!more)?;
             let mut completions = mem::take(&mut self.completions);
             self.engine.completions(&mut completions);
             for completion in completions.drain(..) {
-                if completion.token >> KIND_SHIFT == KIND_IO {
-                    self.complete(completion);
+                match completion.token >> KIND_SHIFT {
+                    KIND_IO => self.complete(completion),
+                    KIND_MAILBOX if completion.result < 0 => {
+                        let error = std::io::Error::from_raw_os_error(-completion.result);
+                        return Err(EngineError::Failed(error));
+                    }
+                    _ => {}
                 }
             }
             self.completions = completions;
         }
     }
 
-    fn obey(&mut self, command: Command<D>) {
+    fn obey(&mut self, command: Command<D>) -> Result<(), EngineError> {
         // A session that no longer waits for its answer has ended; that is its
         // own affair.
         match command {
@@ -127,16 +166,34 @@ impl<D: Device> Worker<D> {
                 let _ = reply.send(self.start_queue(*start));
             }
             Command::Stop(id, reply) => match self.find(id) {
-                Some(active) => active.state = State::Stopping(reply),
+                Some(active) => {
+                    let broken = matches!(active.state, State::Broken);
+                    active.state = State::Stopping { reply, broken };
+                }
                 None => drop(reply),
             },
-            Command::SetCall(id, call) => {
-                if let Some(active) = self.find(id) {
-                    active.call = call;
-                }
+            Command::SetCall(id, call, reply) => {
+                let _ = reply.send(self.set_call(id, call));
             }
             Command::End => {}
         }
+        Ok(())
+    }
+
+    fn set_call(&mut self, id: QueueId, call: Option<Bell>) -> Result<(), EngineError> {
+        let engine = &mut self.engine;
+        let Some(active) = self.queues.iter_mut().flatten().find(|a| a.id == id) else {
+            return Ok(());
+        };
+        let before = active.call.take();
+        let first = before.is_none();
+        Ringer::retire(before, engine)?;
+        active.call = Ringer::new(engine, call)?;
+        // What completed while nobody could be called is said now.
+        if first && let Some(call) = &active.call {
+            call.ring(engine);
+        }
+        Ok(())
     }
 
     fn find(&mut self, id: QueueId) -> Option<&mut Active<D>> {
@@ -146,6 +203,8 @@ impl<D: Device> Worker<D> {
     fn start_queue(&mut self, start: StartQueue<D>) -> Result<(), EngineError> {
         let files = self.device_files(start.id.device, &start.device)?;
         let kick_slot = self.engine.add_file(start.kick.as_raw_fd())?;
+        let call = Ringer::new(&mut self.engine, start.call)?;
+        let error = Ringer::new(&mut self.engine, start.error)?;
         let slot = self.queues.iter().position(Option::is_none);
         let slot = slot.unwrap_or_else(|| {
             self.queues.push(None);
@@ -165,8 +224,8 @@ impl<D: Device> Worker<D> {
             kick_slot,
             kick_token,
             _kick: start.kick,
-            call: start.call,
-            error: start.error,
+            call,
+            error,
             state: State::Running,
             armed: false,
         });
@@ -189,40 +248,45 @@ impl<D: Device> Worker<D> {
     }
 
     /// Pops, publishes and signals for one queue. True when its ring has more.
-    fn serve(&mut self, slot: usize) -> bool {
+    fn serve(&mut self, slot: usize) -> Result<bool, EngineError> {
         let Some(active) = self.queues[slot].as_mut() else {
-            return false;
+            return Ok(false);
         };
         let mut more = false;
         if matches!(active.state, State::Running) {
             match active.pop_all(&mut self.engine, slot) {
                 Ok(left) => more = left,
-                Err(error) => active.break_down(&error),
+                Err(error) => active.break_down(&mut self.engine, &error),
             }
         }
-        if active.requests.ring().publish() {
-            active.signal();
+        if active.requests.ring().publish()
+            && let Some(call) = &active.call
+        {
+            call.ring(&mut self.engine);
         }
-        if active.requests.in_flight() == 0 && matches!(active.state, State::Stopping(_)) {
-            self.release(slot);
+        if active.requests.in_flight() == 0 && matches!(active.state, State::Stopping { .. }) {
+            self.release(slot)?;
         }
-        more
+        Ok(more)
     }
 
     /// Lets go of a drained queue and tells the session that asked for it.
-    fn release(&mut self, slot: usize) {
+    fn release(&mut self, slot: usize) -> Result<(), EngineError> {
         let Some(mut active) = self.queues[slot].take() else {
-            return;
+            return Ok(());
         };
-        let next = active.requests.ring().next_avail();
+        let next_avail = active.requests.ring().next_avail();
         self.engine.unwatch(active.kick_token);
+        Ringer::retire(active.call.take(), &mut self.engine)?;
+        Ringer::retire(active.error.take(), &mut self.engine)?;
         self.engine.remove_file(active.kick_slot);
-        if let State::Stopping(reply) = mem::replace(&mut active.state, State::Broken) {
+        if let State::Stopping { reply, broken } = mem::replace(&mut active.state, State::Broken) {
             // The queue and its hold on guest memory are gone before the
             // session goes on.
             drop(active);
-            let _ = reply.send(next);
+            let _ = reply.send(Stopped { next_avail, broken });
         }
+        Ok(())
     }
 
     fn complete(&mut self, completion: Completion) {
@@ -251,6 +315,9 @@ impl<D: Device> Active<D> {
                 }
                 let more = self.requests.ring().enable_kicks()?;
                 self.armed = !more;
+                if more {
+                    self.requests.ring().disable_kicks();
+                }
                 return Ok(more);
             };
             if mem::take(&mut self.armed) {
@@ -334,27 +401,14 @@ impl<D: Device> Active<D> {
         }
     }
 
-    fn break_down(&mut self, error: &QueueError) {
+    fn break_down(&mut self, engine: &mut Engine, error: &QueueError) {
         warn!(
             "device {} queue {}: {error}; the queue is stopped until it is set up again",
             self.id.device, self.id.queue
         );
         self.state = State::Broken;
-        if let Some(fd) = &self.error {
-            let _ = rustix::io::write(fd, &1u64.to_ne_bytes());
-        }
-    }
-
-    /// Calls the driver. A full pipe or counter means it was called already.
-    fn signal(&self) {
-        if let Some(fd) = &self.call
-            && let Err(error) = rustix::io::write(fd, &1u64.to_ne_bytes())
-            && error != rustix::io::Errno::AGAIN
-        {
-            debug!(
-                "device {} queue {}: call failed: {error}",
-                self.id.device, self.id.queue
-            );
+        if let Some(bell) = &self.error {
+            bell.ring(engine);
         }
     }
 }

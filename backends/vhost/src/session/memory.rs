@@ -55,14 +55,14 @@ impl<D: Device> Session<'_, D> {
         self.replace_memory(regions)
     }
 
-    /// Installs a new table. On error the old one stays, with its queues
-    /// running.
+    /// Installs a new table and starts the queues it has the rings of. A table
+    /// that is refused leaves everything as it was.
     fn replace_memory(&mut self, regions: Vec<Region>) -> Result<(), Refusal> {
         let memory = Arc::new(GuestMemory::new(regions.clone())?);
-        let running = self.pause_all();
+        self.pause_all();
         self.regions = regions;
         self.memory = memory;
-        self.resume_all(&running)
+        self.resume_all()
     }
 }
 

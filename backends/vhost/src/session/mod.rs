@@ -63,8 +63,10 @@ enum Refusal {
     NoSuchQueue { index: u64, count: usize },
     #[error("features {0:#x} were not offered")]
     Features(u64),
-    #[error("a queue needs a kick descriptor; polling is not supported")]
+    #[error("a queue needs an eventfd as kick descriptor; polling is not supported")]
     NoKick,
+    #[error("not an eventfd, pipe or socket")]
+    BadBell,
     #[error("no memory region like that is mapped")]
     NoSuchRegion,
     #[error("cannot use the configuration space like that")]
@@ -103,6 +105,8 @@ impl<'s, D: Device> Session<'s, D> {
         device_id: u16,
         workers: &'s Handles<D>,
     ) -> Self {
+        // Nothing of an earlier front end may linger in the device.
+        device.negotiated(0);
         Self {
             channel: Channel::new(stream, stop),
             device,
@@ -132,7 +136,7 @@ impl<'s, D: Device> Session<'s, D> {
             }
             other => warn!("device {}: session dropped: {other}", self.device_id),
         }
-        self.stop_all();
+        self.pause_all();
     }
 
     /// Reads one message and answers it.
@@ -221,10 +225,10 @@ impl<'s, D: Device> Session<'s, D> {
         }
         // Queues read their features when they start.
         if bits != self.features {
-            let running = self.pause_all();
+            self.pause_all();
             self.features = bits;
             self.device.negotiated(bits);
-            self.resume_all(&running)?;
+            self.resume_all()?;
         }
         Ok(())
     }
@@ -259,10 +263,11 @@ impl<'s, D: Device> Session<'s, D> {
 
     /// Back to the state of a fresh connection, features and memory excepted.
     fn reset(&mut self) {
-        self.stop_all();
+        self.pause_all();
         for vring in &mut self.vrings {
             *vring = Vring::default();
         }
+        self.device.negotiated(self.features);
     }
 }
 

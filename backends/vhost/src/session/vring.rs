@@ -6,18 +6,20 @@
 //! [`Session::change`], which takes the queue back, applies the change, and
 //! starts the queue again if it may run.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 
+use log::debug;
 use pericarp_ring::{QueueError, QueueLayout, SplitQueue};
+use rustix::fs::{AtFlags, StatxFlags, statx};
 use vhost::vhost_user::message::{FrontendReq, VhostUserVringAddr, VhostUserVringState};
 
 use super::{Refusal, Session, number_in, one_fd};
 use crate::channel::Message;
 use crate::device::Device;
 use crate::features;
-use crate::mailbox::{Command, QueueId, StartQueue};
+use crate::mailbox::{Bell, Command, QueueId, StartQueue};
 
 /// Bits of the number in SET_VRING_KICK, CALL and ERR.
 const INDEX_MASK: u64 = 0xff;
@@ -30,10 +32,12 @@ pub(super) struct Vring {
     addresses: Option<Addresses>,
     base: u16,
     kick: Option<Arc<OwnedFd>>,
-    call: Option<Arc<OwnedFd>>,
-    error: Option<Arc<OwnedFd>>,
+    call: Option<Bell>,
+    error: Option<Bell>,
     enabled: bool,
     running: bool,
+    /// The driver broke the ring; it stays stopped until it is set up anew.
+    broken: bool,
 }
 
 /// Ring addresses in the front end's own address space.
@@ -60,7 +64,10 @@ impl<D: Device> Session<'_, D> {
                     available: body.available,
                     used: body.used,
                 };
-                self.change(index, |v| v.addresses = Some(addresses))
+                self.change(index, |v| {
+                    v.addresses = Some(addresses);
+                    v.broken = false;
+                })
             }
             FrontendReq::SET_VRING_KICK
             | FrontendReq::SET_VRING_CALL
@@ -88,7 +95,10 @@ impl<D: Device> Session<'_, D> {
                 }
                 self.change(index, |v| v.size = size)
             }
-            FrontendReq::SET_VRING_BASE => self.change(index, |v| v.base = number as u16),
+            FrontendReq::SET_VRING_BASE => self.change(index, |v| {
+                v.base = number as u16;
+                v.broken = false;
+            }),
             _ => self.change(index, |v| v.enabled = number & 1 != 0),
         }
     }
@@ -103,26 +113,25 @@ impl<D: Device> Session<'_, D> {
         let fd = if number & NO_FD != 0 {
             None
         } else {
-            let fd = one_fd(message)?;
-            // A full pipe must not stop a worker that calls the driver. For a
-            // kick nothing changes: it is polled before it is read.
-            if let Ok(flags) = rustix::fs::fcntl_getfl(fd.as_fd()) {
-                let _ = rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK);
-            }
-            Some(Arc::new(fd))
+            Some(bell(one_fd(message)?)?)
         };
         match request {
             FrontendReq::SET_VRING_KICK => {
-                let kick = fd.ok_or(Refusal::NoKick)?;
-                self.change(index, |v| v.kick = Some(kick))
+                let kick = fd.filter(|b| b.is_eventfd).ok_or(Refusal::NoKick)?.fd;
+                self.change(index, |v| {
+                    v.kick = Some(kick);
+                    v.broken = false;
+                })
             }
             FrontendReq::SET_VRING_CALL => {
                 self.vrings[index].call.clone_from(&fd);
-                if self.vrings[index].running {
-                    let id = self.id(index);
-                    self.workers.of(id).send(Command::SetCall(id, fd));
+                if !self.vrings[index].running {
+                    return Ok(());
                 }
-                Ok(())
+                let id = self.id(index);
+                let (reply, answer) = sync_channel(1);
+                self.workers.of(id).send(Command::SetCall(id, fd, reply));
+                Ok(answer.recv().map_err(|_| Refusal::WorkerGone)??)
             }
             _ => self.change(index, |v| v.error = fd),
         }
@@ -163,6 +172,9 @@ impl<D: Device> Session<'_, D> {
     fn start(&mut self, index: usize) -> Result<(), Refusal> {
         let id = self.id(index);
         let vring = &self.vrings[index];
+        if vring.running || vring.broken {
+            return Ok(());
+        }
         // Without protocol features there is no SET_VRING_ENABLE, and queues
         // are enabled from the start.
         let enabled = vring.enabled || self.features & features::PROTOCOL == 0;
@@ -195,33 +207,62 @@ impl<D: Device> Session<'_, D> {
         Ok(())
     }
 
-    /// Takes the queue back from its worker, drained. True when it ran.
-    fn pause(&mut self, index: usize) -> bool {
+    /// Takes the queue back from its worker, drained.
+    fn pause(&mut self, index: usize) {
         if !std::mem::take(&mut self.vrings[index].running) {
-            return false;
+            return;
         }
         let id = self.id(index);
         let (reply, answer) = sync_channel(1);
         self.workers.of(id).send(Command::Stop(id, reply));
         // A worker that is gone takes the process with it.
-        if let Ok(next) = answer.recv() {
-            self.vrings[index].base = next;
+        if let Ok(stopped) = answer.recv() {
+            self.vrings[index].base = stopped.next_avail;
+            self.vrings[index].broken = stopped.broken;
         }
-        true
     }
 
-    /// Takes all queues back; returns those that ran.
-    pub(super) fn pause_all(&mut self) -> Vec<usize> {
-        (0..self.vrings.len()).filter(|&i| self.pause(i)).collect()
+    /// Takes all queues back.
+    pub(super) fn pause_all(&mut self) {
+        (0..self.vrings.len()).for_each(|index| self.pause(index));
     }
 
-    /// Starts the queues again that [`pause_all`](Self::pause_all) stopped.
-    pub(super) fn resume_all(&mut self, queues: &[usize]) -> Result<(), Refusal> {
-        queues.iter().try_for_each(|&index| self.start(index))
+    /// Starts every queue that may run. One whose rings are not in memory now
+    /// waits for a memory table that has them: front ends replace a region by
+    /// removing and adding it.
+    pub(super) fn resume_all(&mut self) -> Result<(), Refusal> {
+        let mut first = Ok(());
+        for index in 0..self.vrings.len() {
+            match self.start(index) {
+                Err(Refusal::Queue(QueueError::BadAddress { ring, .. })) => {
+                    debug!("queue {index} waits for memory with its {ring} ring");
+                }
+                other => first = first.and(other),
+            }
+        }
+        first
     }
+}
 
-    /// Ends all queues.
-    pub(super) fn stop_all(&mut self) {
-        self.pause_all();
+/// Takes a descriptor that the driver is to be told something by, or that it
+/// kicks. Only what can be waited for will do: a file on a file system of the
+/// front end's own could hold us up for ever.
+fn bell(fd: OwnedFd) -> Result<Bell, Refusal> {
+    // Without asking the file system behind it, which could wait, too.
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let kind = statx(&fd, c"", flags, StatxFlags::TYPE)
+        .map(|s| u32::from(s.stx_mode) & libc::S_IFMT)
+        .map_err(|_| Refusal::BadBell)?;
+    // Eventfds have no file type at all.
+    if ![0, libc::S_IFIFO, libc::S_IFSOCK].contains(&kind) {
+        return Err(Refusal::BadBell);
     }
+    // A full pipe must not stop a worker that calls the driver.
+    if let Ok(flags) = rustix::fs::fcntl_getfl(&fd) {
+        let _ = rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK);
+    }
+    Ok(Bell {
+        fd: Arc::new(fd),
+        is_eventfd: kind == 0,
+    })
 }
