@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
 mod chains;
+mod descriptors;
 mod lifecycle;
 mod messages;
 mod notifications;
@@ -87,6 +88,26 @@ mod pericarp_variants {
             Kind::Pericarp,
             "lifecycle",
             crate::lifecycle::cases(),
+            sync(),
+        );
+    }
+
+    #[test]
+    fn descriptors() {
+        super::run(
+            Kind::Pericarp,
+            "descriptors",
+            crate::descriptors::cases(),
+            super::two_queues(),
+        );
+    }
+
+    #[test]
+    fn descriptors_with_the_sync_engine() {
+        super::run(
+            Kind::Pericarp,
+            "descriptors",
+            crate::descriptors::cases(),
             sync(),
         );
     }

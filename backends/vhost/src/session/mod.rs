@@ -6,6 +6,8 @@
 //! queue taken back and drained, so that the next front end starts clean.
 
 mod memory;
+#[cfg(test)]
+mod tests;
 mod vring;
 
 use std::os::fd::OwnedFd;
