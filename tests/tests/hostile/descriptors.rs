@@ -1,8 +1,7 @@
 //! Descriptors that are not what they should be: kicks that cannot be waited
 //! for, calls that cannot be written, ring memory that goes and comes back.
 //!
-//! Ours alone meets these: both peers wait for room in a full call, take any
-//! file for a kick, and lose a ring whose memory was replaced.
+//! Ours alone is held to these; what the peers do here was not looked into.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
