@@ -1,0 +1,101 @@
+//! What the host and the guest agent say to each other.
+//!
+//! Used by `pericarp` on the host and by `pericarp-agent` in the guest. All of it runs over vsock,
+//! which `pericarp-vsock` turns into unix sockets on the host.
+//!
+//! # The conversation
+//!
+//! ```text
+//! guest                                     host
+//!   connects to port HELLO_PORT       ->    (a unix socket the host listens on)
+//!   Hello                             ->
+//!                                     <-    connects to port AGENT_PORT: ttrpc, see `Agent`
+//!                                           Configure, CreateContainer
+//!                                     <-    connects to port STREAM_PORT, once per stream
+//!                                     <-    StartProcess
+//!   output, and at last an ExitReport ->
+//!                                     <-    PowerOff
+//! ```
+//!
+//! The hello connection stays open as long as the agent lives: its end is the agent's end. Last
+//! words may follow the hello on it, see [`hello`].
+//!
+//! # Trust
+//!
+//! The agent obeys whoever reaches its ports, which is the host alone. The host believes nothing:
+//! sizes are bounded here, output streams are bytes and no more, and one ttrpc message is at most
+//! 4 MiB. Rings and credit are the vsock device's business.
+
+pub mod hello;
+pub mod host;
+pub mod stream;
+
+/// The messages of the service.
+#[allow(
+    warnings,
+    clippy::all,
+    clippy::unwrap_used,
+    reason = "generated from proto/agent.proto, which has the documentation"
+)]
+pub mod agent {
+    include!(concat!(env!("OUT_DIR"), "/agent.rs"));
+}
+
+/// The service's client and the trait of its server.
+#[allow(
+    warnings,
+    clippy::all,
+    clippy::unwrap_used,
+    reason = "generated from proto/agent.proto, which has the documentation"
+)]
+pub mod agent_ttrpc {
+    include!(concat!(env!("OUT_DIR"), "/agent_ttrpc.rs"));
+}
+
+pub use hello::{Hello, HelloError};
+pub use stream::{ExitReport, StreamKind, StreamTarget};
+
+/// Version of everything in this crate; host and guest must agree exactly.
+pub const VERSION: u32 = 2;
+
+/// Guest port of the ttrpc service.
+pub const AGENT_PORT: u32 = 1024;
+/// Guest port of the streams.
+pub const STREAM_PORT: u32 = 1025;
+/// Host port the agent greets.
+pub const HELLO_PORT: u32 = 1024;
+
+/// Context id of the host, as the guest sees it.
+pub const HOST_CID: u32 = 2;
+
+/// Largest id of a container or process, bytes.
+pub const MAX_ID: usize = 64;
+/// Largest serial a virtio disk can carry, which is how the guest tells its disks apart.
+pub const MAX_DISK_ID: usize = 20;
+
+/// Whether `id` may name a container or a process.
+#[must_use]
+pub fn is_id(id: &str) -> bool {
+    let inside = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.".contains(byte);
+    id.len() <= MAX_ID
+        && id
+            .bytes()
+            .next()
+            .is_some_and(|first| first.is_ascii_alphanumeric())
+        && id.as_bytes().iter().all(inside)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_short_and_plain() {
+        for good in ["a", "web-1", "A.b_c", &"x".repeat(64)] {
+            assert!(is_id(good), "{good}");
+        }
+        for bad in ["", "-a", ".", "..", "a/b", "a b", "ä", &"x".repeat(65)] {
+            assert!(!is_id(bad), "{bad}");
+        }
+    }
+}
