@@ -27,6 +27,8 @@ pub enum Part {
     Crun,
     /// Makes read-only file systems of images.
     MkfsErofs,
+    /// Connects anything with anything, vsock among it.
+    Socat,
     /// One static binary with the usual tools.
     Busybox,
     /// A program of this workspace, by name.
@@ -53,6 +55,7 @@ impl Part {
             Part::Runc => "runc",
             Part::Crun => "crun",
             Part::MkfsErofs => "mkfs.erofs",
+            Part::Socat => "socat",
             Part::Busybox => "busybox",
             Part::Ours(name) => name,
         }
@@ -69,6 +72,7 @@ impl Part {
             Part::Runc => "runc",
             Part::Crun => "crun",
             Part::MkfsErofs => "erofs-utils",
+            Part::Socat => "socat",
             Part::Busybox => "busybox-static",
             Part::Ours("pericarp-reference-block") => return build("pericarp-tests"),
             Part::Ours(name) => return build(name),

@@ -66,6 +66,11 @@ const NEEDS: &[Need] = &[
         why: "a user space in one file for test guests",
     },
     Need {
+        program: "socat",
+        package: "socat",
+        why: "speaks vsock in a test guest",
+    },
+    Need {
         program: "mmdebstrap",
         package: "mmdebstrap",
         why: "builds the small Debian root the demo runs",

@@ -1,4 +1,4 @@
-//! The QEMU driver: a q35 machine whose disks are vhost-user backends.
+//! The QEMU driver: a q35 machine whose devices are vhost-user backends.
 //!
 //! Works wherever QEMU is installed, with KVM or with an emulated CPU. Called through
 //! [`Hypervisor`]. The machine has no firmware devices beyond what the boot needs, no network, no
@@ -87,7 +87,9 @@ impl Qemu {
         // The console is QEMU's standard output: this program reads it, bounded.
         option("chardev", "stdio,id=console,signal=off".into());
         option("serial", "chardev:console".into());
-        option("device", "virtio-serial-pci,id=channels,max_ports=8".into());
+        if !spec.channels.is_empty() {
+            option("device", "virtio-serial-pci,id=channels,max_ports=8".into());
+        }
         for (index, name) in spec.channels.iter().enumerate() {
             let socket = quoted(&channel_socket(spec, index));
             option("chardev", format!("socket,id=channel{index},path={socket}"));
@@ -112,6 +114,17 @@ impl Qemu {
                     "vhost-user-blk-pci,id={},chardev=disk{index},num-queues={},queue-size={}",
                     disk.id, disk.num_queues, disk.queue_size
                 ),
+            );
+        }
+        if let Some(vsock) = &spec.vsock {
+            // The context id is the backend's to tell.
+            option(
+                "chardev",
+                format!("socket,id=vsock0,path={}", quoted(&vsock.socket)),
+            );
+            option(
+                "device",
+                format!("vhost-user-vsock-pci,id={},chardev=vsock0", vsock.id),
             );
         }
         // q35 can only add devices to ports that were there at the start.
@@ -322,6 +335,16 @@ mod tests {
             "-device",
             "virtserialport,bus=channels.0,nr=1,chardev=channel0,name=pericarp.control"
         ));
+        assert!(has(
+            &args,
+            "-chardev",
+            "socket,id=vsock0,path=/run/x/vsock.sock"
+        ));
+        assert!(has(
+            &args,
+            "-device",
+            "vhost-user-vsock-pci,id=vsock,chardev=vsock0"
+        ));
         assert_eq!(
             args.iter()
                 .filter(|arg| arg.starts_with("pcie-root-port"))
@@ -331,6 +354,19 @@ mod tests {
         for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
             assert!(args.iter().any(|arg| arg == flag), "{flag}");
         }
+    }
+
+    #[test]
+    fn what_a_machine_has_no_use_for_is_left_out() {
+        let spec = MachineSpec {
+            disks: vec![],
+            vsock: None,
+            channels: vec![],
+            spare_slots: 0,
+            ..sample()
+        };
+        let args = Qemu::new(Accelerator::Tcg).arguments(&spec);
+        assert!(!args.iter().any(|arg| arg == "-device"), "{args:?}");
     }
 
     #[test]

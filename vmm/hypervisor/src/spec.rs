@@ -33,6 +33,8 @@ pub struct MachineSpec {
     pub memory: u64,
     /// Disks, in the order the guest's bus shows them.
     pub disks: Vec<DiskSpec>,
+    /// The socket family by which the guest and host programs reach each other.
+    pub vsock: Option<VsockSpec>,
     /// Names of byte channels to the guest: virtio-serial ports with these names.
     pub channels: Vec<String>,
     /// Free slots on the bus for devices that come later.
@@ -56,6 +58,18 @@ pub struct DiskSpec {
     pub queue_size: u16,
 }
 
+/// A vsock device served by a vhost-user backend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VsockSpec {
+    /// Name of the device; letters, digits, `-` and `_`.
+    pub id: String,
+    /// Where the backend listens.
+    pub socket: PathBuf,
+    /// The guest's address. The backend tells it to the guest; a driver that brings a backend of
+    /// its own needs it, too.
+    pub guest_cid: u32,
+}
+
 /// A description no machine can be made of.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum SpecError {
@@ -71,6 +85,9 @@ pub enum SpecError {
     /// Queues out of range.
     #[error("disk '{0}': 1 to 64 queues of a power of two between 2 and 1024 entries")]
     Queues(String),
+    /// A context id that is not a guest's: 0 to 2 are the host's, the highest means any.
+    #[error("vsock '{0}': a guest's context id is 3 to {highest}", highest = u32::MAX - 1)]
+    Cid(String),
     /// A path the driver cannot pass on.
     #[error("'{}': the path is not text, or too long for a socket", .0.display())]
     Path(PathBuf),
@@ -80,6 +97,13 @@ pub enum SpecError {
 }
 
 impl MachineSpec {
+    /// The devices behind vhost-user backends: names and sockets.
+    pub(crate) fn backends(&self) -> impl Iterator<Item = (&str, &PathBuf)> {
+        let disks = self.disks.iter().map(|disk| (&disk.id, &disk.socket));
+        let vsock = self.vsock.iter().map(|vsock| (&vsock.id, &vsock.socket));
+        disks.chain(vsock).map(|(id, socket)| (id.as_str(), socket))
+    }
+
     /// Checks everything that can be wrong without looking at the host.
     ///
     /// # Errors
@@ -97,7 +121,9 @@ impl MachineSpec {
             return Err(SpecError::Cmdline);
         }
         let mut names: Vec<&str> = Vec::new();
-        for name in self.disks.iter().map(|disk| &disk.id).chain(&self.channels) {
+        let disks = self.disks.iter().map(|disk| &disk.id);
+        let vsock = self.vsock.iter().map(|vsock| &vsock.id);
+        for name in disks.chain(vsock).chain(&self.channels) {
             let usable = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
             if name.is_empty() || !name.chars().all(usable) || names.contains(&name.as_str()) {
                 return Err(SpecError::Name(name.clone()));
@@ -111,13 +137,19 @@ impl MachineSpec {
             {
                 return Err(SpecError::Queues(disk.id.clone()));
             }
-            if disk.socket.as_os_str().len() > MAX_SOCKET_PATH {
-                return Err(SpecError::Path(disk.socket.clone()));
-            }
+        }
+        if let Some(vsock) = &self.vsock
+            && !(3..u32::MAX).contains(&vsock.guest_cid)
+        {
+            return Err(SpecError::Cid(vsock.id.clone()));
+        }
+        let long = |path: &&PathBuf| path.as_os_str().len() > MAX_SOCKET_PATH;
+        if let Some(socket) = self.backends().map(|(_, socket)| socket).find(long) {
+            return Err(SpecError::Path(socket.clone()));
         }
         for path in [&self.kernel, &self.initramfs, &self.run_dir]
             .into_iter()
-            .chain(self.disks.iter().map(|disk| &disk.socket))
+            .chain(self.backends().map(|(_, socket)| socket))
         {
             if path.to_str().is_none() {
                 return Err(SpecError::Path(path.clone()));
@@ -148,11 +180,20 @@ pub(crate) mod tests {
                 num_queues: 2,
                 queue_size: 128,
             }],
+            vsock: Some(VsockSpec {
+                id: "vsock".into(),
+                socket: "/run/x/vsock.sock".into(),
+                guest_cid: 3,
+            }),
             channels: vec!["pericarp.control".into()],
             spare_slots: 2,
             console: ConsoleSpec::default(),
             run_dir: "/run/x".into(),
         }
+    }
+
+    fn vsock(spec: &mut MachineSpec) -> &mut VsockSpec {
+        spec.vsock.as_mut().unwrap()
     }
 
     #[test]
@@ -190,6 +231,19 @@ pub(crate) mod tests {
                 SpecError::Path(long),
             ),
             (|s| s.cmdline = "a\nb".into(), SpecError::Cmdline),
+            (|s| vsock(s).guest_cid = 2, SpecError::Cid("vsock".into())),
+            (
+                |s| vsock(s).guest_cid = u32::MAX,
+                SpecError::Cid("vsock".into()),
+            ),
+            (
+                |s| vsock(s).id = "root".into(),
+                SpecError::Name("root".into()),
+            ),
+            (
+                |s| vsock(s).socket = "/".repeat(120).into(),
+                SpecError::Path("/".repeat(120).into()),
+            ),
         ];
         for (spoil, error) in cases {
             let mut spec = sample();
