@@ -13,6 +13,7 @@
 
 pub mod console;
 pub mod machine;
+mod monitor;
 pub mod process;
 pub mod qemu;
 pub mod ring;

@@ -48,7 +48,7 @@ pub struct MachineSpec {
 /// A disk served by a vhost-user backend. Whether it is read-only is the backend's matter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskSpec {
-    /// Name of the device; letters, digits, `-` and `_`.
+    /// Name of the device: a letter, then letters, digits, `-`, `_` and `.`.
     pub id: String,
     /// Where the backend listens.
     pub socket: PathBuf,
@@ -61,7 +61,7 @@ pub struct DiskSpec {
 /// A vsock device served by a vhost-user backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VsockSpec {
-    /// Name of the device; letters, digits, `-` and `_`.
+    /// Name of the device: a letter, then letters, digits, `-`, `_` and `.`.
     pub id: String,
     /// Where the backend listens.
     pub socket: PathBuf,
@@ -80,7 +80,9 @@ pub enum SpecError {
     #[error("{0} bytes of memory: a machine has at least {MIN_MEMORY}, in units of {MEMORY_UNIT}")]
     Memory(u64),
     /// A name with characters that are not allowed, or one that occurs twice.
-    #[error("'{0}' is no usable name: letters, digits, '-', '_' and '.' are, each name once")]
+    #[error(
+        "'{0}' is no usable name: a letter, then letters, digits, '-', '_' and '.', each name once"
+    )]
     Name(String),
     /// Queues out of range.
     #[error("disk '{0}': 1 to 64 queues of a power of two between 2 and 1024 entries")]
@@ -125,7 +127,10 @@ impl MachineSpec {
         let vsock = self.vsock.iter().map(|vsock| &vsock.id);
         for name in disks.chain(vsock).chain(&self.channels) {
             let usable = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-            if name.is_empty() || !name.chars().all(usable) || names.contains(&name.as_str()) {
+            if !name.starts_with(|c: char| c.is_ascii_alphabetic())
+                || !name.chars().all(usable)
+                || names.contains(&name.as_str())
+            {
                 return Err(SpecError::Name(name.clone()));
             }
             names.push(name);
@@ -213,6 +218,10 @@ pub(crate) mod tests {
             (
                 |s| s.channels[0] = "root".into(),
                 SpecError::Name("root".into()),
+            ),
+            (
+                |s| s.disks[0].id = "1disk".into(),
+                SpecError::Name("1disk".into()),
             ),
             (
                 |s| s.disks[0].num_queues = 0,
