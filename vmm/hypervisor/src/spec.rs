@@ -15,6 +15,9 @@ pub const MAX_CPUS: u32 = 255;
 pub const MIN_MEMORY: u64 = 128 << 20;
 /// Memory comes in units of this many bytes.
 pub const MEMORY_UNIT: u64 = 1 << 20;
+/// Most characters of kernel parameters. The kernel's own limit on x86 is 2047; the driver adds to
+/// them.
+pub const MAX_CMDLINE: usize = 1900;
 /// A socket address holds no longer path.
 const MAX_SOCKET_PATH: usize = 107;
 
@@ -94,7 +97,7 @@ pub enum SpecError {
     #[error("'{}': the path is not text, or too long for a socket", .0.display())]
     Path(PathBuf),
     /// Kernel parameters with line ends or too long.
-    #[error("the kernel's parameters must be one line of at most 2000 characters")]
+    #[error("the kernel's parameters must be one line of at most {MAX_CMDLINE} characters")]
     Cmdline,
 }
 
@@ -118,8 +121,7 @@ impl MachineSpec {
         if self.memory < MIN_MEMORY || !self.memory.is_multiple_of(MEMORY_UNIT) {
             return Err(SpecError::Memory(self.memory));
         }
-        // The kernel's own limit is 2047; the driver adds a little.
-        if self.cmdline.len() > 2000 || self.cmdline.contains(['\n', '\r', '\0']) {
+        if self.cmdline.len() > MAX_CMDLINE || self.cmdline.contains(['\n', '\r', '\0']) {
             return Err(SpecError::Cmdline);
         }
         let mut names: Vec<&str> = Vec::new();
@@ -240,6 +242,10 @@ pub(crate) mod tests {
                 SpecError::Path(long),
             ),
             (|s| s.cmdline = "a\nb".into(), SpecError::Cmdline),
+            (
+                |s| s.cmdline = "a".repeat(MAX_CMDLINE + 1),
+                SpecError::Cmdline,
+            ),
             (|s| vsock(s).guest_cid = 2, SpecError::Cid("vsock".into())),
             (
                 |s| vsock(s).guest_cid = u32::MAX,

@@ -158,7 +158,7 @@ fn quoted(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::tests::sample;
+    use crate::spec::{MAX_CMDLINE, tests::sample};
 
     fn has(args: &[String], name: &str, value: &str) -> bool {
         args.windows(2)
@@ -206,6 +206,17 @@ mod tests {
         for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
             assert!(args.iter().any(|arg| arg == flag), "{flag}");
         }
+    }
+
+    #[test]
+    fn the_longest_parameters_fit() {
+        let spec = MachineSpec {
+            cmdline: "a".repeat(MAX_CMDLINE),
+            ..sample()
+        };
+        spec.check().unwrap();
+        let args = arguments_of(Accelerator::Tcg, &spec);
+        assert!(args.iter().all(|arg| arg.len() <= 2047));
     }
 
     #[test]
