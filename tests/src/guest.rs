@@ -1,7 +1,7 @@
-//! A root for a virtual machine that tests a disk: busybox, fio and e2fsprogs
-//! with their libraries, the driver modules, and a first process that runs one
-//! script, all in the initramfs. The disk under test carries nothing the guest
-//! needs. Used by `tests/qemu.rs`.
+//! A root for a virtual machine that tests a device: busybox, programs of the
+//! host with their libraries, the driver modules, and a first process that runs
+//! one script, all in the initramfs. A disk under test carries nothing the
+//! guest needs. Used by `tests/qemu.rs`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,9 +15,6 @@ use crate::scratch::Scratch;
 
 /// What the first process writes to the console before the exit code.
 pub const MARK: &str = "pericarp-guest-exit";
-
-/// Programs of the host that the guest gets.
-const TOOLS: [&str; 3] = ["fio", "mkfs.ext4", "fsck.ext4"];
 
 /// The guest's kernel and modules, as `cargo xtask setup` lays them out.
 #[derive(Debug)]
@@ -69,10 +66,16 @@ fn run(command: &mut Command) -> io::Result<Vec<u8>> {
 
 /// Writes an initramfs into `scratch` whose first process loads the drivers,
 /// runs `script` with `sh -e`, prints [`MARK`] and its exit code, and powers off.
+/// `tools` are programs of the host that the guest gets.
 ///
 /// # Errors
 /// When a tool is missing or the disk is full.
-pub fn initramfs(scratch: &Scratch, assets: &Assets, script: &str) -> io::Result<PathBuf> {
+pub fn initramfs(
+    scratch: &Scratch,
+    assets: &Assets,
+    tools: &[&str],
+    script: &str,
+) -> io::Result<PathBuf> {
     let root = scratch.path("root");
     for dir in ["bin", "dev", "proc", "sys", "tmp", "mnt", "modules", "etc"] {
         fs::create_dir_all(root.join(dir))?;
@@ -81,7 +84,7 @@ pub fn initramfs(scratch: &Scratch, assets: &Assets, script: &str) -> io::Result
     let busybox = Part::Busybox.find().ok_or_else(|| missing("busybox"))?;
     fs::copy(busybox, root.join("bin/busybox"))?;
     let mut files = BTreeSet::new();
-    for tool in TOOLS {
+    for &tool in tools {
         let program = search_path(tool).ok_or_else(|| missing(tool))?;
         fs::copy(&program, root.join("bin").join(tool))?;
         files.extend(libraries(&program)?);

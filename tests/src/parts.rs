@@ -23,6 +23,12 @@ pub enum Part {
     Chattr,
     /// The plain container runtime.
     Runc,
+    /// The container runtime inside the guest.
+    Crun,
+    /// Makes read-only file systems of images.
+    MkfsErofs,
+    /// Connects anything with anything, vsock among it.
+    Socat,
     /// One static binary with the usual tools.
     Busybox,
     /// A program of this workspace, by name.
@@ -32,6 +38,8 @@ pub enum Part {
 impl Part {
     /// Our block backend.
     pub const PERICARP_BLOCK: Part = Part::Ours("pericarp-block");
+    /// Our vsock backend.
+    pub const PERICARP_VSOCK: Part = Part::Ours("pericarp-vsock");
     /// The oracle in this package.
     pub const REFERENCE_BLOCK: Part = Part::Ours("pericarp-reference-block");
 
@@ -45,6 +53,9 @@ impl Part {
             Part::MkfsExt4 => "mkfs.ext4",
             Part::Chattr => "chattr",
             Part::Runc => "runc",
+            Part::Crun => "crun",
+            Part::MkfsErofs => "mkfs.erofs",
+            Part::Socat => "socat",
             Part::Busybox => "busybox",
             Part::Ours(name) => name,
         }
@@ -59,6 +70,9 @@ impl Part {
             Part::Fio => "fio",
             Part::MkfsExt4 | Part::Chattr => "e2fsprogs",
             Part::Runc => "runc",
+            Part::Crun => "crun",
+            Part::MkfsErofs => "erofs-utils",
+            Part::Socat => "socat",
             Part::Busybox => "busybox-static",
             Part::Ours("pericarp-reference-block") => return build("pericarp-tests"),
             Part::Ours(name) => return build(name),

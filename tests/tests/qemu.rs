@@ -1,15 +1,23 @@
-//! A stock Debian kernel in QEMU with two queues on the disk under test: a
-//! file system, copies, a remount with checksums, and verified random I/O. The
-//! same for pericarp-block and, first, for the peer that validates the rig.
+//! A stock Debian kernel in QEMU. Two queues on the disk under test: a file
+//! system, copies, a remount with checksums, and verified random I/O; the same
+//! for pericarp-block and, first, for the peer that validates the rig. Then
+//! vsock in both directions, with socat at the guest's end.
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use pericarp_hypervisor::{ConsoleSpec, DiskSpec, HostFacts, MachineSpec, Wanted, select};
+use pericarp_hypervisor::{
+    ConsoleSpec, DiskSpec, HostFacts, Machine, MachineSpec, VsockSpec, Wanted, select,
+};
 use pericarp_tests::bounded::{Alone, poll};
 use pericarp_tests::guest::{Assets, MARK, initramfs};
 use pericarp_tests::parts::{Part, have, skip};
-use pericarp_tests::peer::{Backend, Cache, Kind, Options};
+use pericarp_tests::peer::{Backend, Cache, Kind, Options, connect};
+use pericarp_tests::process::{Process, command};
 use pericarp_tests::scratch::Scratch;
 
 /// With an emulated CPU all of it takes about a minute.
@@ -45,16 +53,69 @@ dmesg | grep -i 'i/o error' && exit 1
 true
 "#;
 
+const CID: u32 = 42;
+
+/// The first connection says that the second can be made, and ends the guest.
+const VSOCK_SCRIPT: &str = r#"
+socat VSOCK-LISTEN:77 EXEC:cat &
+[ "$(echo ready | socat -t 180 - VSOCK-CONNECT:2:52)" = done ]
+"#;
+
+/// The guest's kernel, or a skipped test.
+fn assets(test: &str) -> Option<Assets> {
+    let assets = Assets::find();
+    if assets.is_none() {
+        skip(
+            test,
+            "the guest's kernel is missing (make it: cargo xtask setup)",
+        );
+    }
+    assets
+}
+
+/// A machine of two CPUs without any device.
+fn machine(assets: &Assets, initramfs: PathBuf, scratch: &Scratch) -> MachineSpec {
+    MachineSpec {
+        kernel: assets.kernel(),
+        initramfs,
+        cmdline: "quiet panic=-1".into(),
+        cpus: 2,
+        memory: 768 << 20,
+        disks: vec![],
+        vsock: None,
+        channels: vec![],
+        spare_slots: 2,
+        console: ConsoleSpec::default(),
+        run_dir: scratch.dir().to_owned(),
+    }
+}
+
+fn start(spec: &MachineSpec) -> Machine {
+    let choice = select(Wanted::Auto, &HostFacts::probe());
+    choice.hypervisor().start(spec).unwrap()
+}
+
+/// Waits for the end of the script, which must have succeeded; gives the console.
+fn succeeded(machine: &mut Machine, backend: impl FnOnce() -> String) -> String {
+    let ended = poll(LIMIT, || machine.has_ended().then_some(()));
+    let console = machine.console_lines(60).join("\n");
+    assert!(
+        ended.is_some(),
+        "the guest was not done within {LIMIT:?}:\n{console}"
+    );
+    let Some((_, code)) = console.rsplit_once(MARK) else {
+        panic!("{}\n{console}\nthe backend: {}", machine.death(), backend());
+    };
+    assert_eq!(code.trim().lines().next(), Some("0"), "{console}");
+    console
+}
+
 fn work(kind: Kind, test: &str) {
     let parts = [Part::QemuSystem, Part::Busybox, Part::Fio, Part::MkfsExt4];
     if !have(test, &parts) || !kind.usable(test) {
         return;
     }
-    let Some(assets) = Assets::find() else {
-        skip(
-            test,
-            "the guest's kernel is missing (make it: cargo xtask setup)",
-        );
+    let Some(assets) = assets(test) else {
         return;
     };
     let _alone = Alone::turn();
@@ -67,39 +128,18 @@ fn work(kind: Kind, test: &str) {
         ..Options::default()
     };
     let mut backend = Backend::start(kind, &scratch, &disk, &options).unwrap();
-    let spec = MachineSpec {
-        kernel: assets.kernel(),
-        initramfs: initramfs(&scratch, &assets, SCRIPT).unwrap(),
-        cmdline: "quiet panic=-1".into(),
-        cpus: 2,
-        memory: 768 << 20,
+    let tools = ["fio", "mkfs.ext4", "fsck.ext4"];
+    let initramfs = initramfs(&scratch, &assets, &tools, SCRIPT).unwrap();
+    let mut machine = start(&MachineSpec {
         disks: vec![DiskSpec {
             id: "disk".into(),
             socket: backend.socket().to_owned(),
             num_queues: 2,
             queue_size: 128,
         }],
-        channels: vec![],
-        spare_slots: 2,
-        console: ConsoleSpec::default(),
-        run_dir: scratch.dir().to_owned(),
-    };
-    let choice = select(Wanted::Auto, &HostFacts::probe());
-    let mut machine = choice.hypervisor().start(&spec).unwrap();
-    let ended = poll(LIMIT, || machine.has_ended().then_some(()));
-    let console = machine.console_lines(60).join("\n");
-    assert!(
-        ended.is_some(),
-        "the guest was not done within {LIMIT:?}:\n{console}"
-    );
-    let Some((_, code)) = console.rsplit_once(MARK) else {
-        panic!(
-            "{}\n{console}\nthe backend: {}",
-            machine.death(),
-            backend.epitaph()
-        );
-    };
-    assert_eq!(code.trim().lines().next(), Some("0"), "{console}");
+        ..machine(&assets, initramfs, &scratch)
+    });
+    let console = succeeded(&mut machine, || backend.epitaph());
     assert!(
         console.contains("file system well") && console.contains("data well"),
         "{console}"
@@ -119,4 +159,90 @@ fn qemu_storage_daemon_carries_a_guest() {
 #[test]
 fn pericarp_carries_a_guest() {
     work(Kind::Pericarp, "pericarp_carries_a_guest");
+}
+
+#[test]
+fn vsock_carries_a_guest() {
+    let parts = [
+        Part::QemuSystem,
+        Part::Busybox,
+        Part::Socat,
+        Part::PERICARP_VSOCK,
+    ];
+    if !have("vsock_carries_a_guest", &parts) {
+        return;
+    }
+    let Some(assets) = assets("vsock_carries_a_guest") else {
+        return;
+    };
+    let _alone = Alone::turn();
+    let scratch = Scratch::new();
+    let mut program = command(&Part::PERICARP_VSOCK.find().unwrap());
+    program.arg("--socket-path").arg(scratch.path("front"));
+    program.arg("--uds-path").arg(scratch.path("host"));
+    program.arg(format!("--guest-cid={CID}"));
+    let mut backend = Process::start(&mut program, LIMIT + Duration::from_secs(30)).unwrap();
+    let listener = UnixListener::bind(scratch.path("host_52")).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let bound = poll(Duration::from_secs(10), || {
+        scratch.path("front").exists().then_some(())
+    });
+    assert!(bound.is_some(), "{}", backend.output().last(10));
+    let initramfs = initramfs(&scratch, &assets, &["socat"], VSOCK_SCRIPT).unwrap();
+    let mut machine = start(&MachineSpec {
+        vsock: Some(VsockSpec {
+            id: "vsock".into(),
+            socket: scratch.path("front"),
+            guest_cid: CID,
+        }),
+        ..machine(&assets, initramfs, &scratch)
+    });
+
+    let dialled = poll(LIMIT, || {
+        let stream = listener.accept().ok().map(|(stream, _)| Some(stream));
+        stream.or_else(|| machine.has_ended().then_some(None))
+    });
+    let Some(mut first) = dialled.flatten() else {
+        panic!(
+            "no connection from the guest: {}\n{}",
+            backend.epitaph(),
+            machine.console_lines(60).join("\n")
+        );
+    };
+    first.set_nonblocking(false).unwrap();
+    first.set_read_timeout(Some(LIMIT)).unwrap();
+    let mut word = [0; 6];
+    first.read_exact(&mut word).unwrap();
+    assert_eq!(&word, b"ready\n");
+
+    // The guest's listener may come up a moment after its dialler.
+    let mut answer = [0; 3];
+    let dialled = poll(LIMIT, || {
+        let mut stream = connect(&scratch.path("host")).unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        stream.write_all(b"CONNECT 77\n").unwrap();
+        stream.read_exact(&mut answer).ok().map(|()| stream)
+    });
+    let mut second = dialled.expect("the guest listens");
+    assert_eq!(&answer, b"OK ");
+    while answer[2] != b'\n' {
+        second.read_exact(&mut answer[2..]).unwrap();
+    }
+    let sent: Vec<u8> = (0..1u32 << 18).flat_map(u32::to_le_bytes).collect();
+    let mut back = Vec::new();
+    std::thread::scope(|scope| {
+        let mut writer = second.try_clone().unwrap();
+        let sent = &sent;
+        scope.spawn(move || {
+            writer.write_all(sent).unwrap();
+            writer.shutdown(Shutdown::Write).unwrap();
+        });
+        second.read_to_end(&mut back).unwrap();
+    });
+    assert!(back == sent, "{} of {} bytes", back.len(), sent.len());
+
+    first.write_all(b"done\n").unwrap();
+    drop(first);
+    succeeded(&mut machine, || backend.epitaph());
+    assert!(backend.ended().is_none(), "{}", backend.epitaph());
 }

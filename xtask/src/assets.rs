@@ -3,38 +3,47 @@
 //! Called by `setup`. The layout is read by `pericarp run` and by the tests:
 //!
 //! ```text
-//! assets/kernel/vmlinuz          the kernel image as Debian ships it
-//! assets/kernel/release          its release, one line
-//! assets/kernel/modules/*.ko.xz  modules, flat
-//! assets/kernel/modules/order    those to load at boot, one per line, in order
-//! assets/pericarp-init           the guest's first process, static
+//! assets/kernel/vmlinuz        the kernel image as Debian ships it
+//! assets/kernel/release        its release, one line
+//! assets/kernel/modules/*.ko   modules, flat
+//! assets/kernel/modules/order  those to load at boot, one per line, in order
+//! assets/pericarp-agent        the guest's first process, static
+//! assets/guest/                a tree for the initramfs, as it is: bin/crun and
+//!                              what it loads
 //! ```
 
 use std::fs;
 use std::path::Path;
 
 use crate::command::{self, Failure, cargo};
+use crate::guest;
 use crate::kernel;
 use crate::project::Project;
 
 /// Changes whenever the way the kernel directory is made changes, so that a
 /// directory made the old way is made again.
-const KERNEL_RECIPE: &str = "1\n";
+const KERNEL_RECIPE: &str = "2\n";
 
-/// The guest is a static program of the target the tool chain always has.
-const INIT_TARGET: &str = "x86_64-unknown-linux-gnu";
+/// Our own programs that run in the guest, by package.
+const GUEST_PROGRAMS: &[&str] = &["pericarp-init", "pericarp-agent"];
+
+/// The guest's programs are static ones of the target the tool chain always has.
+const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Brings the assets directory up to date.
 pub(crate) fn prepare(project: &Project) -> Result<(), Failure> {
     let assets = project.assets();
     fs::create_dir_all(&assets).map_err(|e| format!("cannot create {}: {e}", assets.display()))?;
     prepare_kernel(&assets)?;
-    prepare_init(project, &assets)?;
+    let bytes = guest::prepare(&assets)?;
+    let built = build_programs(project, &assets)?;
     let release = fs::read_to_string(assets.join("kernel/release"))
         .map_err(|e| format!("cannot read the guest kernel's release: {e}"))?;
     println!(
-        "setup: guest kernel {} and pericarp-init are ready",
-        release.trim()
+        "setup: guest kernel {}, crun ({} KiB with its libraries) and {} are ready",
+        release.trim(),
+        bytes >> 10,
+        built.join(" and ")
     );
     Ok(())
 }
@@ -68,27 +77,38 @@ fn prepare_kernel(assets: &Path) -> Result<(), Failure> {
     made
 }
 
-/// Builds the static first process.
-fn prepare_init(project: &Project, assets: &Path) -> Result<(), Failure> {
+/// Builds our static programs; gives those that are there.
+fn build_programs(project: &Project, assets: &Path) -> Result<Vec<&'static str>, Failure> {
     // A build directory of its own: other flags in the common one would make
     // cargo build everything again and again.
     let target = project.target.join("init");
-    command::run(
-        cargo()
-            .current_dir(&project.root)
-            .env("RUSTFLAGS", "-C target-feature=+crt-static")
-            .args([
-                "build",
-                "--quiet",
-                "--release",
-                "--package",
-                "pericarp-init",
-            ])
-            .args(["--target", INIT_TARGET, "--target-dir"])
-            .arg(&target),
-    )?;
-    let built = target.join(INIT_TARGET).join("release/pericarp-init");
-    replace_if_different(&built, &assets.join("pericarp-init"))
+    let mut packages = Vec::new();
+    for &package in GUEST_PROGRAMS {
+        let directory = package.trim_start_matches("pericarp-");
+        if project.root.join("sandbox").join(directory).exists() {
+            packages.push(package);
+        } else {
+            println!("setup: {package} is not in this tree yet and is left out");
+        }
+    }
+    let mut build = cargo();
+    build
+        .current_dir(&project.root)
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        // A guest holds them in memory, and nothing there reads symbols.
+        .env("CARGO_PROFILE_RELEASE_STRIP", "symbols")
+        .args(["build", "--quiet", "--release"])
+        .args(["--target", GUEST_TARGET, "--target-dir"])
+        .arg(&target);
+    for package in &packages {
+        build.args(["--package", package]);
+    }
+    command::run(&mut build)?;
+    for package in &packages {
+        let built = target.join(GUEST_TARGET).join("release").join(package);
+        replace_if_different(&built, &assets.join(package))?;
+    }
+    Ok(packages)
 }
 
 fn replace_if_different(from: &Path, to: &Path) -> Result<(), Failure> {

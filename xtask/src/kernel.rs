@@ -17,15 +17,16 @@ use crate::modules::Tree;
 /// is the release's own and always served.
 const SERIES: [&str; 2] = ["linux-image-6.12.", "linux-image-6.1."];
 
-/// What the first process loads to reach its disk.
-const BOOT_MODULES: &[&str] = &["virtio_blk"];
-/// What later devices need; shipped beside the others, not loaded at boot.
-const MORE_MODULES: &[&str] = &[
-    "virtio_net",
+/// What the first process loads: to reach its disks and the host, and to make
+/// a container's root of an image that is not changed and a layer that is.
+const BOOT_MODULES: &[&str] = &[
+    "virtio_blk",
     "vmw_vsock_virtio_transport",
-    "overlay",
     "erofs",
+    "overlay",
 ];
+/// What later devices need; shipped beside the others, not loaded at boot.
+const MORE_MODULES: &[&str] = &["virtio_net"];
 
 /// Fetches the newest cloud kernel and lays it out in `dir`, a directory of
 /// its own that is still empty.
@@ -146,18 +147,30 @@ fn copy_modules(unpacked: &Path, release: &str, to: &Path) -> Result<(), Failure
     create(to)?;
     let wanted: Vec<&str> = [BOOT_MODULES, MORE_MODULES].concat();
     for path in tree.load_order(&wanted)? {
-        copy(&from.join(&path), &to.join(file_name(&path)))?;
+        let file = to.join(file_name(&path));
+        copy(&from.join(&path), &file)?;
+        if plain_name(&path) != file_name(&path) {
+            // Unpacked once here rather than at each boot, where the CPU may
+            // be an emulated one.
+            command::run(Command::new("xz").arg("--decompress").arg(&file))?;
+        }
     }
     let order: String = tree
         .load_order(BOOT_MODULES)?
         .iter()
-        .map(|path| format!("{}\n", file_name(path)))
+        .map(|path| format!("{}\n", plain_name(path)))
         .collect();
     write(&to.join("order"), &order)
 }
 
 fn file_name(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
+}
+
+/// The file's name once it is unpacked. Debian packs the modules of 6.12, those
+/// of 6.1 not.
+fn plain_name(path: &str) -> &str {
+    file_name(path).trim_end_matches(".xz")
 }
 
 /// Names of the entries of `dir`, sorted.
@@ -208,6 +221,12 @@ mod tests {
         ] {
             assert!(!is_signed_cloud_kernel(other), "{other}");
         }
+    }
+
+    #[test]
+    fn modules_are_unpacked_under_their_plain_names() {
+        assert_eq!(plain_name("kernel/fs/erofs/erofs.ko.xz"), "erofs.ko");
+        assert_eq!(plain_name("kernel/fs/erofs/erofs.ko"), "erofs.ko");
     }
 
     #[test]

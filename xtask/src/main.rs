@@ -11,6 +11,7 @@ mod check;
 mod command;
 mod demo;
 mod fio;
+mod guest;
 mod house;
 mod janitor;
 mod kernel;
@@ -32,7 +33,7 @@ cargo xtask <command>
   test     check, build and run every test; the last line is the total
   check    formatting, clippy, documentation and the house rules
   setup    install the Debian packages the others need and prepare the guest
-           kernel and its first process; demo and test call this themselves
+           kernel and its programs; demo and test call this themselves
 ";
 
 fn main() -> ExitCode {

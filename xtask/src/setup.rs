@@ -1,5 +1,5 @@
 //! `cargo xtask setup`: the Debian packages by name, then the guest kernel and
-//! the guest's first process.
+//! the guest's programs.
 //!
 //! `demo` and `test` call this first. When all is there it prints two lines
 //! and changes nothing. It never installs a kernel, a boot entry or a service
@@ -46,6 +46,16 @@ const NEEDS: &[Need] = &[
         why: "the plain container the virtual machine is compared with",
     },
     Need {
+        program: "crun",
+        package: "crun",
+        why: "starts the containers inside the virtual machines",
+    },
+    Need {
+        program: "mkfs.erofs",
+        package: "erofs-utils",
+        why: "makes the read-only root disks of images",
+    },
+    Need {
         program: "mkfs.ext4",
         package: "e2fsprogs",
         why: "makes disk images",
@@ -54,6 +64,11 @@ const NEEDS: &[Need] = &[
         program: "busybox",
         package: "busybox-static",
         why: "a user space in one file for test guests",
+    },
+    Need {
+        program: "socat",
+        package: "socat",
+        why: "speaks vsock in a test guest",
     },
     Need {
         program: "mmdebstrap",
@@ -68,7 +83,7 @@ const NEEDS: &[Need] = &[
     Need {
         program: "xz",
         package: "xz-utils",
-        why: "unpacks kernel modules for test guests",
+        why: "unpacks the guest's kernel modules",
     },
     Need {
         program: "cpio",

@@ -13,6 +13,7 @@
 
 pub mod console;
 pub mod machine;
+mod monitor;
 pub mod process;
 pub mod qemu;
 pub mod ring;
@@ -23,4 +24,4 @@ pub use console::ConsoleSpec;
 pub use machine::{Hypervisor, Machine, MachineError};
 pub use process::{Confinement, Process};
 pub use select::{Choice, HostFacts, Wanted, select};
-pub use spec::{DiskSpec, MachineSpec, SpecError};
+pub use spec::{DiskSpec, MachineSpec, SpecError, VsockSpec};

@@ -15,6 +15,7 @@ use thiserror::Error;
 
 use crate::{
     console::Console,
+    monitor::{Cause, Monitor},
     process::Process,
     spec::{MachineSpec, SpecError},
 };
@@ -32,7 +33,7 @@ pub trait Hypervisor {
     ///
     /// # Errors
     ///
-    /// The machine could not be started; nothing of it is left.
+    /// The machine could not be started, with the reason; nothing of it is left.
     fn start(&self, spec: &MachineSpec) -> Result<Machine, MachineError>;
 }
 
@@ -58,6 +59,37 @@ pub enum MachineError {
         /// What the system says.
         source: io::Error,
     },
+    /// A file the guest boots from cannot be read.
+    #[error("the guest's {what} '{}' cannot be read: {source}", .path.display())]
+    File {
+        /// Which one.
+        what: &'static str,
+        /// Where it should be.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// KVM was asked for and cannot be used.
+    #[error("KVM cannot be used ({0}); ask for qemu-tcg, which emulates the CPU")]
+    Kvm(String),
+    /// The host does not give the guest its memory.
+    #[error("there are no {} MiB of memory for the virtual machine: {reason}", .bytes >> 20)]
+    Memory {
+        /// What was asked for.
+        bytes: u64,
+        /// What the system says.
+        reason: String,
+    },
+    /// A device's backend is not there, or does not do its part.
+    #[error("the backend of device '{device}' at '{}' cannot be used: {reason}", .socket.display())]
+    Backend {
+        /// The device.
+        device: String,
+        /// Where its backend should listen.
+        socket: PathBuf,
+        /// What went wrong.
+        reason: String,
+    },
     /// The driver's program ended before the guest started.
     #[error("the virtual machine could not be set up ({program}: {end})")]
     SetUp {
@@ -66,6 +98,9 @@ pub enum MachineError {
         /// How it ended.
         end: String,
     },
+    /// The driver's program did not come to the guest's start.
+    #[error("the virtual machine was not set up within {} s; a backend may not answer", .0.as_secs_f64())]
+    SetUpTimeout(Duration),
     /// The driver's program ended while the guest was running.
     #[error("the virtual machine died ({program}: {end})")]
     Died {
@@ -80,6 +115,17 @@ pub enum MachineError {
     /// The guest switched itself off before it was told to.
     #[error("the virtual machine switched itself off before its command had ended")]
     PoweredOff,
+    /// The guest reset the machine without saying why.
+    #[error("the virtual machine restarted itself before its command had ended")]
+    Reset,
+    /// A running machine does not do what it is told.
+    #[error("the virtual machine does not {what}: {reason}")]
+    Control {
+        /// What it was told.
+        what: &'static str,
+        /// Why not.
+        reason: String,
+    },
     /// The guest did not report itself in time.
     #[error("the virtual machine did not start its command within {} s", .0.as_secs_f64())]
     BootTimeout(Duration),
@@ -93,11 +139,15 @@ fn cure(error: &io::Error) -> &'static str {
     }
 }
 
+/// How long a machine may take to carry out what it is told.
+const CONTROL_LIMIT: Duration = Duration::from_secs(10);
+
 /// A running machine. Dropping it kills it and removes its sockets.
 #[derive(Debug)]
 pub struct Machine {
     pub(crate) process: Process,
     pub(crate) console: Console,
+    pub(crate) monitor: Monitor,
     pub(crate) channels: Vec<(String, UnixStream)>,
     pub(crate) sockets: Vec<PathBuf>,
 }
@@ -127,6 +177,33 @@ impl Machine {
         self.process.exited().is_some()
     }
 
+    /// Stops the guest's CPUs where they are. Its memory and devices stay.
+    ///
+    /// # Errors
+    ///
+    /// The machine has ended, or does not answer.
+    pub fn pause(&mut self) -> Result<(), MachineError> {
+        self.control("pause", "stop")
+    }
+
+    /// Lets a paused guest go on. One that runs goes on running.
+    ///
+    /// # Errors
+    ///
+    /// The machine has ended, or does not answer.
+    pub fn resume(&mut self) -> Result<(), MachineError> {
+        self.control("go on", "cont")
+    }
+
+    fn control(&mut self, what: &'static str, command: &str) -> Result<(), MachineError> {
+        self.monitor
+            .execute(command, CONTROL_LIMIT)
+            .map_err(|error| MachineError::Control {
+                what,
+                reason: error.to_string(),
+            })
+    }
+
     /// Waits for a machine that is switching itself off; kills it after `limit`. Returns whether
     /// it went by itself.
     pub fn wait_for_power_off(&mut self, limit: Duration) -> bool {
@@ -146,17 +223,30 @@ impl Machine {
         self.process.wait_for(Duration::from_secs(2));
         let status = self.process.exited();
         self.process.kill();
-        // A panicking guest reboots, which ends the machine with success.
-        if let Some(line) = self.console.panic_line() {
-            return MachineError::Panicked(line);
-        }
-        match status {
-            Some(status) if status.success() => MachineError::PoweredOff,
-            _ => MachineError::Died {
-                program: self.process.name().to_owned(),
-                end: self.process.describe_end(),
+        let panic = self.console.panic_line();
+        let died = |process: &mut Process| MachineError::Died {
+            program: process.name().to_owned(),
+            end: process.describe_end(),
+        };
+        match (status, panic) {
+            // It said so and stayed where it was.
+            (None, Some(line)) => MachineError::Panicked(line),
+            (Some(status), panic) if status.success() => match (self.monitor.cause(), panic) {
+                // A panicking guest reboots, which ends the machine with success.
+                (Some(Cause::Reset) | None, Some(line)) => MachineError::Panicked(line),
+                (Some(Cause::Reset), None) => MachineError::Reset,
+                // Whatever it has printed.
+                (Some(Cause::PowerOff), _) | (None, None) => MachineError::PoweredOff,
+                (Some(Cause::Host), _) => died(&mut self.process),
             },
+            _ => died(&mut self.process),
         }
+    }
+
+    /// How many bytes the guest has printed on its console so far.
+    #[must_use]
+    pub fn console_bytes(&self) -> u64 {
+        self.console.total()
     }
 
     /// The last lines of the guest's console, safe to print.

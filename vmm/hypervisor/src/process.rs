@@ -69,13 +69,27 @@ impl Process {
     /// # Errors
     ///
     /// The program cannot be started.
-    pub fn spawn(name: &str, mut command: Command, confinement: Confinement) -> io::Result<Self> {
+    pub fn spawn(name: &str, command: Command, confinement: Confinement) -> io::Result<Self> {
+        Self::spawn_with(name, command, confinement, Vec::new())
+    }
+
+    /// As [`Process::spawn`], for a child that gets `inherited` under the same numbers.
+    ///
+    /// # Errors
+    ///
+    /// The program cannot be started.
+    pub fn spawn_with(
+        name: &str,
+        mut command: Command,
+        confinement: Confinement,
+        inherited: Vec<OwnedFd>,
+    ) -> io::Result<Self> {
         command
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .process_group(0);
         Self::prepare(&mut command, confinement);
-        let mut child = command.spawn()?;
+        let mut child = spawn_with_inherited(&mut command, inherited)?;
         let stderr = Arc::new(Mutex::new(Ring::new(KEEP_STDERR)));
         let (done, drained) = mpsc::channel();
         let started = (|| {
@@ -246,6 +260,21 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Only the child itself lets the descriptors through exec: in this process another thread could
+/// be starting a program of its own.
+fn spawn_with_inherited(command: &mut Command, inherited: Vec<OwnedFd>) -> io::Result<Child> {
+    // SAFETY: the closure makes system calls on descriptors it owns, and nothing else.
+    unsafe {
+        command.pre_exec(move || {
+            for fd in &inherited {
+                rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;
+            }
+            Ok(())
+        });
+    }
+    command.spawn()
 }
 
 /// Runs in the child between fork and exec.

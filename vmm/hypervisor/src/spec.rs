@@ -15,6 +15,9 @@ pub const MAX_CPUS: u32 = 255;
 pub const MIN_MEMORY: u64 = 128 << 20;
 /// Memory comes in units of this many bytes.
 pub const MEMORY_UNIT: u64 = 1 << 20;
+/// Most characters of kernel parameters. The kernel's own limit on x86 is 2047; the driver adds to
+/// them.
+pub const MAX_CMDLINE: usize = 1900;
 /// A socket address holds no longer path.
 const MAX_SOCKET_PATH: usize = 107;
 
@@ -33,6 +36,8 @@ pub struct MachineSpec {
     pub memory: u64,
     /// Disks, in the order the guest's bus shows them.
     pub disks: Vec<DiskSpec>,
+    /// The socket family by which the guest and host programs reach each other.
+    pub vsock: Option<VsockSpec>,
     /// Names of byte channels to the guest: virtio-serial ports with these names.
     pub channels: Vec<String>,
     /// Free slots on the bus for devices that come later.
@@ -46,7 +51,7 @@ pub struct MachineSpec {
 /// A disk served by a vhost-user backend. Whether it is read-only is the backend's matter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskSpec {
-    /// Name of the device; letters, digits, `-` and `_`.
+    /// Name of the device: a letter, then letters, digits, `-`, `_` and `.`.
     pub id: String,
     /// Where the backend listens.
     pub socket: PathBuf,
@@ -54,6 +59,18 @@ pub struct DiskSpec {
     pub num_queues: u16,
     /// Descriptors per queue, a power of two.
     pub queue_size: u16,
+}
+
+/// A vsock device served by a vhost-user backend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VsockSpec {
+    /// Name of the device: a letter, then letters, digits, `-`, `_` and `.`.
+    pub id: String,
+    /// Where the backend listens.
+    pub socket: PathBuf,
+    /// The guest's address. The backend tells it to the guest; a driver that brings a backend of
+    /// its own needs it, too.
+    pub guest_cid: u32,
 }
 
 /// A description no machine can be made of.
@@ -66,20 +83,32 @@ pub enum SpecError {
     #[error("{0} bytes of memory: a machine has at least {MIN_MEMORY}, in units of {MEMORY_UNIT}")]
     Memory(u64),
     /// A name with characters that are not allowed, or one that occurs twice.
-    #[error("'{0}' is no usable name: letters, digits, '-', '_' and '.' are, each name once")]
+    #[error(
+        "'{0}' is no usable name: a letter, then letters, digits, '-', '_' and '.', each name once"
+    )]
     Name(String),
     /// Queues out of range.
     #[error("disk '{0}': 1 to 64 queues of a power of two between 2 and 1024 entries")]
     Queues(String),
+    /// A context id that is not a guest's: 0 to 2 are the host's, the highest means any.
+    #[error("vsock '{0}': a guest's context id is 3 to {highest}", highest = u32::MAX - 1)]
+    Cid(String),
     /// A path the driver cannot pass on.
     #[error("'{}': the path is not text, or too long for a socket", .0.display())]
     Path(PathBuf),
     /// Kernel parameters with line ends or too long.
-    #[error("the kernel's parameters must be one line of at most 2000 characters")]
+    #[error("the kernel's parameters must be one line of at most {MAX_CMDLINE} characters")]
     Cmdline,
 }
 
 impl MachineSpec {
+    /// The devices behind vhost-user backends: names and sockets.
+    pub(crate) fn backends(&self) -> impl Iterator<Item = (&str, &PathBuf)> {
+        let disks = self.disks.iter().map(|disk| (&disk.id, &disk.socket));
+        let vsock = self.vsock.iter().map(|vsock| (&vsock.id, &vsock.socket));
+        disks.chain(vsock).map(|(id, socket)| (id.as_str(), socket))
+    }
+
     /// Checks everything that can be wrong without looking at the host.
     ///
     /// # Errors
@@ -92,14 +121,18 @@ impl MachineSpec {
         if self.memory < MIN_MEMORY || !self.memory.is_multiple_of(MEMORY_UNIT) {
             return Err(SpecError::Memory(self.memory));
         }
-        // The kernel's own limit is 2047; the driver adds a little.
-        if self.cmdline.len() > 2000 || self.cmdline.contains(['\n', '\r', '\0']) {
+        if self.cmdline.len() > MAX_CMDLINE || self.cmdline.contains(['\n', '\r', '\0']) {
             return Err(SpecError::Cmdline);
         }
         let mut names: Vec<&str> = Vec::new();
-        for name in self.disks.iter().map(|disk| &disk.id).chain(&self.channels) {
+        let disks = self.disks.iter().map(|disk| &disk.id);
+        let vsock = self.vsock.iter().map(|vsock| &vsock.id);
+        for name in disks.chain(vsock).chain(&self.channels) {
             let usable = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-            if name.is_empty() || !name.chars().all(usable) || names.contains(&name.as_str()) {
+            if !name.starts_with(|c: char| c.is_ascii_alphabetic())
+                || !name.chars().all(usable)
+                || names.contains(&name.as_str())
+            {
                 return Err(SpecError::Name(name.clone()));
             }
             names.push(name);
@@ -111,13 +144,19 @@ impl MachineSpec {
             {
                 return Err(SpecError::Queues(disk.id.clone()));
             }
-            if disk.socket.as_os_str().len() > MAX_SOCKET_PATH {
-                return Err(SpecError::Path(disk.socket.clone()));
-            }
+        }
+        if let Some(vsock) = &self.vsock
+            && !(3..u32::MAX).contains(&vsock.guest_cid)
+        {
+            return Err(SpecError::Cid(vsock.id.clone()));
+        }
+        let long = |path: &&PathBuf| path.as_os_str().len() > MAX_SOCKET_PATH;
+        if let Some(socket) = self.backends().map(|(_, socket)| socket).find(long) {
+            return Err(SpecError::Path(socket.clone()));
         }
         for path in [&self.kernel, &self.initramfs, &self.run_dir]
             .into_iter()
-            .chain(self.disks.iter().map(|disk| &disk.socket))
+            .chain(self.backends().map(|(_, socket)| socket))
         {
             if path.to_str().is_none() {
                 return Err(SpecError::Path(path.clone()));
@@ -148,11 +187,20 @@ pub(crate) mod tests {
                 num_queues: 2,
                 queue_size: 128,
             }],
+            vsock: Some(VsockSpec {
+                id: "vsock".into(),
+                socket: "/run/x/vsock.sock".into(),
+                guest_cid: 3,
+            }),
             channels: vec!["pericarp.control".into()],
             spare_slots: 2,
             console: ConsoleSpec::default(),
             run_dir: "/run/x".into(),
         }
+    }
+
+    fn vsock(spec: &mut MachineSpec) -> &mut VsockSpec {
+        spec.vsock.as_mut().unwrap()
     }
 
     #[test]
@@ -174,6 +222,10 @@ pub(crate) mod tests {
                 SpecError::Name("root".into()),
             ),
             (
+                |s| s.disks[0].id = "1disk".into(),
+                SpecError::Name("1disk".into()),
+            ),
+            (
                 |s| s.disks[0].num_queues = 0,
                 SpecError::Queues("root".into()),
             ),
@@ -190,6 +242,23 @@ pub(crate) mod tests {
                 SpecError::Path(long),
             ),
             (|s| s.cmdline = "a\nb".into(), SpecError::Cmdline),
+            (
+                |s| s.cmdline = "a".repeat(MAX_CMDLINE + 1),
+                SpecError::Cmdline,
+            ),
+            (|s| vsock(s).guest_cid = 2, SpecError::Cid("vsock".into())),
+            (
+                |s| vsock(s).guest_cid = u32::MAX,
+                SpecError::Cid("vsock".into()),
+            ),
+            (
+                |s| vsock(s).id = "root".into(),
+                SpecError::Name("root".into()),
+            ),
+            (
+                |s| vsock(s).socket = "/".repeat(120).into(),
+                SpecError::Path("/".repeat(120).into()),
+            ),
         ];
         for (spoil, error) in cases {
             let mut spec = sample();

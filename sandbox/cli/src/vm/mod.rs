@@ -101,6 +101,7 @@ pub(crate) fn run(
                 queue_size: QUEUE_SIZE,
             })
             .collect(),
+        vsock: None,
         channels: vec![PORT_NAME.into()],
         spare_slots: SPARE_SLOTS,
         console: ConsoleSpec {

@@ -1,0 +1,243 @@
+//! QEMU's command line.
+//!
+//! Called by the driver with a checked description and the descriptors QEMU inherits. Pure text:
+//! nothing is opened here. A device the machine has no use for is left out, because each costs
+//! the guest time at boot and is something a guest can talk to.
+
+use std::{
+    os::fd::RawFd,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    select::Accelerator,
+    spec::{DiskSpec, MachineSpec, VsockSpec},
+};
+
+/// What the kernel must know of this machine: its console; that the timer works, which it would find
+/// out by counting ticks in a busy loop, and panic when the host runs something else just then; and
+/// not to test its ciphers against known answers first, a sixth of the boot under emulation.
+const PARAMETERS: &str = "console=ttyS0 no_timer_check cryptomgr.notests";
+
+/// The numbers under which QEMU inherits its connections.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Connections {
+    /// The control connection.
+    pub(super) monitor: RawFd,
+    /// One per disk.
+    pub(super) disks: Vec<RawFd>,
+    /// The vsock device's.
+    pub(super) vsock: Option<RawFd>,
+}
+
+/// The command line without the program.
+pub(super) fn arguments(
+    accelerator: Accelerator,
+    spec: &MachineSpec,
+    connections: &Connections,
+) -> Vec<String> {
+    let mut args: Vec<String> = Vec::new();
+    let mut option = |name: &str, value: String| {
+        args.push(format!("-{name}"));
+        args.push(value);
+    };
+    let mib = spec.memory >> 20;
+    option("name", "pericarp".into());
+    option(
+        "machine",
+        "q35,memory-backend=mem,sata=off,smbus=off,usb=off,vmport=off,graphics=off".into(),
+    );
+    match accelerator {
+        Accelerator::Kvm => {
+            option("accel", "kvm".into());
+            option("cpu", "host".into());
+        }
+        Accelerator::Tcg => {
+            // One thread runs all CPUs in turn. With one each, QEMU 7.2 may translate a page while
+            // another CPU writes to it and keep the stale code: a kernel that patches itself as
+            // it boots then dies of an `int3` that is no longer there.
+            option("accel", "tcg,thread=single".into());
+            option("cpu", "max".into());
+        }
+    }
+    // Guest memory is shared with the backends, which map it from this descriptor.
+    option(
+        "object",
+        format!("memory-backend-memfd,id=mem,share=on,size={mib}M"),
+    );
+    option("m", format!("{mib}M"));
+    option("smp", spec.cpus.to_string());
+    option("kernel", path_text(&spec.kernel));
+    option("initrd", path_text(&spec.initramfs));
+    option(
+        "append",
+        format!("{PARAMETERS} {}", spec.cmdline)
+            .trim_end()
+            .to_owned(),
+    );
+    // The console is QEMU's standard output: this program reads it, bounded.
+    option("chardev", "stdio,id=console,signal=off".into());
+    option("serial", "chardev:console".into());
+    option(
+        "chardev",
+        format!("socket,id=control,fd={}", connections.monitor),
+    );
+    option("mon", "chardev=control,mode=control".into());
+    if !spec.channels.is_empty() {
+        option("device", "virtio-serial-pci,id=channels,max_ports=8".into());
+    }
+    for (index, name) in spec.channels.iter().enumerate() {
+        let socket = quoted(&channel_socket(spec, index));
+        option("chardev", format!("socket,id=channel{index},path={socket}"));
+        option(
+            "device",
+            format!(
+                "virtserialport,bus=channels.0,nr={},chardev=channel{index},name={name}",
+                index + 1
+            ),
+        );
+    }
+    for (index, (disk, fd)) in spec.disks.iter().zip(&connections.disks).enumerate() {
+        // Without `reconnect`: nothing restarts a backend yet, so its death ends the run, and
+        // a guest that waits for a backend that never returns would hide that.
+        option("chardev", format!("socket,id=disk{index},fd={fd}"));
+        option("device", disk_device(index, disk));
+    }
+    if let (Some(vsock), Some(fd)) = (&spec.vsock, connections.vsock) {
+        option("chardev", format!("socket,id=vsock0,fd={fd}"));
+        option("device", vsock_device(vsock));
+    }
+    // q35 can only add devices to ports that were there at the start.
+    for slot in 1..=spec.spare_slots {
+        option(
+            "device",
+            format!("pcie-root-port,id=spare{slot},bus=pcie.0,chassis={slot},slot={slot}"),
+        );
+    }
+    option(
+        "sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".into(),
+    );
+    for flag in ["nodefaults", "no-user-config", "no-reboot"] {
+        args.push(format!("-{flag}"));
+    }
+    for (name, value) in [("display", "none"), ("monitor", "none")] {
+        args.push(format!("-{name}"));
+        args.push(value.into());
+    }
+    args
+}
+
+/// The option for a disk; QEMU repeats it in messages about the disk.
+pub(super) fn disk_device(index: usize, disk: &DiskSpec) -> String {
+    format!(
+        "vhost-user-blk-pci,id={},chardev=disk{index},num-queues={},queue-size={}",
+        disk.id, disk.num_queues, disk.queue_size
+    )
+}
+
+/// The option for the vsock device. Its context id is the backend's to tell.
+pub(super) fn vsock_device(vsock: &VsockSpec) -> String {
+    format!("vhost-user-vsock-pci,id={},chardev=vsock0", vsock.id)
+}
+
+pub(super) fn channel_socket(spec: &MachineSpec, index: usize) -> PathBuf {
+    spec.run_dir.join(format!("channel-{index}"))
+}
+
+fn path_text(path: &Path) -> String {
+    // Checked to be text by `MachineSpec::check`.
+    path.to_string_lossy().into_owned()
+}
+
+/// A path within a list of options, where a comma is written twice.
+fn quoted(path: &Path) -> String {
+    path_text(path).replace(',', ",,")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::{MAX_CMDLINE, tests::sample};
+
+    fn has(args: &[String], name: &str, value: &str) -> bool {
+        args.windows(2)
+            .any(|pair| pair[0] == name && pair[1] == value)
+    }
+
+    fn arguments_of(accelerator: Accelerator, spec: &MachineSpec) -> Vec<String> {
+        let connections = Connections {
+            monitor: 3,
+            disks: vec![4],
+            vsock: Some(5),
+        };
+        arguments(accelerator, spec, &connections)
+    }
+
+    #[test]
+    fn the_command_line_describes_the_machine() {
+        let args = arguments_of(Accelerator::Tcg, &sample());
+        for (name, value) in [
+            ("-smp", "2"),
+            ("-m", "256M"),
+            ("-object", "memory-backend-memfd,id=mem,share=on,size=256M"),
+            (
+                "-append",
+                "console=ttyS0 no_timer_check cryptomgr.notests panic=-1",
+            ),
+            ("-chardev", "socket,id=control,fd=3"),
+            ("-mon", "chardev=control,mode=control"),
+            ("-chardev", "socket,id=disk0,fd=4"),
+            (
+                "-device",
+                "vhost-user-blk-pci,id=root,chardev=disk0,num-queues=2,queue-size=128",
+            ),
+            ("-chardev", "socket,id=vsock0,fd=5"),
+            ("-device", "vhost-user-vsock-pci,id=vsock,chardev=vsock0"),
+            (
+                "-device",
+                "virtserialport,bus=channels.0,nr=1,chardev=channel0,name=pericarp.control",
+            ),
+        ] {
+            assert!(has(&args, name, value), "{name} {value}: {args:?}");
+        }
+        let ports = args.iter().filter(|arg| arg.starts_with("pcie-root-port"));
+        assert_eq!(ports.count(), 2);
+        for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
+            assert!(args.iter().any(|arg| arg == flag), "{flag}");
+        }
+    }
+
+    #[test]
+    fn the_longest_parameters_fit() {
+        let spec = MachineSpec {
+            cmdline: "a".repeat(MAX_CMDLINE),
+            ..sample()
+        };
+        spec.check().unwrap();
+        let args = arguments_of(Accelerator::Tcg, &spec);
+        assert!(args.iter().all(|arg| arg.len() <= 2047));
+    }
+
+    #[test]
+    fn what_a_machine_has_no_use_for_is_left_out() {
+        let spec = MachineSpec {
+            disks: vec![],
+            vsock: None,
+            channels: vec![],
+            spare_slots: 0,
+            ..sample()
+        };
+        let args = arguments(Accelerator::Tcg, &spec, &Connections::default());
+        assert!(!args.iter().any(|arg| arg == "-device"), "{args:?}");
+    }
+
+    #[test]
+    fn kvm_and_emulation_differ_in_the_cpu_only() {
+        let kvm = arguments_of(Accelerator::Kvm, &sample());
+        let tcg = arguments_of(Accelerator::Tcg, &sample());
+        assert!(has(&kvm, "-accel", "kvm") && has(&kvm, "-cpu", "host"));
+        assert!(has(&tcg, "-accel", "tcg,thread=single") && has(&tcg, "-cpu", "max"));
+        assert_eq!(kvm.iter().zip(&tcg).filter(|(a, b)| a != b).count(), 2);
+    }
+}
