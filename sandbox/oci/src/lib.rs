@@ -1,0 +1,20 @@
+//! From an OCI image to what a container runs from and as.
+//!
+//! Called by `pericarp run` on the host, as root or as a plain user, in this order:
+//!
+//! 1. [`image`] opens an image (OCI layout or `oci-archive`) and checks what it says;
+//! 2. [`rootfs`] unpacks its layers into a directory.
+//!
+//! Images are hostile input. This crate starts no process, knows nothing of virtual machines and
+//! fetches nothing from a registry.
+
+pub mod digest;
+pub mod image;
+mod layer;
+pub mod rootfs;
+mod tar;
+
+#[cfg(test)]
+mod testing;
+
+pub use tar::TarError;
