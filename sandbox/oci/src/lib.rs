@@ -3,12 +3,14 @@
 //! Called by `pericarp run` on the host, as root or as a plain user, in this order:
 //!
 //! 1. [`image`] opens an image (OCI layout or `oci-archive`) and checks what it says;
-//! 2. [`rootfs`] unpacks its layers into a directory.
+//! 2. [`disk`] makes a read-only EROFS disk of its layers, once per image, for a virtual machine;
+//!    or [`rootfs`] unpacks them into a directory for a container on the host.
 //!
 //! Images are hostile input. This crate starts no process, knows nothing of virtual machines and
 //! fetches nothing from a registry.
 
 pub mod digest;
+pub mod disk;
 pub mod image;
 mod layer;
 pub mod rootfs;
