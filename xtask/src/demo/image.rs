@@ -9,6 +9,7 @@ use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::oci;
 use crate::apt;
 use crate::command::{Failure, find_program};
 use crate::janitor::Janitor;
@@ -50,10 +51,22 @@ impl Disks {
             data: finished.join("data.img"),
         };
         let recipe = format!("1 {RELEASE} {PACKAGES} {ROOT_SIZE} {DATA_SIZE}\n");
+        Self::make(&finished, &recipe, scratch, janitor)?;
+        oci::prepare(dir, scratch, &disks.tree, &recipe, janitor)?;
+        Ok(disks)
+    }
+
+    /// Makes the disks, unless those that are there were made the same way.
+    fn make(
+        finished: &Path,
+        recipe: &str,
+        scratch: &Path,
+        janitor: &mut Janitor,
+    ) -> Result<(), Failure> {
         let label = finished.join("recipe");
         if fs::read_to_string(&label).is_ok_and(|text| text == recipe) {
             println!("      {} is there from an earlier run", finished.display());
-            return Ok(disks);
+            return Ok(());
         }
         if !is_root() {
             return Err(
@@ -66,14 +79,14 @@ impl Disks {
         install(&unfinished.join("root"), scratch, janitor)?;
         make_image(&unfinished, janitor)?;
         make_data(&unfinished)?;
-        write(&unfinished.join("recipe"), &recipe)?;
+        write(&unfinished.join("recipe"), recipe)?;
         if finished.exists() {
-            fs::remove_dir_all(&finished)
+            fs::remove_dir_all(finished)
                 .map_err(|e| format!("cannot remove {}: {e}", finished.display()))?;
         }
-        fs::rename(&unfinished, &finished)
+        fs::rename(&unfinished, finished)
             .map_err(|e| format!("cannot move the disks into place: {e}"))?;
-        Ok(disks)
+        Ok(())
     }
 }
 
@@ -137,10 +150,10 @@ fn fill(file: &Path) -> std::io::Result<()> {
     out.sync_all()
 }
 
-fn create(dir: &Path) -> Result<(), Failure> {
+pub(super) fn create(dir: &Path) -> Result<(), Failure> {
     fs::create_dir_all(dir).map_err(|e| format!("cannot create {}: {e}", dir.display()).into())
 }
 
-fn write(file: &Path, text: &str) -> Result<(), Failure> {
+pub(super) fn write(file: &Path, text: &str) -> Result<(), Failure> {
     fs::write(file, text).map_err(|e| format!("cannot write {}: {e}", file.display()).into())
 }

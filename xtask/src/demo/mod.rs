@@ -7,6 +7,7 @@
 
 mod identity;
 mod image;
+mod oci;
 mod pericarp;
 mod storage;
 mod table;
