@@ -42,13 +42,11 @@ pub(crate) fn prepare() -> Result<(), AgentError> {
     // A small machine is shared evenly.
     let pids = most.saturating_sub(SPARE_PIDS).max(most / 2);
     write(&parent, "pids.max", &pids.to_string())?;
-    let total = memory_info("MemTotal:");
-    let spare = (total / SPARE_PART).clamp(SPARE_LEAST, SPARE_MOST);
-    write(
-        &parent,
-        "memory.max",
-        &total.saturating_sub(spare).to_string(),
-    )
+    // What the kernel has taken is gone already; were containers to take all the rest, it would
+    // spend its time looking for memory instead of ending one of them.
+    let spare = (memory_info("MemTotal:") / SPARE_PART).clamp(SPARE_LEAST, SPARE_MOST);
+    let most = memory_info("MemAvailable:").saturating_sub(spare);
+    write(&parent, "memory.max", &most.to_string())
 }
 
 /// Hands the controllers on to the groups below.

@@ -224,20 +224,76 @@ fn explain(program: &str, ended: Option<ExitStatus>, log: &str) -> RequestError 
         });
     };
     let message: String = last.chars().take(MAX_MESSAGE).collect();
-    let about_directory = message.contains("chdir") || message.contains("cwd");
-    let about_program = !about_directory
-        && (message.contains("executable")
-            || message.contains("exec ")
-            || message.starts_with("exec"));
-    if about_directory {
+    let about_program = ["executable file ", "open executable", "exec"]
+        .iter()
+        .any(|beginning| message.starts_with(beginning));
+    if message.starts_with("chdir ") {
         RequestError::Invalid(format!(
             "the working directory of '{program}' cannot be entered: {message}"
         ))
-    } else if about_program && message.ends_with("Permission denied") {
-        RequestError::Denied(format!("'{program}' may not be executed in the container"))
-    } else if about_program && (message.ends_with("No such file or directory")) {
+    } else if about_program && message.ends_with(": No such file or directory") {
         RequestError::NotFound(format!("'{program}': no such program in the container"))
+    } else if about_program {
+        let reason = message.rsplit(": ").next().unwrap_or_default();
+        RequestError::Denied(format!(
+            "'{program}' cannot be executed in the container: {reason}"
+        ))
     } else {
         RequestError::Crun(message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn explained(message: &str) -> RequestError {
+        let line = format!(
+            "{}\n",
+            serde_json::json!({"msg": message, "level": "error"})
+        );
+        explain("nope", Some(ExitStatus::from_raw(256)), &line)
+    }
+
+    /// As crun 1.8.1 of Debian 12 says them.
+    #[test]
+    fn what_crun_says_is_understood() {
+        for (message, told) in [
+            (
+                "executable file `nope` not found in $PATH: No such file or directory",
+                "'nope': no such program in the container",
+            ),
+            (
+                "open executable: Permission denied",
+                "'nope' cannot be executed in the container: Permission denied",
+            ),
+            (
+                "exec format error: Exec format error",
+                "'nope' cannot be executed in the container: Exec format error",
+            ),
+            (
+                "chdir `/x`: No such file or directory",
+                "the working directory of 'nope' cannot be entered: \
+                 chdir `/x`: No such file or directory",
+            ),
+            (
+                "mount `proc` to `proc`: No such file or directory",
+                "crun: mount `proc` to `proc`: No such file or directory",
+            ),
+        ] {
+            assert_eq!(explained(message).to_string(), told);
+        }
+    }
+
+    #[test]
+    fn silence_is_explained_by_the_end() {
+        for (ended, told) in [
+            (None, "crun: it was not done after 60 s"),
+            (Some(9), "crun: it was killed by signal 9"),
+            (Some(256), "crun: it failed with code 1"),
+        ] {
+            let error = explain("nope", ended.map(ExitStatus::from_raw), "no JSON\n{}\n");
+            assert_eq!(error.to_string(), told);
+        }
     }
 }

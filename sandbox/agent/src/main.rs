@@ -27,6 +27,7 @@ mod service;
 mod stats;
 mod streams;
 mod terminal;
+mod trash;
 mod user;
 mod vsock;
 

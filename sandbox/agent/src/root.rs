@@ -4,17 +4,18 @@
 //! by `container` and `pod`.
 //!
 //! ```text
-//! /run/pericarp/scratch                   the scratch disk, mounted once
-//! /run/pericarp/scratch/<id>/{upper,work} a container's writable layer on it
+//! /run/pericarp/scratch                    the scratch disk, mounted once
+//! /run/pericarp/scratch/<n>/{upper,work}   a container's writable layer on it
 //! /run/pericarp/containers/<id>/config.json
-//! /run/pericarp/containers/<id>/disk      the disk, when a layer lies over it
-//! /run/pericarp/containers/<id>/layer     a tmpfs that takes the layer when there is no scratch
-//! /run/pericarp/containers/<id>/rootfs    what the container sees
+//! /run/pericarp/containers/<id>/disk       the disk, when a layer lies over it
+//! /run/pericarp/containers/<id>/layer      a tmpfs that takes the layer when there is no scratch
+//! /run/pericarp/containers/<id>/rootfs     what the container sees
 //! ```
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -29,6 +30,7 @@ use crate::{
     boot::STATE,
     disks,
     error::{RequestError, trying},
+    trash,
 };
 
 /// Mounts of a dead container hold a file system for a moment.
@@ -58,8 +60,8 @@ pub(crate) struct Root {
     directory: PathBuf,
     /// In the order of mounting, with whether writes must reach a disk.
     mounts: Vec<(PathBuf, bool)>,
-    /// On the scratch disk.
-    layer: Option<PathBuf>,
+    /// Where the scratch disk is mounted, and the name of the layer there.
+    layer: Option<(PathBuf, String)>,
 }
 
 impl Root {
@@ -86,7 +88,7 @@ impl Root {
             mounts: Vec::new(),
             layer: None,
         };
-        match root.mount_all(id, wanted, scratch) {
+        match root.mount_all(wanted, scratch) {
             Ok(()) => Ok(root),
             Err(error) => {
                 // The first error is the one to tell.
@@ -98,7 +100,6 @@ impl Root {
 
     fn mount_all(
         &mut self,
-        id: &str,
         wanted: &RootFs,
         scratch: Option<&Scratch>,
     ) -> Result<(), RequestError> {
@@ -118,9 +119,9 @@ impl Root {
         }
         let layer = match scratch {
             Some(Scratch(place)) => {
-                let layer = place.join(id);
-                remove_tree(&layer)?;
-                self.layer = Some(layer.clone());
+                let name = new_layer(place).map_err(trying("the writable layer"))?;
+                let layer = place.join(&name);
+                self.layer = Some((place.clone(), name));
                 layer
             }
             None => {
@@ -172,16 +173,24 @@ impl Root {
     /// Writes everything back and undoes the mounts; what was written to the layer is gone.
     /// Nothing of the container may be running any more.
     pub(crate) fn remove(&mut self) -> Result<(), RequestError> {
-        let mut outcome = self.put_away();
-        if outcome.is_ok() {
-            if let Some(layer) = self.layer.take() {
-                outcome = remove_tree(&layer);
-            }
-            // Only directories of ours: everything in them has been unmounted.
-            let removed = remove_tree(&self.directory);
-            outcome = outcome.and(removed);
+        self.put_away()?;
+        if let Some((place, name)) = &self.layer {
+            trash::remove(place, name).map_err(trying("what a container wrote"))?;
+            self.layer = None;
         }
-        outcome
+        let gone = |outcome: io::Result<()>| match outcome {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(trying("a container's directory")(error))
+            }
+            _ => Ok(()),
+        };
+        gone(fs::remove_file(self.directory.join("config.json")))?;
+        // One by one: should something still be mounted there, it is none of these calls' to
+        // remove.
+        for part in ["rootfs", "disk", "layer", ""] {
+            gone(fs::remove_dir(self.directory.join(part)))?;
+        }
+        Ok(())
     }
 
     /// Writes everything back and undoes the mounts.
@@ -217,12 +226,16 @@ fn mount_disk(
     }
 }
 
-fn remove_tree(path: &Path) -> Result<(), RequestError> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(trying(format!("removing {}", path.display()))(error))
+/// Makes a directory for a layer. A number: what was left of an earlier layer, by a container of
+/// the same name or before the last boot, is in nobody's way.
+fn new_layer(place: &Path) -> io::Result<String> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    loop {
+        let name = NEXT.fetch_add(1, Ordering::Relaxed).to_string();
+        match fs::create_dir(place.join(&name)) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            other => return other.map(|()| name),
         }
-        _ => Ok(()),
     }
 }
 
