@@ -25,7 +25,6 @@ const CHECKS: &[Check] = &[
     ("ends", lifecycle::ends_are_reported_as_they_were),
     ("users", lifecycle::users_are_the_containers_own),
     ("layers", lifecycle::layers_are_written_and_forgotten),
-    ("deep", lifecycle::deep_layers_are_removed),
     ("plain", lifecycle::a_plain_root_keeps_what_is_written),
     ("devices", lifecycle::disks_are_shown_as_devices),
     ("orphans", lifecycle::orphans_are_reaped),
