@@ -1,0 +1,129 @@
+//! Finds the machine's disks by the serial their backends report.
+//!
+//! Device names such as `vda` depend on the order of probing; serials do not. Called when a disk
+//! is needed; the block driver has been loaded by then, and may still be probing.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use pericarp_api::MAX_DISK_ID;
+use rustix::{
+    fs::{Mode, OFlags},
+    io::Errno,
+};
+
+use crate::error::RequestError;
+
+const BLOCKS: &str = "/sys/block";
+/// How long a disk may take to appear.
+const LIMIT: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// A disk that is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Disk {
+    /// Its device node.
+    pub(crate) node: PathBuf,
+    pub(crate) major: u32,
+    pub(crate) minor: u32,
+}
+
+/// Waits for the disk with this serial.
+pub(crate) fn find(serial: &str) -> Result<Disk, RequestError> {
+    if serial.is_empty() || serial.len() > MAX_DISK_ID {
+        return Err(RequestError::Invalid(format!(
+            "'{serial}' is no serial of a disk: they have 1 to {MAX_DISK_ID} bytes"
+        )));
+    }
+    let end = Instant::now() + LIMIT;
+    loop {
+        if let Some(disk) = look(Path::new(BLOCKS), serial) {
+            return Ok(disk);
+        }
+        if Instant::now() >= end {
+            return Err(RequestError::NotFound(format!(
+                "the disk '{serial}' did not appear; its backend must report that serial"
+            )));
+        }
+        thread::sleep(PAUSE);
+    }
+}
+
+/// The disk whose serial can be read now.
+fn look(blocks: &Path, serial: &str) -> Option<Disk> {
+    fs::read_dir(blocks).ok()?.flatten().find_map(|entry| {
+        let text = fs::read_to_string(entry.path().join("serial")).ok()?;
+        if text.trim_matches(['\0', '\n', ' ']) != serial {
+            return None;
+        }
+        let numbers = fs::read_to_string(entry.path().join("dev")).ok()?;
+        let (major, minor) = numbers.trim().split_once(':')?;
+        Some(Disk {
+            node: Path::new("/dev").join(entry.file_name()),
+            major: major.parse().ok()?,
+            minor: minor.parse().ok()?,
+        })
+    })
+}
+
+/// Waits until no file system is on any disk any more. Mounts in a namespace of a container go
+/// when the kernel has taken that namespace apart, some time after its last process.
+pub(crate) fn wait_until_unused(limit: Duration) -> Result<(), io::Error> {
+    let end = Instant::now() + limit;
+    for entry in fs::read_dir(BLOCKS)?.flatten() {
+        // Only disks of backends have a serial.
+        if !entry.path().join("serial").exists() {
+            continue;
+        }
+        let node = Path::new("/dev").join(entry.file_name());
+        // O_EXCL on a block device fails while it is mounted, open(2).
+        let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC;
+        while let Err(error) = rustix::fs::open(&node, flags, Mode::empty()) {
+            if error != Errno::BUSY || Instant::now() >= end {
+                return Err(error.into());
+            }
+            thread::sleep(PAUSE);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_are_known_by_serial_only() {
+        let dir = std::env::temp_dir().join(format!("pericarp-disks-{}", std::process::id()));
+        for (device, serial) in [("vda", Some("root\n")), ("vdb", Some("")), ("loop0", None)] {
+            fs::create_dir_all(dir.join(device)).unwrap();
+            fs::write(dir.join(device).join("dev"), "254:16\n").unwrap();
+            if let Some(serial) = serial {
+                fs::write(dir.join(device).join("serial"), serial).unwrap();
+            }
+        }
+        let found = look(&dir, "root");
+        let other = look(&dir, "data");
+        fs::remove_dir_all(&dir).unwrap();
+        assert_eq!(
+            found,
+            Some(Disk {
+                node: "/dev/vda".into(),
+                major: 254,
+                minor: 16
+            })
+        );
+        assert_eq!(other, None);
+    }
+
+    #[test]
+    fn a_serial_has_a_length() {
+        for serial in ["", "123456789012345678901"] {
+            assert!(matches!(find(serial), Err(RequestError::Invalid(_))));
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! A container's root: its disk, and the writable layer over it.
+//!
+//! Mounted before the container is made and unmounted when it is removed, or at power-off. Called
+//! by `container` and `pod`.
+//!
+//! ```text
+//! /run/pericarp/scratch                    the scratch disk, mounted once
+//! /run/pericarp/scratch/<n>/{upper,work}   a container's writable layer on it
+//! /run/pericarp/containers/<id>/config.json
+//! /run/pericarp/containers/<id>/disk       the disk, when a layer lies over it
+//! /run/pericarp/containers/<id>/layer      a tmpfs that takes the layer when there is no scratch
+//! /run/pericarp/containers/<id>/rootfs     what the container sees
+//! ```
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use pericarp_api::agent::RootFs;
+use rustix::{
+    io::Errno,
+    mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount},
+};
+
+use crate::{
+    boot::STATE,
+    disks,
+    error::{RequestError, trying},
+    trash,
+};
+
+/// Mounts of a dead container hold a file system for a moment.
+const BUSY_LIMIT: Duration = Duration::from_secs(3);
+const BUSY_PAUSE: Duration = Duration::from_millis(5);
+
+/// The disk that takes what containers write.
+pub(crate) struct Scratch(PathBuf);
+
+impl Scratch {
+    /// Mounts the ext4 file system on the disk with this serial.
+    pub(crate) fn mount(serial: &str) -> Result<Self, RequestError> {
+        let place = Path::new(STATE).join("scratch");
+        mount_disk(serial, "ext4", &place, MountFlags::NODEV)?;
+        Ok(Self(place))
+    }
+
+    /// Writes everything back and unmounts.
+    pub(crate) fn put_away(self) -> Result<(), RequestError> {
+        put_away(&self.0, true)
+    }
+}
+
+/// A mounted root.
+#[derive(Debug)]
+pub(crate) struct Root {
+    directory: PathBuf,
+    /// In the order of mounting, with whether writes must reach a disk.
+    mounts: Vec<(PathBuf, bool)>,
+    /// Where the scratch disk is mounted, and the name of the layer there.
+    layer: Option<(PathBuf, String)>,
+}
+
+impl Root {
+    /// Mounts the root of the container with this checked id. On failure nothing stays mounted.
+    pub(crate) fn mount(
+        id: &str,
+        wanted: &RootFs,
+        scratch: Option<&Scratch>,
+    ) -> Result<Self, RequestError> {
+        if !["erofs", "ext4"].contains(&wanted.fs_type.as_str()) {
+            return Err(RequestError::Invalid(format!(
+                "'{}' is no file system for a root: erofs and ext4 are",
+                wanted.fs_type
+            )));
+        }
+        if wanted.writable_layer && !wanted.read_only {
+            return Err(RequestError::Invalid(
+                "a root with a writable layer is mounted read-only".into(),
+            ));
+        }
+        let directory = Path::new(STATE).join("containers").join(id);
+        let mut root = Self {
+            directory,
+            mounts: Vec::new(),
+            layer: None,
+        };
+        match root.mount_all(wanted, scratch) {
+            Ok(()) => Ok(root),
+            Err(error) => {
+                // The first error is the one to tell.
+                let _ = root.remove();
+                Err(error)
+            }
+        }
+    }
+
+    fn mount_all(
+        &mut self,
+        wanted: &RootFs,
+        scratch: Option<&Scratch>,
+    ) -> Result<(), RequestError> {
+        let mut flags = MountFlags::NODEV;
+        if wanted.read_only {
+            flags |= MountFlags::RDONLY;
+        }
+        let lower = if wanted.writable_layer {
+            self.directory.join("disk")
+        } else {
+            self.rootfs()
+        };
+        mount_disk(&wanted.disk, &wanted.fs_type, &lower, flags)?;
+        self.mounts.push((lower.clone(), !wanted.read_only));
+        if !wanted.writable_layer {
+            return Ok(());
+        }
+        let layer = match scratch {
+            Some(Scratch(place)) => {
+                let name = new_layer(place).map_err(trying("the writable layer"))?;
+                let layer = place.join(&name);
+                self.layer = Some((place.clone(), name));
+                layer
+            }
+            None => {
+                let layer = self.directory.join("layer");
+                fs::create_dir_all(&layer).map_err(trying("the writable layer"))?;
+                mount("tmpfs", &layer, "tmpfs", MountFlags::NODEV, c"mode=755")
+                    .map_err(trying("the writable layer"))?;
+                self.mounts.push((layer.clone(), false));
+                layer
+            }
+        };
+        let (upper, work) = (layer.join("upper"), layer.join("work"));
+        for part in [&upper, &work] {
+            fs::create_dir_all(part).map_err(trying("the writable layer"))?;
+        }
+        let rootfs = self.rootfs();
+        fs::create_dir_all(&rootfs).map_err(trying("the writable layer"))?;
+        // An id has neither commas nor colons.
+        let options = format!(
+            "lowerdir={},upperdir={},workdir={}",
+            lower.display(),
+            upper.display(),
+            work.display()
+        );
+        mount(
+            "overlay",
+            &rootfs,
+            "overlay",
+            MountFlags::NODEV,
+            Some(&*std::ffi::CString::new(options).unwrap_or_default()),
+        )
+        .map_err(trying(
+            "the writable layer cannot be put over the root disk",
+        ))?;
+        self.mounts.push((rootfs, false));
+        Ok(())
+    }
+
+    /// crun's bundle.
+    pub(crate) fn bundle(&self) -> &Path {
+        &self.directory
+    }
+
+    /// What the container sees as `/`.
+    pub(crate) fn rootfs(&self) -> PathBuf {
+        self.directory.join("rootfs")
+    }
+
+    /// Writes everything back and undoes the mounts; what was written to the layer is gone.
+    /// Nothing of the container may be running any more.
+    pub(crate) fn remove(&mut self) -> Result<(), RequestError> {
+        self.put_away()?;
+        if let Some((place, name)) = &self.layer {
+            trash::remove(place, name).map_err(trying("what a container wrote"))?;
+            self.layer = None;
+        }
+        let gone = |outcome: io::Result<()>| match outcome {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(trying("a container's directory")(error))
+            }
+            _ => Ok(()),
+        };
+        gone(fs::remove_file(self.directory.join("config.json")))?;
+        // One by one: should something still be mounted there, it is none of these calls' to
+        // remove.
+        for part in ["rootfs", "disk", "layer", ""] {
+            gone(fs::remove_dir(self.directory.join(part)))?;
+        }
+        Ok(())
+    }
+
+    /// Writes everything back and undoes the mounts.
+    pub(crate) fn put_away(&mut self) -> Result<(), RequestError> {
+        let mut outcome = Ok(());
+        while let Some((place, written)) = self.mounts.pop() {
+            outcome = outcome.and(put_away(&place, written));
+        }
+        outcome
+    }
+}
+
+fn mount_disk(
+    serial: &str,
+    kind: &str,
+    place: &Path,
+    flags: MountFlags,
+) -> Result<(), RequestError> {
+    let disk = disks::find(serial)?;
+    fs::create_dir_all(place).map_err(trying(place.display().to_string()))?;
+    match mount(&disk.node, place, kind, flags, None) {
+        Ok(()) => Ok(()),
+        Err(Errno::ROFS) => Err(RequestError::Invalid(format!(
+            "the disk '{serial}' is read-only, and its {kind} is to be written or was not \
+             unmounted cleanly"
+        ))),
+        Err(Errno::INVAL | Errno::UCLEAN) => Err(RequestError::Invalid(format!(
+            "the disk '{serial}' holds no {kind} file system that can be mounted"
+        ))),
+        Err(error) => Err(trying(format!("the disk '{serial}' cannot be mounted"))(
+            error,
+        )),
+    }
+}
+
+/// Makes a directory for a layer. A number: what was left of an earlier layer, by a container of
+/// the same name or before the last boot, is in nobody's way.
+fn new_layer(place: &Path) -> io::Result<String> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    loop {
+        let name = NEXT.fetch_add(1, Ordering::Relaxed).to_string();
+        match fs::create_dir(place.join(&name)) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            other => return other.map(|()| name),
+        }
+    }
+}
+
+/// Unmounts `place`. One that was written to is brought to its disk before: only syncfs(2)
+/// reports an error of the disk, and only a remount empties the journal for certain, whoever else
+/// still holds the file system.
+fn put_away(place: &Path, written: bool) -> Result<(), RequestError> {
+    let mut outcome = Ok(());
+    if written {
+        let failed = || format!("what was written to {} may be lost", place.display());
+        outcome = fs::File::open(place)
+            .and_then(|directory| Ok(rustix::fs::syncfs(&directory)?))
+            .map_err(trying(failed()));
+        let emptied = patiently(|| mount_remount(place, MountFlags::RDONLY, c""));
+        outcome = outcome.and(emptied.map_err(trying(failed())));
+    }
+    let unmounted = match patiently(|| unmount(place, UnmountFlags::empty())) {
+        // Out of the way at least; it goes with its last user.
+        Err(Errno::BUSY) => unmount(place, UnmountFlags::DETACH),
+        other => other,
+    };
+    outcome.and(unmounted.map_err(trying(format!("unmounting {}", place.display()))))
+}
+
+fn patiently(mut act: impl FnMut() -> Result<(), Errno>) -> Result<(), Errno> {
+    let end = Instant::now() + BUSY_LIMIT;
+    loop {
+        match act() {
+            Err(Errno::BUSY) if Instant::now() < end => thread::sleep(BUSY_PAUSE),
+            other => return other,
+        }
+    }
+}
