@@ -24,10 +24,10 @@ use crate::project::Project;
 /// directory made the old way is made again.
 const KERNEL_RECIPE: &str = "2\n";
 
-/// Our own programs that run in the guest, by package.
-const GUEST_PROGRAMS: &[&str] = &["pericarp-init", "pericarp-agent"];
+/// Our own program that runs in the guest, by package.
+const AGENT: &str = "pericarp-agent";
 
-/// The guest's programs are static ones of the target the tool chain always has.
+/// The agent is a static program of the target the tool chain always has.
 const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Brings the assets directory up to date.
@@ -36,14 +36,13 @@ pub(crate) fn prepare(project: &Project) -> Result<(), Failure> {
     fs::create_dir_all(&assets).map_err(|e| format!("cannot create {}: {e}", assets.display()))?;
     prepare_kernel(&assets)?;
     let bytes = guest::prepare(&assets)?;
-    let built = build_programs(project, &assets)?;
+    build_agent(project, &assets)?;
     let release = fs::read_to_string(assets.join("kernel/release"))
         .map_err(|e| format!("cannot read the guest kernel's release: {e}"))?;
     println!(
-        "setup: guest kernel {}, crun ({} KiB with its libraries) and {} are ready",
+        "setup: guest kernel {}, crun ({} KiB with its libraries) and {AGENT} are ready",
         release.trim(),
         bytes >> 10,
-        built.join(" and ")
     );
     Ok(())
 }
@@ -77,38 +76,23 @@ fn prepare_kernel(assets: &Path) -> Result<(), Failure> {
     made
 }
 
-/// Builds our static programs; gives those that are there.
-fn build_programs(project: &Project, assets: &Path) -> Result<Vec<&'static str>, Failure> {
+/// Builds the static first process.
+fn build_agent(project: &Project, assets: &Path) -> Result<(), Failure> {
     // A build directory of its own: other flags in the common one would make
     // cargo build everything again and again.
-    let target = project.target.join("init");
-    let mut packages = Vec::new();
-    for &package in GUEST_PROGRAMS {
-        let directory = package.trim_start_matches("pericarp-");
-        if project.root.join("sandbox").join(directory).exists() {
-            packages.push(package);
-        } else {
-            println!("setup: {package} is not in this tree yet and is left out");
-        }
-    }
-    let mut build = cargo();
-    build
-        .current_dir(&project.root)
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
-        // A guest holds them in memory, and nothing there reads symbols.
-        .env("CARGO_PROFILE_RELEASE_STRIP", "symbols")
-        .args(["build", "--quiet", "--release"])
-        .args(["--target", GUEST_TARGET, "--target-dir"])
-        .arg(&target);
-    for package in &packages {
-        build.args(["--package", package]);
-    }
-    command::run(&mut build)?;
-    for package in &packages {
-        let built = target.join(GUEST_TARGET).join("release").join(package);
-        replace_if_different(&built, &assets.join(package))?;
-    }
-    Ok(packages)
+    let target = project.target.join("agent");
+    command::run(
+        cargo()
+            .current_dir(&project.root)
+            .env("RUSTFLAGS", "-C target-feature=+crt-static")
+            // A guest holds it in memory, and nothing there reads symbols.
+            .env("CARGO_PROFILE_RELEASE_STRIP", "symbols")
+            .args(["build", "--quiet", "--release", "--package", AGENT])
+            .args(["--target", GUEST_TARGET, "--target-dir"])
+            .arg(&target),
+    )?;
+    let built = target.join(GUEST_TARGET).join("release").join(AGENT);
+    replace_if_different(&built, &assets.join(AGENT))
 }
 
 fn replace_if_different(from: &Path, to: &Path) -> Result<(), Failure> {

@@ -91,6 +91,16 @@ const NEEDS: &[Need] = &[
         why: "reads back the initramfs we write, in a test",
     },
     Need {
+        program: "umoci",
+        package: "umoci",
+        why: "the peer our unpacking of images is compared with, in a test",
+    },
+    Need {
+        program: "zstd",
+        package: "zstd",
+        why: "packs image layers, in a test",
+    },
+    Need {
         program: "mount",
         package: "mount",
         why: "mounts a container's disk image",

@@ -62,22 +62,9 @@ impl Container {
         Ok(())
     }
 
-    /// Where its group is. With a limit on memory the container ends as a whole when it runs out:
-    /// half of one is of no use.
+    /// Where its group is.
     pub(crate) fn set_group(&mut self, name: &str) -> Result<(), RequestError> {
-        let linux = child(&mut self.0, "linux")?;
-        linux.insert("cgroupsPath".into(), name.into());
-        let resources = child(linux, "resources")?;
-        let limited = resources
-            .get("memory")
-            .and_then(|memory| memory.get("limit"))
-            .and_then(Value::as_i64)
-            .is_some_and(|limit| limit > 0);
-        if limited {
-            child(resources, "unified")?
-                .entry("memory.oom.group")
-                .or_insert_with(|| "1".into());
-        }
+        child(&mut self.0, "linux")?.insert("cgroupsPath".into(), name.into());
         Ok(())
     }
 
@@ -250,7 +237,6 @@ mod tests {
         );
         assert_eq!(text["linux"]["cgroupsPath"], "/pericarp/a");
         let resources = &text["linux"]["resources"];
-        assert_eq!(resources["unified"], json!({"memory.oom.group": "1"}));
         assert_eq!(resources["devices"][1]["access"], "rm");
         assert_eq!(text["linux"]["devices"][0]["minor"], 16);
     }

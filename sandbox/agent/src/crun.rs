@@ -27,7 +27,7 @@ use crate::{
     terminal::Console,
 };
 
-const PROGRAM: &str = "/guest/bin/crun";
+const PROGRAM: &str = "/bin/crun";
 /// Where it keeps what it knows about containers.
 const ROOT: &str = "/run/crun";
 /// It takes about 0.2 s on an emulated CPU.

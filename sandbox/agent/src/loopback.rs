@@ -9,6 +9,8 @@ use rustix::net::{
 
 use crate::error::{AgentError, during};
 
+/// The groups that may send echo requests.
+const PING_GROUPS: &str = "/proc/sys/net/ipv4/ping_group_range";
 const RTM_NEWLINK: u16 = 16;
 const NLMSG_ERROR: u16 = 2;
 const NLM_F_REQUEST: u16 = 1;
@@ -35,7 +37,9 @@ pub(crate) fn bring_up() -> Result<(), AgentError> {
             None => Err(rustix::io::Errno::PROTO),
         }
     };
-    attempt().map_err(during("the loopback interface"))
+    attempt().map_err(during("the loopback interface"))?;
+    // Without it ping needs a capability that containers do not get.
+    std::fs::write(PING_GROUPS, "0 2147483647").map_err(during(PING_GROUPS))
 }
 
 /// `struct nlmsghdr` and `struct ifinfomsg`, see rtnetlink(7).

@@ -93,18 +93,17 @@ pub fn last_words(from: impl Read) -> Option<String> {
     let mut bytes = Vec::new();
     // What arrived before an error still counts.
     let _ = from.take(MAX_LAST_WORDS as u64).read_to_end(&mut bytes);
-    let text = printable(&String::from_utf8_lossy(&bytes));
-    (!text.is_empty()).then_some(text)
+    let text = String::from_utf8_lossy(&bytes);
+    let text = text.trim();
+    (!text.is_empty()).then(|| printable(text))
 }
 
 /// `text` as one line without control characters.
 #[must_use]
 pub fn printable(text: &str) -> String {
-    let replaced: String = text
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
-    replaced.trim().to_owned()
+    text.chars()
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect()
 }
 
 #[cfg(test)]
@@ -123,7 +122,7 @@ mod tests {
         bytes.extend(b"the end\n\x1b[2J");
         let mut from = bytes.as_slice();
         assert_eq!(Hello::read(&mut from).unwrap(), HELLO);
-        assert_eq!(last_words(from).unwrap(), "the end  [2J");
+        assert_eq!(last_words(from).unwrap(), "the end\u{fffd}\u{fffd}[2J");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The guest's kernel, its modules and its first process, as `cargo xtask setup` lays them out.
+//! The guest's kernel, its modules, the agent and crun, as `cargo xtask setup` lays them out.
 //!
 //! Looked for where the user says, else beside the program; checked in full before a run starts.
 
@@ -10,11 +10,18 @@ use crate::input::problem::Problem;
 #[derive(Debug)]
 pub(crate) struct Assets {
     pub(crate) kernel: PathBuf,
-    pub(crate) init: PathBuf,
+    pub(crate) agent: PathBuf,
+    /// What the guest has below its root: file by file, with the path there.
+    pub(crate) tree: Vec<(String, PathBuf)>,
     pub(crate) modules: PathBuf,
     /// File names in load order.
     pub(crate) order: Vec<String>,
 }
+
+/// The part of the assets that becomes part of the guest's first file system as it is.
+const GUEST: &str = "guest";
+/// What the agent runs containers with.
+const CRUN: &str = "bin/crun";
 
 const CURE: &str = "run `cargo xtask setup`, which makes them";
 
@@ -64,11 +71,16 @@ impl Assets {
         }
         let assets = Self {
             kernel: directory.join("kernel/vmlinuz"),
-            init: directory.join("pericarp-init"),
+            agent: directory.join("pericarp-agent"),
+            tree: tree(&directory.join(GUEST))
+                .map_err(|error| problem(format!("'{GUEST}' cannot be read ({error})")))?,
             modules,
             order,
         };
-        let files = [assets.kernel.clone(), assets.init.clone()]
+        if !assets.tree.iter().any(|(name, _)| name == CRUN) {
+            return Err(problem(format!("'{GUEST}/{CRUN}' is missing")));
+        }
+        let files = [assets.kernel.clone(), assets.agent.clone()]
             .into_iter()
             .chain(assets.order.iter().map(|name| assets.modules.join(name)));
         for file in files {
@@ -86,6 +98,29 @@ impl Assets {
         }
         Ok(assets)
     }
+}
+
+/// All files below a directory; links are followed, and what is neither file nor directory is left
+/// out.
+fn tree(top: &Path) -> std::io::Result<Vec<(String, PathBuf)>> {
+    let mut files = Vec::new();
+    let mut pending = vec![(String::new(), top.to_owned())];
+    while let Some((prefix, directory)) = pending.pop() {
+        for entry in std::fs::read_dir(directory)? {
+            let entry = entry?;
+            let path = entry.path();
+            let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+            let metadata = std::fs::metadata(&path)?;
+            // Deeper than any library lies.
+            if metadata.is_dir() && prefix.matches('/').count() < 16 {
+                pending.push((format!("{name}/"), path));
+            } else if metadata.is_file() {
+                files.push((name, path));
+            }
+        }
+    }
+    files.sort();
+    Ok(files)
 }
 
 fn beside_the_program() -> Vec<PathBuf> {
@@ -128,6 +163,14 @@ mod tests {
             refuse()
         );
         std::fs::write(dir.join("kernel/modules/order"), "a.ko.xz\n\n").unwrap();
+        assert!(refuse().contains("'guest' cannot be read"), "{}", refuse());
+        std::fs::create_dir_all(dir.join("guest/bin")).unwrap();
+        assert!(
+            refuse().contains("'guest/bin/crun' is missing"),
+            "{}",
+            refuse()
+        );
+        std::fs::write(dir.join("guest/bin/crun"), "c").unwrap();
         assert!(
             refuse().contains("'kernel/vmlinuz' cannot be read"),
             "{}",
@@ -140,7 +183,7 @@ mod tests {
             refuse()
         );
         std::fs::write(dir.join("kernel/vmlinuz"), "k").unwrap();
-        std::fs::write(dir.join("pericarp-init"), "i").unwrap();
+        std::fs::write(dir.join("pericarp-agent"), "i").unwrap();
         assert!(
             refuse().contains("'kernel/modules/a.ko.xz' cannot be read"),
             "{}",

@@ -27,9 +27,23 @@ pub(crate) enum Failure {
     /// A program we started failed.
     #[error("{program} failed ({end})")]
     Helper { program: String, end: String },
-    /// The block backend died.
-    #[error("the block backend died ({0})")]
-    Backend(String),
+    /// A sidecar of the machine died.
+    #[error("a sidecar of the machine died ({0})")]
+    Sidecar(String),
+    /// The guest's first process has gone, and the machine is of no use without it.
+    #[error("the guest agent is gone{}", .words.as_ref().map(|w| format!(": {w}")).unwrap_or_default())]
+    Agent {
+        words: Option<String>,
+        console: Vec<String>,
+    },
+    /// Another run has this name.
+    #[error(
+        "--name '{name}': is in use by the run {id}; choose another, or remove that one with `pericarp rm`"
+    )]
+    NameTaken { name: String, id: String },
+    /// The image cannot be used; found after the input was checked.
+    #[error("--image: {0}")]
+    Image(String),
     /// The machine failed.
     #[error("{error}")]
     Machine {
@@ -69,6 +83,8 @@ impl Failure {
         match self {
             Self::NotFound(_) => 127,
             Self::NotExecutable(_) => 126,
+            // Found late, because only the directory of all runs tells.
+            Self::NameTaken { .. } => 2,
             Self::Signal(number) => 128 + i32::from(*number),
             _ => 125,
         }
@@ -77,7 +93,9 @@ impl Failure {
     /// The guest's last console lines, where they explain something.
     pub(crate) fn console(&self) -> &[String] {
         match self {
-            Self::Machine { console, .. } | Self::Guest { console, .. } => console,
+            Self::Machine { console, .. }
+            | Self::Guest { console, .. }
+            | Self::Agent { console, .. } => console,
             _ => &[],
         }
     }

@@ -1,4 +1,4 @@
-//! `pericarp`: runs a command in a virtual machine of its own, or in a plain container.
+//! `pericarp`: runs commands in virtual machines of their own, or in plain containers.
 //!
 //! This file knows the subcommands and the exit codes: 2 for bad input, 125 for a failure of our
 //! own, 126 and 127 as shells have them, else the command's own code or 128 plus its signal.
@@ -6,21 +6,34 @@
 //! was created is removed on every path.
 
 mod assets;
+mod commands;
+mod container;
 mod cpio;
+mod detach;
 mod failure;
+mod guest;
+mod helper;
+mod images;
 mod input;
+mod log;
+mod registry;
 mod report;
-mod rootdir;
+mod rootfs;
 mod run;
 mod runc;
 mod rundir;
+mod scratch;
 mod signals;
 mod sizing;
+mod terminal;
 mod vm;
 
 use std::ffi::OsString;
 
-use crate::input::problem::{Problem, nearest};
+use crate::{
+    commands::{exec, list, logs, remove, stop},
+    input::problem::{Problem, nearest},
+};
 
 const HELP: &str = "\
 pericarp runs each workload in a virtual machine of its own.
@@ -29,26 +42,40 @@ Usage: pericarp COMMAND [OPTIONS]
 
 Commands:
   run      run a command in a virtual machine, or in a plain container
-  help     show this text; `pericarp run --help` shows the options of run
+  exec     run a further command in the container of a run
+  ps       list runs
+  logs     show what the command of a detached run has said
+  stop     end runs
+  rm       forget runs that have ended
+  help     show this text; `pericarp COMMAND --help` shows the options of a command
 
 Options:
   --version  print the version
   --help     show this text
 ";
 
-const COMMANDS: [&str; 2] = ["run", "help"];
+const COMMANDS: [&str; 7] = ["run", "exec", "ps", "logs", "stop", "rm", "help"];
 
 fn main() {
     let mut arguments = std::env::args_os().skip(1);
-    let code = match arguments.next() {
+    let first = arguments.next();
+    let rest = arguments.collect();
+    let code = match first {
         None => {
             eprint!("{HELP}");
             2
         }
         Some(first) => match first.to_str() {
-            Some("run") => run(arguments.collect()),
-            Some("help" | "--help" | "-h") => show(HELP),
-            Some("--version" | "-V") => show(concat!("pericarp ", env!("CARGO_PKG_VERSION"), "\n")),
+            Some("run") => run(rest),
+            Some("exec") => commands::run("exec", exec::run, rest),
+            Some("ps") => commands::run("ps", list::run, rest),
+            Some("logs") => commands::run("logs", logs::run, rest),
+            Some("stop") => commands::run("stop", stop::run, rest),
+            Some("rm") => commands::run("rm", remove::run, rest),
+            Some("help" | "--help" | "-h") => report::show(HELP),
+            Some("--version" | "-V") => {
+                report::show(concat!("pericarp ", env!("CARGO_PKG_VERSION"), "\n"))
+            }
             _ => {
                 let name = first.to_string_lossy();
                 let problem =
@@ -61,28 +88,19 @@ fn main() {
     std::process::exit(code);
 }
 
-/// Prints text that was asked for.
-fn show(text: &str) -> i32 {
-    use std::io::Write;
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Ok(()) => 0,
-        Err(_) => 125,
-    }
-}
-
 fn run(arguments: Vec<OsString>) -> i32 {
     let wants_json = arguments
         .iter()
         .take_while(|a| *a != "--")
         .any(|a| a == "--json");
     let request = match input::options::parse(arguments) {
-        Ok(input::options::Parsed::Help) => return show(input::options::HELP),
+        Ok(input::options::Parsed::Help) => return report::show(input::options::HELP),
         Ok(input::options::Parsed::Run(request)) => *request,
-        Err(problems) => return report::refuse(&problems, wants_json),
+        Err(problems) => return report::refuse("run", &problems, wants_json),
     };
     let plan = match input::check::check(request) {
         Ok(plan) => plan,
-        Err(problems) => return report::refuse(&problems, wants_json),
+        Err(problems) => return report::refuse("run", &problems, wants_json),
     };
     let mut timing = report::Timing::begin();
     let wants_timing = plan.timing;
@@ -92,7 +110,9 @@ fn run(arguments: Vec<OsString>) -> i32 {
         report::failure(failure, wants_json);
     }
     let code = match &outcome {
-        Ok(code) => *code,
+        Ok(run::Ended::Here(code)) => *code,
+        // The run itself says the rest.
+        Ok(run::Ended::Elsewhere(code)) => return *code,
         Err(failure) => failure.exit_code(),
     };
     if wants_json {

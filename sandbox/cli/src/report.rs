@@ -9,6 +9,10 @@ use serde_json::{Map, Value, json};
 
 use crate::{failure::Failure, input::problem::Problem};
 
+/// What is said when the kernel killed the command for want of memory.
+pub(crate) const OUT_OF_MEMORY: &str =
+    "the command was killed: it used more memory than its --memory limit";
+
 /// When each phase of a run ended.
 pub(crate) struct Timing {
     last: Instant,
@@ -27,11 +31,15 @@ impl Timing {
 
     /// Ends the current phase under this name.
     pub(crate) fn mark(&mut self, phase: &'static str) {
-        let now = Instant::now();
-        let ms = now.duration_since(self.last).as_millis();
+        self.mark_at(phase, Instant::now());
+    }
+
+    /// Ends the current phase at a moment that has passed.
+    pub(crate) fn mark_at(&mut self, phase: &'static str, now: Instant) {
+        let ms = now.saturating_duration_since(self.last).as_millis();
         self.phases
             .push((phase, u64::try_from(ms).unwrap_or(u64::MAX)));
-        self.last = now;
+        self.last = now.max(self.last);
     }
 
     /// Adds a fact that goes with the times.
@@ -41,7 +49,7 @@ impl Timing {
 }
 
 /// Prints every problem of the input; returns the exit code.
-pub(crate) fn refuse(problems: &[Problem], json: bool) -> i32 {
+pub(crate) fn refuse(command: &str, problems: &[Problem], json: bool) -> i32 {
     for problem in problems {
         if json {
             eprintln!(
@@ -49,7 +57,7 @@ pub(crate) fn refuse(problems: &[Problem], json: bool) -> i32 {
                 json!({"event": "refused", "option": problem.option(), "message": problem.to_string()})
             );
         } else {
-            eprintln!("pericarp run: {problem}");
+            eprintln!("pericarp {command}: {problem}");
         }
     }
     2
@@ -73,6 +81,15 @@ pub(crate) fn failure(failure: &Failure, json: bool) {
     }
     for line in console {
         eprintln!("  console: {line}");
+    }
+}
+
+/// Prints text that was asked for; returns the exit code.
+pub(crate) fn show(text: &str) -> i32 {
+    use std::io::Write;
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => 0,
+        Err(_) => 125,
     }
 }
 

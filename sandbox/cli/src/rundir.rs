@@ -1,14 +1,14 @@
-//! The private directory of one run, and the removal of those that dead runs left.
+//! The directory of one run, and the removal of what dead runs left.
 //!
 //! A run locks its directory; the kernel drops the lock with the process, however it ends. So a
-//! directory whose lock is free belongs to nobody, and the next run removes it.
+//! directory whose lock is free belongs to a run that is over. All runs of a user lie side by side
+//! in one base directory, which is how `ps`, `exec` and the others find them: see `registry`.
 
 use std::{
     fs::{self, DirBuilder, File},
     io,
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use rustix::{
@@ -16,69 +16,76 @@ use rustix::{
     io::Errno,
 };
 
-use crate::failure::{Failure, during};
+use crate::{
+    failure::{Failure, during},
+    registry::{Record, Status, remove_all_but_history},
+};
 
-const PREFIX: &str = "run-";
+/// How the directories of runs begin; the id follows.
+pub(crate) const PREFIX: &str = "run-";
 /// Left by a run that made a container; holds the container's id.
 pub(crate) const CONTAINER_FILE: &str = "container";
 /// Where that run has the container runtime's state.
 pub(crate) const CONTAINER_STATE: &str = "runc";
-
-/// What a run puts into its directory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Contents {
-    /// Sockets and small files: kept in memory where the session has a directory for that.
-    Small,
-    /// A disk image as well: kept on a disk.
-    Large,
-}
 
 /// A directory that only this run uses. Removed when dropped.
 #[derive(Debug)]
 pub(crate) struct RunDir {
     path: PathBuf,
     base: PathBuf,
+    /// Record and log stay behind, for `ps -a` and `logs`.
+    keeps_history: bool,
     _lock: File,
 }
 
 impl RunDir {
-    /// Makes a directory, after removing those of dead runs beside it.
-    pub(crate) fn create(contents: Contents) -> Result<Self, Failure> {
-        let parent = match contents {
-            Contents::Small => variable("XDG_RUNTIME_DIR").unwrap_or_else(|| "/tmp".into()),
-            Contents::Large => variable("TMPDIR").unwrap_or_else(|| "/var/tmp".into()),
-        };
-        let base = parent.join(format!("pericarp-{}", rustix::process::geteuid().as_raw()));
-        Self::create_in(&base)
+    /// Makes the directory of the run that `record` describes, after removing those of dead runs
+    /// beside it.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::NameTaken`], or the system's.
+    pub(crate) fn create(record: &Record) -> Result<Self, Failure> {
+        Self::create_in(&base(), record)
     }
 
-    fn create_in(base: &Path) -> Result<Self, Failure> {
+    fn create_in(base: &Path, record: &Record) -> Result<Self, Failure> {
         let failed =
             |error: io::Error| during(format!("the directory '{}'", base.display()))(error);
         // Held while this run has a directory but no lock on it yet.
         let _base_lock = lock_base(base).map_err(failed)?;
         sweep(base);
-        let moment = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |d| d.subsec_nanos());
-        let path = base.join(format!("{PREFIX}{}-{moment:x}", std::process::id()));
+        if let Some(holder) = Record::all_in(base)
+            .into_iter()
+            .find(|entry| entry.record.name == record.name || entry.record.id == record.id)
+        {
+            return Err(Failure::NameTaken {
+                name: record.name.clone(),
+                id: holder.record.id,
+            });
+        }
+        let path = base.join(format!("{PREFIX}{}", record.id));
         DirBuilder::new()
             .mode(0o700)
             .create(&path)
             .map_err(failed)?;
-        let lock = open_directory(&path).and_then(|directory| {
-            rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive)?;
-            Ok(directory)
-        });
-        match lock {
+        let locked = open_directory(&path)
+            .and_then(|directory| {
+                rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive)?;
+                Ok(directory)
+            })
+            .map_err(io::Error::from)
+            .and_then(|lock| record.write(&path).map(|()| lock));
+        match locked {
             Ok(lock) => Ok(Self {
                 path,
                 base: base.to_owned(),
+                keeps_history: record.detached,
                 _lock: lock,
             }),
             Err(error) => {
-                let _ = fs::remove_dir(&path);
-                Err(failed(error.into()))
+                let _ = fs::remove_dir_all(&path);
+                Err(failed(error))
             }
         }
     }
@@ -91,10 +98,19 @@ impl RunDir {
     pub(crate) fn join(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
+
+    /// Forgets the run altogether: for one that never started.
+    pub(crate) fn forget(&mut self) {
+        self.keeps_history = false;
+    }
 }
 
 impl Drop for RunDir {
     fn drop(&mut self) {
+        if self.keeps_history {
+            remove_all_but_history(&self.path);
+            return;
+        }
         if let Err(error) = fs::remove_dir_all(&self.path) {
             crate::report::warn(&format!(
                 "'{}' cannot be removed: {error}",
@@ -108,8 +124,15 @@ impl Drop for RunDir {
     }
 }
 
+/// Where the directories of this user's runs are. In memory where the session has a place for
+/// that: they hold sockets and small files.
+pub(crate) fn base() -> PathBuf {
+    let parent = variable("XDG_RUNTIME_DIR").unwrap_or_else(|| "/tmp".into());
+    parent.join(format!("pericarp-{}", rustix::process::geteuid().as_raw()))
+}
+
 /// Makes the base if it is missing, and locks it.
-fn lock_base(base: &Path) -> io::Result<File> {
+pub(crate) fn lock_base(base: &Path) -> io::Result<File> {
     loop {
         private_directory(base)?;
         let lock = match open_directory(base) {
@@ -154,31 +177,41 @@ fn private_directory(path: &Path) -> io::Result<()> {
     ))
 }
 
-fn open_directory(path: &Path) -> Result<File, Errno> {
+pub(crate) fn open_directory(path: &Path) -> Result<File, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::open(path, flags, Mode::empty())?.into())
 }
 
-/// Removes the directories of runs that are no more. What cannot be removed is left for the next.
+/// Whether the run of this directory is over. Call with the base locked: a new run's directory is
+/// without its lock for a moment.
+pub(crate) fn is_over(path: &Path) -> bool {
+    open_directory(path).is_ok_and(|directory| {
+        rustix::fs::flock(&directory, FlockOperation::NonBlockingLockShared).is_ok()
+    })
+}
+
+/// Removes what runs that are over have left, but not what `ps -a` and `logs` show. What cannot be
+/// removed is left for the next.
 fn sweep(base: &Path) {
     let Ok(entries) = fs::read_dir(base) else {
         return;
     };
     for entry in entries.flatten() {
-        if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
-            continue;
-        }
         let path = entry.path();
-        let Ok(directory) = open_directory(&path) else {
-            continue;
-        };
-        if rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if !entry.file_name().to_string_lossy().starts_with(PREFIX) || !is_over(&path) {
             continue;
         }
         if let Ok(id) = fs::read_to_string(path.join(CONTAINER_FILE)) {
             crate::runc::remove_left_over(&path.join(CONTAINER_STATE), id.trim());
         }
-        let _ = fs::remove_dir_all(&path);
+        match Record::read(&path) {
+            Some(record) if record.detached && record.status != Status::Created => {
+                remove_all_but_history(&path);
+            }
+            _ => {
+                let _ = fs::remove_dir_all(&path);
+            }
+        }
     }
 }
 
@@ -186,15 +219,27 @@ fn sweep(base: &Path) {
 mod tests {
     use super::*;
 
+    fn record(id: &str, name: &str) -> Record {
+        Record {
+            id: id.into(),
+            name: name.into(),
+            ..Record::default()
+        }
+    }
+
+    fn scratch(name: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("pericarp-{name}-{}", std::process::id()))
+    }
+
     #[test]
     fn directories_of_dead_runs_are_swept_and_live_ones_are_not() {
-        let base = std::env::temp_dir().join(format!("pericarp-base-{}", std::process::id()));
-        let first = RunDir::create_in(&base).unwrap();
+        let base = scratch("base");
+        let first = RunDir::create_in(&base, &record("1", "one")).unwrap();
         fs::write(first.join("file"), "x").unwrap();
-        let dead = base.join("run-1-dead");
+        let dead = base.join("run-dead");
         fs::create_dir(&dead).unwrap();
         fs::write(dead.join("socket"), "x").unwrap();
-        let second = RunDir::create_in(&base).unwrap();
+        let second = RunDir::create_in(&base, &record("2", "two")).unwrap();
         assert!(!dead.exists());
         assert!(first.join("file").exists() && first.path() != second.path());
         let mode = fs::metadata(second.path()).unwrap().mode();
@@ -207,10 +252,35 @@ mod tests {
     }
 
     #[test]
+    fn a_name_is_taken_once_and_history_stays() {
+        let base = scratch("names");
+        let mut first = record("1", "one");
+        first.detached = true;
+        first.status = Status::Running;
+        let run = RunDir::create_in(&base, &first).unwrap();
+        fs::write(run.join("log"), "said").unwrap();
+        fs::write(run.join("socket"), "x").unwrap();
+        let error = RunDir::create_in(&base, &record("2", "one")).unwrap_err();
+        assert!(
+            error.to_string().starts_with("--name 'one': is in use by"),
+            "{error}"
+        );
+        let path = run.path().to_owned();
+        drop(run);
+        assert!(path.join("log").exists() && !path.join("socket").exists());
+        // The name stays taken until the history is removed.
+        assert!(RunDir::create_in(&base, &record("2", "one")).is_err());
+        assert_eq!(Record::all_in(&base).len(), 1);
+        fs::remove_dir_all(&base).unwrap();
+    }
+
+    #[test]
     fn a_base_that_others_can_write_is_refused() {
-        let base = std::env::temp_dir().join(format!("pericarp-open-{}", std::process::id()));
+        let base = scratch("open");
         DirBuilder::new().mode(0o755).create(&base).unwrap();
-        let error = RunDir::create_in(&base).unwrap_err().to_string();
+        let error = RunDir::create_in(&base, &record("1", "one"))
+            .unwrap_err()
+            .to_string();
         fs::remove_dir(&base).unwrap();
         assert!(
             error.contains("not a directory of this user alone; remove it"),

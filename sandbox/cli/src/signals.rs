@@ -14,14 +14,15 @@ use std::{
 
 use crate::failure::{Failure, during};
 
-/// Passed on to the command.
-const FORWARDED: [libc::c_int; 6] = [
+/// Passed on to the command; the last one as a new size of its terminal.
+const FORWARDED: [libc::c_int; 7] = [
     libc::SIGINT,
     libc::SIGTERM,
     libc::SIGHUP,
     libc::SIGQUIT,
     libc::SIGUSR1,
     libc::SIGUSR2,
+    libc::SIGWINCH,
 ];
 
 /// Requests to end that are needed to end a run whose command does not.
@@ -84,7 +85,7 @@ impl Signals {
                 .map(|signal| (signal, libc::c_int::from(signal)))
             {
                 None => return Ok(()),
-                Some((_, libc::SIGUSR1 | libc::SIGUSR2)) => {}
+                Some((_, libc::SIGUSR1 | libc::SIGUSR2 | libc::SIGWINCH)) => {}
                 Some((signal, _)) => return Err(Failure::Signal(signal)),
             }
         }

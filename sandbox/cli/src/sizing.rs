@@ -4,14 +4,21 @@
 //! and 2 GiB + y, so that the guest's kernel has room of its own while the command is held to x
 //! and y inside. Arithmetic only.
 
-use pericarp_protocol::Limits;
-
 /// CPUs of a machine without limits, and of the guest's own share in one with limits.
 const BASE_CPUS: u32 = 1;
 /// The same for memory.
 pub(crate) const BASE_MEMORY: u64 = 2 << 30;
 /// Memory comes in whole units of this.
 const UNIT: u64 = pericarp_hypervisor::spec::MEMORY_UNIT;
+
+/// The command's own limits, held inside the guest; the machine is larger.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Thousandths of a CPU.
+    pub(crate) milli_cpus: Option<u32>,
+    /// Bytes.
+    pub(crate) memory: Option<u64>,
+}
 
 /// Size of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -255,31 +255,17 @@ fn initramfs(scratch: &Scratch) -> PathBuf {
     let root = scratch.path("initramfs.d");
     let modules = root.join("modules");
     fs::create_dir_all(&modules).unwrap();
-    fs::create_dir_all(root.join("guest/bin")).unwrap();
+    fs::create_dir_all(root.join("bin")).unwrap();
     put(&agent().unwrap(), &root.join("init"), 0o755);
     let kernel = Assets::find().unwrap().kernel();
     let from = kernel.with_file_name("modules");
-    // In this order: each after what it needs.
-    let wanted = [
-        "virtio_blk",
-        "vsock",
-        "vmw_vsock_virtio_transport_common",
-        "vmw_vsock_virtio_transport",
-        "libcrc32c",
-        "erofs",
-        "overlay",
-    ];
-    let mut order = String::new();
-    for name in wanted.map(|name| format!("{name}.ko.xz")) {
-        // What is missing is part of the kernel.
-        if from.join(&name).exists() {
-            put(&from.join(&name), &modules.join(&name), 0o444);
-            order += &format!("{name}\n");
-        }
+    let order = fs::read_to_string(from.join("order")).unwrap();
+    for name in order.lines() {
+        put(&from.join(name), &modules.join(name), 0o444);
     }
     fs::write(modules.join("order"), order).unwrap();
     let crun = search_path("crun").unwrap();
-    put(&crun, &root.join("guest/bin/crun"), 0o755);
+    put(&crun, &root.join("bin/crun"), 0o755);
     let listed = Command::new("ldd").arg(&crun).output().unwrap();
     let libraries: BTreeSet<PathBuf> = String::from_utf8_lossy(&listed.stdout)
         .split_whitespace()

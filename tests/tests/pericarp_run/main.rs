@@ -7,12 +7,16 @@
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
 mod bad_input;
+mod detached;
+mod image;
 mod rig;
+mod terminal;
 
 use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use pericarp_tests::parts::Part;
 use rustix::process::Signal;
 
 use rig::*;
@@ -28,14 +32,14 @@ fn a_command_sees_its_machine_and_is_heard() {
         echo release=$(uname -r)
         echo cpus=$(nproc)
         echo memory=$(grep MemTotal /proc/meminfo)
-        echo cpu.max=$(cat /sys/fs/cgroup/pericarp/cpu.max)
-        echo memory.max=$(cat /sys/fs/cgroup/pericarp/memory.max)
+        echo cpu.max=$(cat /sys/fs/cgroup/cpu.max)
+        echo memory.max=$(cat /sys/fs/cgroup/memory.max)
         echo hostname=$(hostname)
         echo home=$HOME
-        echo loopback=$(ping -c 1 -W 5 127.0.0.1 >/dev/null && echo up)
+        echo loopback=$(grep -q 127.0.0.1 /proc/net/fib_trie && echo up)
         echo root=$(touch /x 2>/dev/null && echo writable || echo read-only)
         echo written > /dev/pericarp/disk1 && echo disk1=written
-        echo written > /dev/pericarp/disk2 2>/dev/null && sync && echo disk2=written
+        (echo written > /dev/pericarp/disk2) 2>/dev/null && sync && echo disk2=written
         echo disk2.content=$(head -c 3 /dev/pericarp/disk2)
         echo to the error output >&2
         exit 7";
@@ -75,7 +79,8 @@ fn a_command_sees_its_machine_and_is_heard() {
     is("cpu.max", "50000 100000");
     is("memory.max", &(64 * MIB).to_string());
     is("hostname", "pericarp");
-    is("home", "/root");
+    // It has no /etc/passwd.
+    is("home", "/");
     is("loopback", "up");
     is("root", "read-only");
     is("disk1", "written");
@@ -109,7 +114,7 @@ fn signals_are_passed_on_and_images_are_locked() {
     let Some(rig) = Rig::new("signals_are_passed_on_and_images_are_locked", &VM) else {
         return;
     };
-    let script = "trap 'echo caught; kill -9 $$' TERM; echo ready; while :; do sleep 0.1; done";
+    let script = "trap 'echo caught; exit 9' TERM; echo ready; while :; do sleep 0.1; done";
     let running = rig.start_ready(&["--rootfs-image", &rig.image(), "--", "sh", "-c", script]);
 
     let second = rig.run(&["--rootfs-image", &rig.image(), "--", "true"], b"");
@@ -125,7 +130,7 @@ fn signals_are_passed_on_and_images_are_locked() {
 
     running.signal(Signal::TERM);
     let run = running.wait();
-    assert_eq!(run.code, 128 + 9, "{}", run.stderr);
+    assert_eq!(run.code, 9, "{}", run.stderr);
     assert_eq!(run.text(), "ready\ncaught\n");
     assert_eq!(run.stderr, "");
     rig.assert_clean();
@@ -160,7 +165,7 @@ fn a_missing_program_is_127() {
     assert_eq!(run.code, 127);
     assert_eq!(
         run.stderr,
-        "pericarp: 'nope': no such program in the root file system\n"
+        "pericarp: 'nope': no such program in the container\n"
     );
     rig.assert_clean();
 }
@@ -208,7 +213,9 @@ fn a_killed_backend_is_one_error() {
     assert_eq!(run.code, 125);
     let first = run.stderr.lines().next().unwrap();
     assert!(
-        first.starts_with("pericarp: the block backend died (pericarp-block: killed by signal 9"),
+        first.starts_with(
+            "pericarp: a sidecar of the machine died (pericarp-block: killed by signal 9"
+        ),
         "{}",
         run.stderr
     );
@@ -217,22 +224,32 @@ fn a_killed_backend_is_one_error() {
 }
 
 #[test]
-fn a_panic_is_one_error_with_the_consoles_last_lines() {
-    let name = "a_panic_is_one_error_with_the_consoles_last_lines";
+fn an_agent_that_ends_is_one_error_with_the_consoles_last_lines() {
+    let name = "an_agent_that_ends_is_one_error_with_the_consoles_last_lines";
     let Some(rig) = Rig::new(name, &VM) else {
         return;
     };
+    // A first process that ends is a kernel panic.
+    let own = rig.scratch.path("assets");
+    fs::create_dir(&own).unwrap();
+    std::os::unix::fs::symlink(assets().join("kernel"), own.join("kernel")).unwrap();
+    fs::create_dir_all(own.join("guest/bin")).unwrap();
+    let busybox = Part::Busybox.find().unwrap();
+    for program in ["sh", "crun"] {
+        fs::copy(&busybox, own.join("guest/bin").join(program)).unwrap();
+    }
+    fs::write(own.join("pericarp-agent"), "#!/bin/sh\nexit 3\n").unwrap();
     let log = rig.scratch.path("console.log");
     let run = rig.run(
         &[
             "--rootfs-image",
             &rig.image(),
+            "--assets",
+            own.to_str().unwrap(),
             "--console-log",
             log.to_str().unwrap(),
             "--",
-            "sh",
-            "-c",
-            "echo c > /proc/sysrq-trigger; sleep 100",
+            "true",
         ],
         b"",
     );
@@ -240,7 +257,7 @@ fn a_panic_is_one_error_with_the_consoles_last_lines() {
     assert!(
         run.stderr.starts_with(
             "pericarp: the virtual machine's kernel panicked (\"Kernel panic - not syncing: \
-             sysrq triggered crash\")\n"
+             Attempted to kill init! exitcode=0x00000300"
         ),
         "{}",
         run.stderr
@@ -249,7 +266,7 @@ fn a_panic_is_one_error_with_the_consoles_last_lines() {
     assert!(
         fs::read_to_string(&log)
             .unwrap()
-            .contains("sysrq triggered crash")
+            .contains("Attempted to kill init!")
     );
     rig.assert_clean();
 }

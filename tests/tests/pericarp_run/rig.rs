@@ -19,11 +19,28 @@ pub(crate) const MIB: u64 = 1 << 20;
 /// Longer than any run here takes on a slow machine.
 pub(crate) const LIMIT: Duration = Duration::from_secs(120);
 pub(crate) const PERICARP: Part = Part::Ours("pericarp");
-pub(crate) const VM: [Part; 5] = [
+pub(crate) const VM: [Part; 6] = [
     PERICARP,
     Part::PERICARP_BLOCK,
+    Part::PERICARP_VSOCK,
     Part::QemuSystem,
     Part::MkfsExt4,
+    Part::Busybox,
+];
+pub(crate) const IMAGE: [Part; 7] = [
+    PERICARP,
+    Part::PERICARP_BLOCK,
+    Part::PERICARP_VSOCK,
+    Part::QemuSystem,
+    Part::MkfsExt4,
+    Part::MkfsErofs,
+    Part::Busybox,
+];
+pub(crate) const RUNC_IMAGE: [Part; 5] = [
+    PERICARP,
+    Part::Runc,
+    Part::MkfsExt4,
+    Part::MkfsErofs,
     Part::Busybox,
 ];
 pub(crate) const RUNC: [Part; 4] = [PERICARP, Part::Runc, Part::MkfsExt4, Part::Busybox];
@@ -69,9 +86,9 @@ impl Rig {
         let busybox = Part::Busybox.find().unwrap();
         fs::copy(&busybox, tree.join("bin/busybox")).unwrap();
         for tool in [
-            "cat", "dd", "echo", "grep", "head", "hostname", "id", "ls", "md5sum", "mount",
-            "nproc", "ping", "printf", "ps", "readlink", "sh", "sleep", "sync", "tail", "touch",
-            "true", "uname", "wc", "yes",
+            "awk", "cat", "dd", "echo", "grep", "head", "hostname", "id", "ls", "md5sum", "mount",
+            "nproc", "ping", "printf", "ps", "readlink", "rm", "sed", "sh", "sleep", "stty",
+            "sync", "tail", "touch", "true", "uname", "wc", "yes",
         ] {
             std::os::unix::fs::symlink("busybox", tree.join("bin").join(tool)).unwrap();
         }
@@ -93,22 +110,40 @@ impl Rig {
         self.scratch.path("root.img").display().to_string()
     }
 
-    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+    /// `pericarp` with a subcommand, in this rig's surroundings.
+    pub(crate) fn pericarp(&self, subcommand: &str) -> Command {
         let mut command = Command::new(PERICARP.find().unwrap());
         command
-            .arg("run")
-            .args(arguments)
+            .arg(subcommand)
             .env("XDG_RUNTIME_DIR", self.scratch.dir())
+            .env("XDG_CACHE_HOME", self.scratch.path("cache"))
             .env("TMPDIR", self.scratch.dir())
             .env("PERICARP_ASSETS", assets());
         command
     }
 
-    /// Runs to the end.
-    pub(crate) fn run(&self, arguments: &[&str], input: &[u8]) -> Ended {
-        let mut running = Running::start(self.command(arguments));
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.pericarp("run");
+        command.args(arguments);
+        command
+    }
+
+    /// Calls another subcommand, without input.
+    pub(crate) fn call(&self, subcommand: &str, arguments: &[&str]) -> Ended {
+        self.feed(self.pericarp(subcommand), arguments, b"")
+    }
+
+    /// Runs a command with this input to its end.
+    pub(crate) fn feed(&self, mut command: Command, arguments: &[&str], input: &[u8]) -> Ended {
+        command.args(arguments);
+        let mut running = Running::start(command);
         running.feed(input.to_vec());
         running.wait()
+    }
+
+    /// Runs to the end.
+    pub(crate) fn run(&self, arguments: &[&str], input: &[u8]) -> Ended {
+        self.feed(self.pericarp("run"), arguments, input)
     }
 
     /// Starts a run and waits until its command has said `ready`.

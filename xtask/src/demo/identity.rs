@@ -67,8 +67,8 @@ pub(crate) fn compare(
         let output = janitor.run_well(command.args(["sh", "-c", SCRIPT]))?;
         Identity::parse(&output.stdout)
     };
-    let trusted = see(in_container(project, Root::Image(image)))?;
-    let untrusted = see(in_machine(project, Root::Image(image), None))?;
+    let trusted = see(in_container(project, Root::Oci(image)))?;
+    let untrusted = see(in_machine(project, Root::Oci(image), None))?;
     let host = fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .map_err(|e| format!("cannot read this machine's boot id: {e}"))?;
     let verdict = verdict(host.trim(), &trusted, &untrusted)?;
@@ -123,7 +123,7 @@ kernel=6.12.1-cloud-amd64
 boot_id=11111111-2222-3333-4444-555555555555
 cpus=1
 memory=1987 MiB
-pid1=pericarp-init
+pid1=sh
 ";
 
     #[test]
@@ -131,7 +131,7 @@ pid1=pericarp-init
         let identity = Identity::parse(&PRINTED.replace('\n', "\r\n")).unwrap();
         assert_eq!(identity.kernel, "6.12.1-cloud-amd64");
         assert_eq!(identity.memory, "1987 MiB");
-        assert_eq!(identity.pid1, "pericarp-init");
+        assert_eq!(identity.pid1, "sh");
     }
 
     #[test]

@@ -11,15 +11,13 @@ use std::process::Command;
 
 use super::oci;
 use crate::apt;
-use crate::command::{Failure, find_program};
+use crate::command::Failure;
 use crate::janitor::Janitor;
 use crate::setup::is_root;
 
 const RELEASE: &str = "bookworm";
 /// What the demo's commands call, beside Debian's essential packages.
 const PACKAGES: &str = "bash,coreutils,fio";
-/// About twice what the files need.
-const ROOT_SIZE: &str = "512M";
 /// As much as the fio job reads.
 const DATA_SIZE: u64 = 256 << 20;
 /// Where the container finds the data file; see [`Disks::tree`].
@@ -30,8 +28,8 @@ pub(crate) struct Disks {
     /// The Debian root as a directory, with the data file in it by a second
     /// name: a container reads the very file that is a virtual machine's disk.
     pub(crate) tree: PathBuf,
-    /// The same root as an ext4 image, without the data file.
-    pub(crate) image: PathBuf,
+    /// The same root as an OCI archive, without the data file.
+    pub(crate) archive: PathBuf,
     /// Random bytes, as a disk or a file.
     pub(crate) data: PathBuf,
 }
@@ -45,15 +43,14 @@ impl Disks {
         janitor: &mut Janitor,
     ) -> Result<Self, Failure> {
         let finished = dir.join("disks");
-        let disks = Self {
-            tree: finished.join("root"),
-            image: finished.join("root.ext4"),
-            data: finished.join("data.img"),
-        };
-        let recipe = format!("1 {RELEASE} {PACKAGES} {ROOT_SIZE} {DATA_SIZE}\n");
+        let recipe = format!("2 {RELEASE} {PACKAGES} {DATA_SIZE}\n");
         Self::make(&finished, &recipe, scratch, janitor)?;
-        oci::prepare(dir, scratch, &disks.tree, &recipe, janitor)?;
-        Ok(disks)
+        let tree = finished.join("root");
+        Ok(Self {
+            archive: oci::prepare(dir, scratch, &tree, &recipe, janitor)?,
+            tree,
+            data: finished.join("data.img"),
+        })
     }
 
     /// Makes the disks, unless those that are there were made the same way.
@@ -77,7 +74,6 @@ impl Disks {
         let unfinished = scratch.join("disks");
         create(&unfinished)?;
         install(&unfinished.join("root"), scratch, janitor)?;
-        make_image(&unfinished, janitor)?;
         make_data(&unfinished)?;
         write(&unfinished.join("recipe"), recipe)?;
         if finished.exists() {
@@ -112,19 +108,6 @@ fn install(tree: &Path, scratch: &Path, janitor: &mut Janitor) -> Result<(), Fai
             .arg(RELEASE)
             .arg(tree)
             .arg(&list),
-    )?;
-    Ok(())
-}
-
-fn make_image(dir: &Path, janitor: &mut Janitor) -> Result<(), Failure> {
-    println!("      an ext4 image of it, of {ROOT_SIZE}");
-    let mkfs = find_program("mkfs.ext4").ok_or("mkfs.ext4 is missing; run cargo xtask setup")?;
-    janitor.run_well(
-        Command::new(mkfs)
-            .args(["-q", "-L", "demo-root", "-d"])
-            .arg(dir.join("root"))
-            .arg(dir.join("root.ext4"))
-            .arg(ROOT_SIZE),
     )?;
     Ok(())
 }

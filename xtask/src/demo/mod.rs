@@ -43,7 +43,7 @@ pub(crate) fn run(project: &Project) -> Result<(), Failure> {
         4,
         "runs one command as a container and in a virtual machine",
     );
-    let identities = identity::compare(project, &disks.image, &mut janitor)?;
+    let identities = identity::compare(project, &disks.archive, &mut janitor)?;
 
     step(
         5,
@@ -69,6 +69,7 @@ fn build(project: &Project) -> Result<(), Failure> {
         "--release",
         "--package=pericarp",
         "--package=pericarp-block",
+        "--package=pericarp-vsock",
         "--package=pericarp-tests",
         "--bins",
     ]))

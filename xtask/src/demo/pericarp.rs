@@ -8,8 +8,8 @@ use crate::project::Project;
 
 /// What the command's root file system is made from.
 pub(crate) enum Root<'a> {
-    /// An ext4 image, not to be changed.
-    Image(&'a Path),
+    /// An OCI archive.
+    Oci(&'a Path),
     /// A directory.
     Tree(&'a Path),
 }
@@ -41,7 +41,7 @@ fn pericarp_run(project: &Project, runtime: &str, root: Root<'_>) -> Command {
     let mut command = Command::new(project.release_program("pericarp"));
     command.args(["run", "--runtime", runtime]);
     match root {
-        Root::Image(image) => command.arg("--rootfs-image").arg(read_only(image)),
+        Root::Oci(archive) => command.arg("--image").arg(archive),
         Root::Tree(tree) => command.arg("--rootfs").arg(tree),
     };
     command

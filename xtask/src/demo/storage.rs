@@ -143,7 +143,7 @@ impl Bench<'_> {
             Place::Machine => {
                 let mut command = in_machine(
                     self.project,
-                    Root::Image(&self.disks.image),
+                    Root::Oci(&self.disks.archive),
                     Some(&self.disks.data),
                 );
                 command.args(["sh", "-c", &self.script("/dev/pericarp/disk1")]);

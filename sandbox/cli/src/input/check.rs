@@ -6,17 +6,24 @@
 use std::{path::PathBuf, time::Duration};
 
 use pericarp_hypervisor::{Choice, HostFacts, select};
-use pericarp_protocol::Limits;
+
+use pericarp_oci::{
+    config::Process,
+    image::{Image as OciImage, Location},
+};
 
 use crate::{
     assets::Assets,
+    container,
+    guest::process::Wiring,
     input::{
         image::{FileId, Image, check_root_directory},
         options::{Request, Runtime},
         problem::Problem,
         values::{self, size},
     },
-    sizing::{self, BASE_MEMORY, Size},
+    registry::new_id,
+    sizing::{self, BASE_MEMORY, Limits, Size},
 };
 
 /// Most disks besides the root: what QEMU's bus has slots for, with room for later.
@@ -26,15 +33,34 @@ const MAX_DISKS: usize = 20;
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) root: Root,
+    /// What was named as such, for `ps`.
+    pub(crate) root_name: String,
     pub(crate) limits: Limits,
-    pub(crate) command: Vec<String>,
+    /// What the container runs.
+    pub(crate) process: Process,
+    pub(crate) wiring: Wiring,
+    pub(crate) id: String,
+    pub(crate) name: String,
+    pub(crate) detach: bool,
     pub(crate) runtime: RuntimePlan,
     pub(crate) timing: bool,
+}
+
+/// What the command line says of the command; an image's own words stand where it is silent.
+#[derive(Debug, Default)]
+pub(crate) struct Wishes {
+    pub(crate) command: Vec<String>,
+    pub(crate) entrypoint: Option<String>,
+    /// As written: `NAME=VALUE`, or `NAME` to be taken from our own environment.
+    pub(crate) env: Vec<String>,
+    pub(crate) workdir: Option<String>,
+    pub(crate) user: Option<String>,
 }
 
 /// Where the root file system comes from.
 #[derive(Debug)]
 pub(crate) enum Root {
+    Oci(Box<OciImage>),
     Image(Image),
     Directory(PathBuf),
 }
@@ -65,15 +91,88 @@ pub(crate) fn check(mut request: Request) -> Result<Plan, Vec<Problem>> {
         Runtime::Vm => vm(&request, limits, root.as_ref(), &mut problems),
         Runtime::Runc => runc(&mut problems),
     };
-    match (root, runtime) {
-        (Some(root), Some(runtime)) if problems.is_empty() => Ok(Plan {
+    let id = new_id()
+        .map_err(|error| {
+            problems.push(Problem::new("--name", None, error.to_string(), "try again"))
+        })
+        .unwrap_or_default();
+    let name = name(&request, &id, &mut problems);
+    check_wishes(&request, &mut problems);
+    let wishes = Wishes {
+        command: std::mem::take(&mut request.command),
+        entrypoint: request.entrypoint.take(),
+        env: std::mem::take(&mut request.env),
+        workdir: request.workdir.take(),
+        user: request.user.take(),
+    };
+    let process = root
+        .as_ref()
+        .filter(|_| problems.is_empty())
+        .and_then(|root| {
+            container::process(root, &wishes, request.tty)
+                .map_err(|error| problems.push(Problem::whole("--image", &error.to_string())))
+                .ok()
+        });
+    match (root, runtime, process) {
+        (Some(root), Some(runtime), Some(process)) if problems.is_empty() => Ok(Plan {
             root,
+            process,
+            root_name: request
+                .image
+                .or(request
+                    .rootfs_image
+                    .map(|name| name.path.display().to_string()))
+                .or(request.rootfs.map(|path| path.display().to_string()))
+                .unwrap_or_default(),
             limits,
-            command: request.command,
+            wiring: Wiring {
+                stdin: request.interactive || !(request.tty || request.detach),
+                terminal: request.tty,
+            },
+            id,
+            name,
+            detach: request.detach,
             runtime,
             timing: request.timing,
         }),
         _ => Err(problems),
+    }
+}
+
+/// The run's name: as asked for, else its id.
+fn name(request: &Request, id: &str, problems: &mut Vec<Problem>) -> String {
+    let Some(name) = &request.name else {
+        return id.to_owned();
+    };
+    if !pericarp_api::is_id(name) {
+        let rule = "is no usable name";
+        let cure = "use letters, digits, '-', '_' and '.', at most 64, a letter or digit first";
+        problems.push(Problem::new("--name", name.clone(), rule, cure));
+    }
+    name.clone()
+}
+
+/// What can be wrong with the command's surroundings without looking into the image's files.
+fn check_wishes(request: &Request, problems: &mut Vec<Problem>) {
+    for variable in &request.env {
+        let key = variable.split('=').next().unwrap_or_default();
+        if key.is_empty() || variable.contains('\0') {
+            let cure = "write NAME=VALUE, or NAME to pass our own on";
+            problems.push(Problem::new("--env", variable.clone(), "has no name", cure));
+        }
+    }
+    if let Some(directory) = &request.workdir
+        && !directory.starts_with('/')
+    {
+        let rule = "is not an absolute path";
+        let cure = "begin it with '/'";
+        problems.push(Problem::new("--workdir", directory.clone(), rule, cure));
+    }
+    if let Some(user) = &request.user
+        && (user.is_empty() || user.starts_with(':') || user.ends_with(':'))
+    {
+        let cure = "write USER or USER:GROUP, by name or number";
+        problems.push(Problem::new("--user", user.clone(), "is no user", cure));
     }
 }
 
@@ -140,9 +239,12 @@ fn limits(request: &Request, problems: &mut Vec<Problem>) -> Limits {
 }
 
 fn root(request: &Request, problems: &mut Vec<Problem>) -> Option<Root> {
-    let root = match (&request.rootfs_image, &request.rootfs) {
-        (Some(name), None) => Image::open("--rootfs-image", name).map(Root::Image),
-        (None, Some(path)) => check_root_directory(path).map(Root::Directory),
+    let root = match (&request.image, &request.rootfs_image, &request.rootfs) {
+        (Some(text), None, None) => OciImage::open(&Location::parse(text))
+            .map(|image| Root::Oci(Box::new(image)))
+            .map_err(|error| Problem::whole("--image", &error.to_string())),
+        (None, Some(name), None) => Image::open("--rootfs-image", name).map(Root::Image),
+        (None, None, Some(path)) => check_root_directory(path).map(Root::Directory),
         // Already reported.
         _ => return None,
     };

@@ -17,61 +17,87 @@ use crate::input::{
 pub(crate) const HELP: &str = "\
 Runs a command in a virtual machine of its own, or in a plain container.
 
-Usage: pericarp run [OPTIONS] (--rootfs-image FILE[:ro] | --rootfs DIR) -- COMMAND [ARG]...
+Usage: pericarp run [OPTIONS] --image IMAGE [[--] COMMAND [ARG]...]
+       pericarp run [OPTIONS] (--rootfs-image FILE[:ro] | --rootfs DIR) [--] COMMAND [ARG]...
 
-What it runs on (one of the two):
+What it runs on (one of the three):
+  --image IMAGE             an OCI image: a tar archive or a directory with an OCI layout,
+                            as `skopeo copy`, `podman save` and `docker buildx` write them;
+                            what the command writes is discarded at the end
   --rootfs-image FILE[:ro]  a disk image with an ext4 file system, used in place;
                             with ':ro' it is not changed, and runs may share it
   --rootfs DIR              a directory; it is not changed: what the command writes
                             is discarded at the end
 
+The command:
+  -e, --env NAME[=VALUE]    set a variable; without a value it is taken from here
+  -w, --workdir DIR         working directory (default: the image's, else /)
+  -u, --user USER[:GROUP]   by name or number (default: the image's, else root)
+      --entrypoint PROGRAM  in place of the image's entrypoint
+  -i, --interactive         pass standard input on; the default unless -t or -d is given
+  -t, --tty                 give the command a terminal; with -i ours is joined to it
+
 How it runs:
   --runtime vm|runc         vm (default): a virtual machine of its own;
                             runc: a container on this host's kernel, as root only
   --cpus N                  CPUs the command may use, such as 2 or 0.5
-  --memory SIZE             memory the command may use, such as 512M or 1.5G
+  -m, --memory SIZE         memory the command may use, such as 512M or 1.5G
 
 Virtual machines only:
-  --disk FILE[:ro]          a further disk, seen as /dev/pericarp/disk1, disk2, ...
+  -d, --detach              go on in the background and print the run's id; see also
+                            `pericarp ps`, `logs`, `stop` and `rm`
+      --name NAME           name for those commands and `exec` (default: the id)
+      --disk FILE[:ro]      a further disk, seen as /dev/pericarp/disk1, disk2, ...
                             in the order given; may be repeated
-  --hypervisor NAME         auto (default), qemu-kvm or qemu-tcg
-  --boot-timeout SECONDS    how long the machine may take to start the command
+      --hypervisor NAME     auto (default), qemu-kvm or qemu-tcg
+      --boot-timeout SECONDS  how long the machine may take to start the command
                             (default: 20 with KVM, 60 without)
-  --console-log FILE        keep the guest's console here; the last 64 to 128 KiB
-  --assets DIR              guest kernel and first process, as `cargo xtask setup` makes
-                            them (default: PERICARP_ASSETS, else beside this program)
+      --console-log FILE    keep the guest's console here; the last 64 to 128 KiB
+      --assets DIR          guest kernel and agent, as `cargo xtask setup` makes them
+                            (default: PERICARP_ASSETS, else beside this program)
 
 Output:
   --timing                  say on the error output how long each phase took
   --json                    messages of pericarp itself as JSON, one object a line
-  --help                    show this text
+  -h, --help                show this text
 
 The machine has 1 CPU and 2 GiB; with limits of N CPUs and SIZE memory it has 1+N CPUs,
 rounded up, and 2 GiB + SIZE, and the command is held to N and SIZE inside it.
 
 Standard input is passed on until its end; output and error output stay apart. SIGINT,
 SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 are passed on to the command; the third SIGINT
-or SIGTERM ends the run. Under runc the command is the first process of its container, which
-ignores signals it has no handler for.
+or SIGTERM ends the run. The command is the first process of its container, which ignores
+signals it has no handler for.
 
 Exit codes: 2 bad input, 125 pericarp itself failed, 126 the command cannot be executed,
 127 there is no such command, 128+N signal N ended it, else the command's own.
 ";
 
-const LONG: [&str; 13] = [
-    "--rootfs-image",
-    "--rootfs",
-    "--runtime",
-    "--cpus",
-    "--memory",
-    "--disk",
-    "--hypervisor",
-    "--boot-timeout",
-    "--console-log",
-    "--assets",
-    "--timing",
-    "--json",
-    "--help",
+/// Every option: letter (blank for none), name, whether it takes a value, whether it may be
+/// repeated.
+const OPTIONS: [(char, &str, bool, bool); 22] = [
+    (' ', "--image", true, false),
+    (' ', "--rootfs-image", true, false),
+    (' ', "--rootfs", true, false),
+    ('e', "--env", true, true),
+    ('w', "--workdir", true, false),
+    ('u', "--user", true, false),
+    (' ', "--entrypoint", true, false),
+    ('i', "--interactive", false, false),
+    ('t', "--tty", false, false),
+    (' ', "--runtime", true, false),
+    (' ', "--cpus", true, false),
+    ('m', "--memory", true, false),
+    ('d', "--detach", false, false),
+    (' ', "--name", true, false),
+    (' ', "--disk", true, true),
+    (' ', "--hypervisor", true, false),
+    (' ', "--boot-timeout", true, false),
+    (' ', "--console-log", true, false),
+    (' ', "--assets", true, false),
+    (' ', "--timing", false, false),
+    (' ', "--json", false, false),
+    ('h', "--help", false, false),
 ];
 
 /// Where the command runs.
@@ -88,8 +114,17 @@ const RUNTIMES: [&str; 2] = ["vm", "runc"];
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Request {
     pub(crate) runtime: Runtime,
+    pub(crate) image: Option<String>,
     pub(crate) rootfs_image: Option<ImageName>,
     pub(crate) rootfs: Option<PathBuf>,
+    pub(crate) env: Vec<String>,
+    pub(crate) workdir: Option<String>,
+    pub(crate) user: Option<String>,
+    pub(crate) entrypoint: Option<String>,
+    pub(crate) interactive: bool,
+    pub(crate) tty: bool,
+    pub(crate) detach: bool,
+    pub(crate) name: Option<String>,
     pub(crate) cpus: Option<String>,
     pub(crate) memory: Option<String>,
     pub(crate) disks: Vec<ImageName>,
@@ -115,18 +150,31 @@ pub(crate) enum Parsed {
 /// possible stay in the request, so that `check` can report the others with them.
 pub(crate) fn parse(arguments: Vec<OsString>) -> Result<Parsed, Vec<Problem>> {
     let mut options = arguments;
-    let command = match options.iter().position(|argument| argument == "--") {
+    let marked = options.iter().position(|argument| argument == "--");
+    let mut command = match marked {
         Some(at) => options.split_off(at).split_off(1),
         None => Vec::new(),
     };
     let mut reader = Reader::default();
     let mut parser = lexopt::Parser::from_args(options);
     loop {
-        let name = match parser.next() {
+        let (name, is_long) = match parser.next() {
             Ok(None) => break,
-            Ok(Some(Arg::Long(name))) => format!("--{name}"),
-            Ok(Some(Arg::Short('h'))) => "--help".into(),
-            Ok(Some(Arg::Short(letter))) => format!("-{letter}"),
+            Ok(Some(Arg::Long(name))) => (format!("--{name}"), true),
+            Ok(Some(Arg::Short(letter))) => {
+                let known = OPTIONS
+                    .iter()
+                    .find(|(known, ..)| *known == letter && letter != ' ');
+                let name =
+                    known.map_or_else(|| format!("-{letter}"), |(_, name, ..)| (*name).to_owned());
+                (name, false)
+            }
+            // Without a mark the command begins at the first word, as it does with podman.
+            Ok(Some(Arg::Value(value))) if marked.is_none() && !reader.after_unknown => {
+                command.push(value);
+                command.extend(parser.raw_args().into_iter().flatten());
+                break;
+            }
             Ok(Some(Arg::Value(value))) => {
                 reader.stray(&value);
                 continue;
@@ -144,7 +192,7 @@ pub(crate) fn parse(arguments: Vec<OsString>) -> Result<Parsed, Vec<Problem>> {
         if name == "--help" {
             return Ok(Parsed::Help);
         }
-        reader.option(&name, &mut parser);
+        reader.option(&name, is_long, &mut parser);
     }
     let mut request = reader.finish();
     for argument in command {
@@ -154,7 +202,8 @@ pub(crate) fn parse(arguments: Vec<OsString>) -> Result<Parsed, Vec<Problem>> {
             Err(argument) => request.problems.push(not_text(&argument.to_string_lossy())),
         }
     }
-    if request.command.first().is_none_or(String::is_empty) {
+    let image_may_say = request.command.is_empty() && request.image.is_some();
+    if !image_may_say && request.command.first().is_none_or(String::is_empty) {
         request.problems.push(Problem::new(
             "COMMAND",
             None,
@@ -202,10 +251,11 @@ impl Reader {
         }
     }
 
-    fn option(&mut self, name: &str, parser: &mut lexopt::Parser) {
+    fn option(&mut self, name: &str, is_long: bool, parser: &mut lexopt::Parser) {
         self.after_unknown = false;
-        if !LONG.contains(&name) {
-            let near = nearest(name, LONG);
+        let Some((.., takes_value, repeats)) = OPTIONS.iter().find(|(_, known, ..)| *known == name)
+        else {
+            let near = nearest(name, OPTIONS.map(|(_, known, ..)| known));
             self.problem(Problem::unknown(
                 "option",
                 name,
@@ -214,12 +264,13 @@ impl Reader {
             ));
             self.after_unknown = parser.optional_value().is_none();
             return;
-        }
-        let twice = self.seen.iter().any(|seen| seen == name);
+        };
+        let twice = self.seen(name);
         self.seen.push(name.to_owned());
-        let flag = matches!(name, "--timing" | "--json");
-        if flag {
-            match parser.optional_value() {
+        if !takes_value {
+            // After a letter come further letters.
+            let value = is_long.then(|| parser.optional_value()).flatten();
+            match value {
                 Some(value) => {
                     let value = value.to_string_lossy().into_owned();
                     self.problem(Problem::new(name, value, "takes no value", "leave it out"));
@@ -227,8 +278,7 @@ impl Reader {
                 None if twice => {
                     self.problem(Problem::new(name, None, "is given twice", "leave one out"));
                 }
-                None if name == "--timing" => self.request.timing = true,
-                None => self.request.json = true,
+                None => self.flag(name),
             }
             return;
         }
@@ -246,7 +296,7 @@ impl Reader {
             ));
             return;
         };
-        if twice && name != "--disk" {
+        if twice && !repeats {
             self.problem(Problem::new(name, text, "is given twice", "leave one out"));
         } else if text.is_empty() {
             self.problem(Problem::new(name, text, "is empty", SEE_HELP));
@@ -255,9 +305,27 @@ impl Reader {
         }
     }
 
+    fn flag(&mut self, name: &str) {
+        let request = &mut self.request;
+        *match name {
+            "--interactive" => &mut request.interactive,
+            "--tty" => &mut request.tty,
+            "--detach" => &mut request.detach,
+            "--timing" => &mut request.timing,
+            // The only one left.
+            _ => &mut request.json,
+        } = true;
+    }
+
     fn value(&mut self, name: &str, text: String) {
         let request = &mut self.request;
         match name {
+            "--image" => request.image = Some(text),
+            "--env" => request.env.push(text),
+            "--workdir" => request.workdir = Some(text),
+            "--user" => request.user = Some(text),
+            "--entrypoint" => request.entrypoint = Some(text),
+            "--name" => request.name = Some(text),
             "--rootfs-image" => request.rootfs_image = Some(ImageName::parse(&text)),
             "--rootfs" => request.rootfs = Some(text.into()),
             "--cpus" => request.cpus = Some(text),
@@ -285,23 +353,40 @@ impl Reader {
     }
 
     fn finish(mut self) -> Request {
-        match (self.seen("--rootfs-image"), self.seen("--rootfs")) {
-            (false, false) => self.problem(Problem::new(
-                "--rootfs-image",
+        let roots = ["--image", "--rootfs-image", "--rootfs"];
+        let given: Vec<&str> = roots.into_iter().filter(|root| self.seen(root)).collect();
+        match given.as_slice() {
+            [] => self.problem(Problem::new(
+                "--image",
                 None,
-                "there is no root file system",
-                "name a disk image with it, or a directory with '--rootfs'",
+                "there is nothing to run on",
+                "name an OCI image with it, a disk image with '--rootfs-image' or a directory \
+                 with '--rootfs'",
             )),
-            (true, true) => self.problem(Problem::new(
-                "--rootfs",
-                None,
-                "cannot be combined with '--rootfs-image'",
-                "leave one out",
-            )),
-            _ => {}
+            [_] => {}
+            [first, .., last] => {
+                let rule = format!("cannot be combined with '{first}'");
+                self.problem(Problem::new(last, None, rule, "leave one out"));
+            }
+        }
+        if self.seen("--entrypoint") && !self.seen("--image") {
+            let rule = "has no meaning without an image, which has one";
+            let cure = "put the program first after '--'";
+            self.problem(Problem::new("--entrypoint", None, rule, cure));
+        }
+        if self.seen("--detach") {
+            for option in ["--interactive", "--tty"] {
+                if self.seen(option) {
+                    let rule = "cannot be combined with '--detach'";
+                    let cure = "leave one out; `pericarp exec -it` opens a terminal later";
+                    self.problem(Problem::new(option, None, rule, cure));
+                }
+            }
         }
         if self.request.runtime == Runtime::Runc {
             for option in [
+                "--detach",
+                "--name",
                 "--disk",
                 "--hypervisor",
                 "--boot-timeout",
@@ -370,6 +455,11 @@ mod tests {
             "x",
             "--timing",
             "--json",
+            "-it",
+            "-e",
+            "A=1",
+            "-eB",
+            "-u=0:0",
             "--",
             "sh",
             "-c",
@@ -384,6 +474,9 @@ mod tests {
                 read_only: true
             })
         );
+        assert_eq!(request.env, ["A=1", "B"]);
+        assert!(request.interactive && request.tty && !request.detach);
+        assert_eq!(request.user.as_deref(), Some("0:0"));
         assert_eq!(request.disks.len(), 2);
         assert_eq!(request.hypervisor, Some(Wanted::QemuTcg));
         assert!(request.timing && request.json);
@@ -391,7 +484,7 @@ mod tests {
 
     #[test]
     fn each_bad_line_has_its_message() {
-        let cases: [(&[&str], &str); 17] = [
+        let cases: [(&[&str], &str); 21] = [
             (
                 &["--rootfs", "d"],
                 "COMMAND: there is no command to run; put it after '--', such as: -- /bin/sh -c \
@@ -399,12 +492,30 @@ mod tests {
             ),
             (
                 &["--", "true"],
-                "--rootfs-image: there is no root file system; name a disk image with it, or a \
-                 directory with '--rootfs'",
+                "--image: there is nothing to run on; name an OCI image with it, a disk image \
+                 with '--rootfs-image' or a directory with '--rootfs'",
             ),
             (
                 &["--rootfs", "d", "--rootfs-image", "i", "--", "true"],
                 "--rootfs: cannot be combined with '--rootfs-image'; leave one out",
+            ),
+            (
+                &["--rootfs", "d", "--entrypoint", "x", "--", "true"],
+                "--entrypoint: has no meaning without an image, which has one; put the program \
+                 first after '--'",
+            ),
+            (
+                &["--image", "i", "-dt"],
+                "--tty: cannot be combined with '--detach'; leave one out; `pericarp exec -it` \
+                 opens a terminal later",
+            ),
+            (
+                &["--image", "i", "-e"],
+                "--env: needs a value; see `pericarp run --help`",
+            ),
+            (
+                &["--image", "i", "--runtime", "runc", "-d"],
+                "--detach: has no meaning for a container; leave it out, or use '--runtime vm'",
             ),
             (
                 &["--rootfs", "d", "--cpu", "2", "--", "true"],
@@ -480,13 +591,21 @@ mod tests {
 
     #[test]
     fn all_problems_of_a_line_are_reported() {
-        let all = problems(&["--cpu", "2", "--runtime", "docker", "stray"]);
+        let all = problems(&["--cpu", "2", "--runtime", "docker", "stray", "--"]);
         assert_eq!(all.len(), 5, "{all:#?}");
     }
 
     #[test]
+    fn a_command_needs_no_mark_before_it() {
+        let request = read(&["--image", "i", "-t", "sh", "-c", "a", "-i"]);
+        assert_eq!(request.problems, []);
+        assert_eq!(request.command, ["sh", "-c", "a", "-i"]);
+        assert!(request.tty && !request.interactive);
+    }
+
+    #[test]
     fn the_help_names_every_option() {
-        for option in LONG {
+        for (_, option, ..) in OPTIONS {
             assert!(HELP.contains(option), "{option}");
         }
         let asked = parse(vec!["--bogus".into(), "--help".into()]);

@@ -27,6 +27,11 @@ impl Problem {
         }
     }
 
+    /// A message that says all of it by itself: value, rule and cure.
+    pub(crate) fn whole(option: &str, message: &str) -> Self {
+        Self::new(option, None, message, "")
+    }
+
     /// A name nobody knows, with the nearest one that is known.
     pub(crate) fn unknown(what: &str, name: &str, nearest: Option<&str>, help: &str) -> Self {
         let cure = match nearest {
@@ -50,8 +55,12 @@ impl fmt::Display for Problem {
             None => format!("{}: ", self.option),
         };
         // A path may hold anything, and this is to stay one line.
-        let line = pericarp_protocol::frame::printable(&line);
-        write!(f, "{line}{}; {}", self.rule, self.cure)
+        let line = pericarp_api::hello::printable(&line);
+        write!(f, "{line}{}", self.rule)?;
+        if self.cure.is_empty() {
+            return Ok(());
+        }
+        write!(f, "; {}", self.cure)
     }
 }
 

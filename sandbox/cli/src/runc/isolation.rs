@@ -7,8 +7,9 @@
 #![expect(unsafe_code)]
 
 use std::{
-    fs::File,
+    fs::{File, Metadata},
     io,
+    os::unix::fs::MetadataExt,
     path::Path,
     process::{Child, Command},
 };
@@ -16,6 +17,7 @@ use std::{
 use pericarp_hypervisor::{Confinement, Process};
 use rustix::{
     fd::AsFd,
+    fs::{Gid, Mode, Uid},
     mount::{MountFlags, MountPropagationFlags, UnmountFlags},
     thread::{LinkNameSpaceType, UnshareFlags},
 };
@@ -66,6 +68,13 @@ pub(crate) fn mount_overlay(
     let data = std::ffi::CStr::from_bytes_with_nul(data.as_bytes())
         .map_err(|_| rustix::io::Errno::INVAL)?;
     rustix::mount::mount("overlay", target, "overlay", MountFlags::NODEV, data)
+}
+
+/// Gives a directory the owner and mode of another.
+pub(crate) fn copy_owner_and_mode(of: &Metadata, to: &Path) -> rustix::io::Result<()> {
+    let (user, group) = (Uid::from_raw(of.uid()), Gid::from_raw(of.gid()));
+    rustix::fs::chown(to, Some(user), Some(group))?;
+    rustix::fs::chmod(to, Mode::from_raw_mode(of.mode()))
 }
 
 /// Unmounts. The directory is removed afterwards with all it contains, so a mount that stays would

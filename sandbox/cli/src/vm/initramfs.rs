@@ -1,9 +1,9 @@
-//! The guest's first file system: our first process, the modules it loads, and a console.
+//! The guest's first file system: the agent, the modules it loads, crun, and a console.
 //!
 //! Built for each run from the assets, a few megabytes, so that there is no second copy that could
 //! be out of date.
 
-use std::{fs, io::BufWriter, path::Path};
+use std::{collections::BTreeSet, fs, io::BufWriter, path::Path};
 
 use crate::{
     assets::Assets,
@@ -19,7 +19,7 @@ pub(crate) fn write(assets: &Assets, path: &Path) -> Result<(), Failure> {
     };
     let out = BufWriter::new(fs::File::create_new(path).map_err(failed())?);
     let mut archive = Archive::new(out);
-    let init = read(&assets.init)?;
+    let agent = read(&assets.agent)?;
     let mut order = assets.order.join("\n");
     order.push('\n');
     archive
@@ -28,13 +28,23 @@ pub(crate) fn write(assets: &Assets, path: &Path) -> Result<(), Failure> {
         .and_then(|()| archive.character_device("dev/console", 0o600, (5, 1)))
         .and_then(|()| archive.directory("modules"))
         .and_then(|()| archive.file("modules/order", 0o444, order.as_bytes()))
-        .and_then(|()| archive.file("init", 0o755, &init))
+        .and_then(|()| archive.file("init", 0o755, &agent))
         .map_err(failed())?;
     for name in &assets.order {
         let contents = read(&assets.modules.join(name))?;
         archive
             .file(&format!("modules/{name}"), 0o444, &contents)
             .map_err(failed())?;
+    }
+    let mut made = BTreeSet::from([String::from("dev"), String::from("modules")]);
+    for (name, path) in &assets.tree {
+        for (at, _) in name.match_indices('/') {
+            if made.insert(name[..at].to_owned()) {
+                archive.directory(&name[..at]).map_err(failed())?;
+            }
+        }
+        // Programs and libraries, and nothing that must not be run.
+        archive.file(name, 0o755, &read(path)?).map_err(failed())?;
     }
     archive.finish().map_err(failed())?;
     Ok(())

@@ -1,31 +1,40 @@
-//! `--runtime vm`: a virtual machine, its disks' backend beside it, and the session with the guest.
+//! `--runtime vm`: a virtual machine, its sidecars beside it, and the container in it.
 //!
 //! Called by `run`. The order of the steps is the order in which their values are dropped in
-//! reverse: the machine ends before the backend it uses, the directory goes last.
+//! reverse: the machine ends before the sidecars it uses, the directory goes last.
 
-mod backend;
-mod conversation;
 mod initramfs;
-mod session;
-mod streams;
+mod pod;
+mod sidecar;
+mod start;
 
 use std::{
-    path::PathBuf,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
-use pericarp_hypervisor::{ConsoleSpec, DiskSpec, Machine, MachineSpec};
-use pericarp_protocol::{Disk, Limits, PORT_NAME, RunSpec};
+use pericarp_api::{agent, host::Guest, stream::ExitReport};
+use pericarp_hypervisor::{ConsoleSpec, DiskSpec, MachineError, MachineSpec, VsockSpec};
 
 use crate::{
     failure::{CONSOLE_LINES, Failure, during},
+    guest::{
+        process::Name,
+        session::{BootLimit, Ending, Ends, Session},
+    },
     input::check::{Root, VmPlan},
+    registry::{CONTAINER, guest_socket},
     report::Timing,
-    rootdir,
-    run::{ENVIRONMENT, HOSTNAME},
-    rundir::{Contents, RunDir},
+    rootfs::{self, Disk},
+    run::Command,
+    rundir::RunDir,
     signals::Signals,
-    vm::backend::{Backend, Device},
+    terminal,
+    vm::{
+        pod::Pod,
+        sidecar::{Device, Sidecar},
+        start::{Phases, Start},
+    },
 };
 
 /// A panicking kernel resets the machine, which ends it; warnings reach the console, the rest of
@@ -36,73 +45,94 @@ const SPARE_SLOTS: u8 = 4;
 /// More queues than this help no guest of ours.
 const MAX_QUEUES: u32 = 4;
 const QUEUE_SIZE: u16 = 128;
-/// How long a guest may take to switch itself off after its command.
+/// Each machine has a vsock device of its own, so all guests can have the same context id.
+const GUEST_CID: u32 = 3;
+/// How long a guest may take to end its containers, write its disks back and switch itself off.
 const POWER_OFF_LIMIT: Duration = Duration::from_secs(10);
 
+/// What `run` hands over.
+pub(crate) struct Job<'a> {
+    pub(crate) plan: VmPlan,
+    pub(crate) root: Root,
+    pub(crate) command: Command,
+    pub(crate) run_dir: &'a RunDir,
+    pub(crate) ends: Ends,
+    /// Called when the command runs.
+    pub(crate) started: &'a mut dyn FnMut() -> Result<(), Failure>,
+}
+
 pub(crate) fn run(
-    plan: VmPlan,
-    root: Root,
-    limits: Limits,
-    command: Vec<String>,
+    job: Job<'_>,
     signals: &mut Signals,
     timing: &mut Timing,
-) -> Result<i32, Failure> {
+) -> Result<ExitReport, Failure> {
+    let Job {
+        plan,
+        root,
+        command,
+        run_dir,
+        ends,
+        started,
+    } = job;
     // Nothing started from here on may gain privileges by executing a file.
     rustix::thread::set_no_new_privs(true).map_err(during("no_new_privs"))?;
     timing.note("hypervisor", plan.choice.to_string());
-    let contents = match root {
-        Root::Image(_) => Contents::Small,
-        Root::Directory(_) => Contents::Large,
-    };
-    let run_dir = RunDir::create(contents)?;
     signals.check()?;
-    let (root_path, root_read_only) = match &root {
-        Root::Image(image) => (image.path.clone(), image.read_only),
-        Root::Directory(directory) => (rootdir::image(directory, &run_dir, signals)?, false),
-    };
+    let disks = rootfs::for_machine(&root, signals)?;
+    timing.mark("image");
     let initramfs = run_dir.join("initramfs");
     initramfs::write(&plan.assets, &initramfs)?;
     timing.mark("prepare");
 
     let queues = u16::try_from(plan.size.cpus.min(MAX_QUEUES)).unwrap_or(1);
-    let mut devices = vec![device(
-        "root".into(),
-        root_path,
-        root_read_only,
+    let device = |id: &str, disk: &Disk| Device {
+        id: id.to_owned(),
+        socket: run_dir.join(&format!("{id}.sock")),
+        file: disk.path.clone(),
+        read_only: disk.read_only,
         queues,
-        &run_dir,
-    )];
+    };
+    let mut devices = vec![device("root", &disks.root)];
+    if let Some(scratch) = &disks.scratch {
+        devices.push(device("scratch", scratch));
+    }
+    let mut shown = Vec::new();
     for (index, disk) in plan.disks.iter().enumerate() {
         let id = format!("disk{}", index + 1);
-        devices.push(device(
-            id,
-            disk.path.clone(),
-            disk.read_only,
-            queues,
-            &run_dir,
-        ));
+        let disk = Disk {
+            path: disk.path.clone(),
+            read_only: disk.read_only,
+        };
+        devices.push(device(&id, &disk));
+        shown.push(agent::Device {
+            path: format!("/dev/pericarp/{id}"),
+            disk: id,
+            read_only: disk.read_only,
+            ..Default::default()
+        });
     }
-    let mut backend = Backend::start(&devices, signals)?;
-    timing.mark("backend");
+    let block = Sidecar::block(&devices, signals)?;
+    let vsock_socket = run_dir.join("vsock.sock");
+    let host_side = guest_socket(run_dir.path());
+    std::fs::create_dir(run_dir.join("vsock")).map_err(during("a directory for sockets"))?;
+    let vsock = Sidecar::vsock(&vsock_socket, GUEST_CID, &host_side, signals)?;
+    // Listens before the machine starts: the agent dials once.
+    let greeting = start::Greeting::listen(&host_side)?;
+    timing.mark("sidecars");
 
-    let spec = run_spec(&devices, limits, command);
     let machine_spec = MachineSpec {
         kernel: plan.assets.kernel.clone(),
         initramfs,
         cmdline: CMDLINE.into(),
         cpus: plan.size.cpus,
         memory: plan.size.memory,
-        disks: devices
-            .iter()
-            .map(|device| DiskSpec {
-                id: device.id.clone(),
-                socket: device.socket.clone(),
-                num_queues: device.queues,
-                queue_size: QUEUE_SIZE,
-            })
-            .collect(),
-        vsock: None,
-        channels: vec![PORT_NAME.into()],
+        disks: devices.iter().map(disk_spec).collect(),
+        vsock: Some(VsockSpec {
+            id: "vsock".into(),
+            socket: vsock_socket,
+            guest_cid: GUEST_CID,
+        }),
+        channels: Vec::new(),
         spare_slots: SPARE_SLOTS,
         console: ConsoleSpec {
             file: plan.console_log.clone(),
@@ -116,80 +146,113 @@ pub(crate) fn run(
         console,
         hypervisor: plan.choice.to_string(),
     };
-    let started = Instant::now();
-    let mut machine = hypervisor.start(&machine_spec).map_err(|error| {
-        // QEMU fails without its disks; then the cause is the backend.
-        backend
-            .death()
+    let begun = Instant::now();
+    let mut sidecars = vec![block, vsock];
+    let machine = hypervisor.start(&machine_spec).map_err(|error| {
+        // QEMU fails without its devices; then the cause is a sidecar.
+        sidecars
+            .iter_mut()
+            .find_map(Sidecar::death)
             .unwrap_or_else(|| describe(error, Vec::new()))
     })?;
     timing.mark("machine");
+    let hello = Arc::new(Mutex::new(None));
+    let mut pod = Pod::new(machine, sidecars, Arc::clone(&hello));
 
     let limit = plan
         .boot_timeout
         .unwrap_or_else(|| hypervisor.boot_timeout());
-    let boot = session::BootLimit {
-        deadline: started + limit,
-        limit,
+    let name = Name {
+        container: CONTAINER.into(),
+        process: String::new(),
     };
-    let outcome = session::Session::new(&mut machine, &mut backend, signals, timing, &spec)
-        .and_then(|session| session.run(boot))
+    let wiring = command.wiring;
+    let guest = Guest::new(host_side);
+    let phases = Phases::default();
+    let start = Start {
+        phases: phases.clone(),
+        guest: guest.clone(),
+        greeting,
+        hello,
+        name: name.clone(),
+        configure: agent::ConfigureRequest {
+            hostname: command.hostname.clone(),
+            scratch_disk: disks
+                .scratch
+                .as_ref()
+                .map_or(String::new(), |_| "scratch".into()),
+            ..Default::default()
+        },
+        create: agent::CreateContainerRequest {
+            container: name.container.clone(),
+            root: Some(agent::RootFs {
+                disk: "root".into(),
+                fs_type: disks.fs_type.into(),
+                read_only: disks.root.read_only,
+                // Mount points are made in it even where the container may change nothing.
+                writable_layer: disks.root.read_only,
+                ..Default::default()
+            })
+            .into(),
+            spec: command.spec.to_string().into_bytes(),
+            user: command.user.clone(),
+            devices: shown,
+            streams: Some(wiring.streams()).into(),
+            ..Default::default()
+        },
+        wiring,
+        size: wiring.terminal.then(terminal::size).flatten(),
+    };
+    let mut tell = || {
+        started()?;
+        phases.mark(timing);
+        Ok(())
+    };
+    let session = Session {
+        guest: guest.clone(),
+        name,
+        signals,
+        surroundings: &mut pod,
+        ends: Some(ends),
+        terminal: wiring.terminal,
+        boot: Some(BootLimit {
+            deadline: begun + limit,
+            limit,
+        }),
+        started: &mut tell,
+    };
+    let outcome = session
+        .run(move || start.run())
         .map_err(|ending| match ending {
-            session::Ending::Failure(failure) => failure,
-            session::Ending::Machine(error) => {
-                describe(error, machine.console_lines(CONSOLE_LINES))
-            }
-            session::Ending::Guest(what) => Failure::Guest {
+            Ending::Failure(failure) => failure,
+            Ending::Machine(error) => describe(error, pod.console_lines(CONSOLE_LINES)),
+            Ending::BootTimeout(limit) => describe(
+                MachineError::BootTimeout(limit),
+                pod.console_lines(CONSOLE_LINES),
+            ),
+            Ending::Guest(what) => Failure::Guest {
                 what,
-                console: machine.console_lines(CONSOLE_LINES),
+                console: pod.console_lines(CONSOLE_LINES),
+            },
+            Ending::Agent(words) => Failure::Agent {
+                words,
+                console: pod.console_lines(CONSOLE_LINES),
             },
         });
-    end(machine, backend, outcome.is_ok());
+    timing.mark("command");
+    let outcome = pod.end(&guest, outcome);
     timing.mark("power-off");
+    // Until here: the backend has the files open, and their locks are ours.
+    drop(disks);
+    drop(root);
     outcome
 }
 
-/// Ends the machine and then the backend. After a good end the guest has flushed its disks and is
-/// switching itself off; otherwise there is nothing to wait for.
-fn end(mut machine: Machine, backend: Backend, orderly: bool) {
-    if orderly && !machine.wait_for_power_off(POWER_OFF_LIMIT) {
-        crate::report::warn("the machine did not switch itself off and was stopped");
-    }
-    drop(machine);
-    backend.end();
-}
-
-fn device(id: String, file: PathBuf, read_only: bool, queues: u16, run_dir: &RunDir) -> Device {
-    let socket = run_dir.join(&format!("{id}.sock"));
-    Device {
-        id,
-        socket,
-        file,
-        read_only,
-        queues,
-    }
-}
-
-fn run_spec(devices: &[Device], limits: Limits, command: Vec<String>) -> RunSpec {
-    let mut disks = devices.iter().map(|device| Disk {
+fn disk_spec(device: &Device) -> DiskSpec {
+    DiskSpec {
         id: device.id.clone(),
-        read_only: device.read_only,
-    });
-    // The first device is the root; there is always one.
-    let root = disks.next().unwrap_or(Disk {
-        id: String::new(),
-        read_only: true,
-    });
-    RunSpec {
-        root,
-        disks: disks.collect(),
-        hostname: HOSTNAME.into(),
-        argv: command,
-        env: ENVIRONMENT
-            .iter()
-            .map(|(key, value)| ((*key).into(), (*value).into()))
-            .collect(),
-        cwd: "/".into(),
-        limits,
+        socket: device.socket.clone(),
+        num_queues: device.queues,
+        queue_size: QUEUE_SIZE,
     }
 }

@@ -33,8 +33,7 @@ pub enum RunAs<'a> {
 pub enum Cgroups {
     /// One tree for each controller.
     V1,
-    /// One tree: the container sees its own part of it, and memory that runs out ends all of the
-    /// container and not one process of it.
+    /// One tree: the container sees its own part of it.
     V2,
 }
 
@@ -111,8 +110,11 @@ pub fn config(container: &Container<'_>) -> Value {
         ..
     } = container;
     let mut namespaces = vec!["pid", "ipc", "uts", "mount"];
+    let mut sysctl = json!({});
     if container.network == Network::Own {
         namespaces.push("network");
+        // Without it ping needs a capability that containers do not get.
+        sysctl["net.ipv4.ping_group_range"] = json!("0 2147483647");
     }
     if *cgroups == Cgroups::V2 {
         namespaces.push("cgroup");
@@ -136,6 +138,7 @@ pub fn config(container: &Container<'_>) -> Value {
         "linux": {
             "namespaces": namespaces,
             "resources": resources(limits, *cgroups),
+            "sysctl": sysctl,
             "maskedPaths": MASKED,
             "readonlyPaths": READ_ONLY,
         },
@@ -235,9 +238,6 @@ fn resources(limits: &Limits, cgroups: Cgroups) -> Value {
             // As much again of swap is podman's default where there is any; here there is none.
             Cgroups::V2 => json!({"limit": bytes, "swap": bytes}),
         };
-    }
-    if cgroups == Cgroups::V2 {
-        resources["unified"] = json!({"memory.oom.group": "1"});
     }
     resources
 }

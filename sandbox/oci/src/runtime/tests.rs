@@ -44,10 +44,7 @@ fn limits_are_in_the_description_and_absent_without() {
     let plain = config(&container);
     assert_eq!(
         plain["linux"]["resources"],
-        json!({
-            "devices": [{"allow": false, "access": "rwm"}],
-            "unified": {"memory.oom.group": "1"},
-        })
+        json!({"devices": [{"allow": false, "access": "rwm"}]})
     );
     assert!(plain["linux"].get("cgroupsPath").is_none() && plain["root"].get("path").is_none());
     container.limits = Limits {

@@ -1,6 +1,7 @@
-//! The block backend of a run: one `pericarp-block` process that serves all of its disks.
+//! The sidecars of a machine: `pericarp-block` for all of its disks, `pericarp-vsock` for the way
+//! to its agent.
 //!
-//! Started before the machine, ended after it. Its error output is kept for the message if it
+//! Started before the machine, ended after it. Their error output is kept for the message if one
 //! dies.
 
 use std::{
@@ -14,11 +15,12 @@ use pericarp_hypervisor::{Confinement, Process};
 
 use crate::{assets::program_directory, failure::Failure, signals::Signals};
 
-const NAME: &str = "pericarp-block";
-/// How long it may take to listen.
+const BLOCK: &str = "pericarp-block";
+const VSOCK: &str = "pericarp-vsock";
+/// How long one may take to listen.
 const START_LIMIT: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(2);
-/// How long it may take to drain and end.
+/// How long one may take to drain and end.
 const END_LIMIT: Duration = Duration::from_secs(5);
 
 /// One disk.
@@ -47,52 +49,75 @@ impl Device {
     }
 }
 
-/// The running backend.
+/// A running sidecar.
 #[derive(Debug)]
-pub(crate) struct Backend {
+pub(crate) struct Sidecar {
+    name: &'static str,
     process: Process,
 }
 
-impl Backend {
-    /// Starts the backend and waits until every socket is there.
-    pub(crate) fn start(devices: &[Device], signals: &mut Signals) -> Result<Self, Failure> {
-        let program = match program_directory().map(|directory| directory.join(NAME)) {
-            Some(path) if path.exists() => path,
-            // Beside a program that was installed on its own there may be one in the path.
-            _ => PathBuf::from(NAME),
-        };
-        let mut command = Command::new(&program);
-        command.stdout(Stdio::null());
+impl Sidecar {
+    /// Starts the block backend and waits until every disk's socket is there.
+    pub(crate) fn block(devices: &[Device], signals: &mut Signals) -> Result<Self, Failure> {
+        let mut command = program(BLOCK);
         for device in devices {
             command.arg("--device").arg(device.argument());
         }
-        let process = Process::spawn(NAME, command, Confinement::default()).map_err(|source| {
+        let sockets: Vec<&Path> = devices.iter().map(|d| d.socket.as_path()).collect();
+        Self::start(BLOCK, command, &sockets, signals)
+    }
+
+    /// Starts the vsock device and waits until its sockets are there.
+    pub(crate) fn vsock(
+        socket: &Path,
+        guest_cid: u32,
+        host_side: &Path,
+        signals: &mut Signals,
+    ) -> Result<Self, Failure> {
+        let mut command = program(VSOCK);
+        command
+            .arg("--socket-path")
+            .arg(socket)
+            .args(["--guest-cid", &guest_cid.to_string()])
+            .arg("--uds-path")
+            .arg(host_side);
+        Self::start(VSOCK, command, &[socket, host_side], signals)
+    }
+
+    fn start(
+        name: &'static str,
+        mut command: Command,
+        sockets: &[&Path],
+        signals: &mut Signals,
+    ) -> Result<Self, Failure> {
+        command.stdout(Stdio::null());
+        let process = Process::spawn(name, command, Confinement::default()).map_err(|source| {
             Failure::Program {
-                program: NAME.into(),
+                program: name.into(),
                 source,
                 cure: "it belongs beside pericarp: `cargo build` makes both",
             }
         })?;
-        let mut backend = Self { process };
+        let mut sidecar = Self { name, process };
         let end = Instant::now() + START_LIMIT;
-        while !devices.iter().all(|device| device.socket.exists()) {
+        while !sockets.iter().all(|socket| socket.exists()) {
             signals.check()?;
-            if let Some(failure) = backend.death() {
+            if let Some(failure) = sidecar.death() {
                 return Err(failure);
             }
             if Instant::now() > end {
-                let words = backend.process.last_words(1).concat();
-                return Err(Failure::Backend(format!(
-                    "{NAME} did not listen within {} s: {words}",
+                let words = sidecar.process.last_words(1).concat();
+                return Err(Failure::Sidecar(format!(
+                    "{name}: did not listen within {} s: {words}",
                     START_LIMIT.as_secs()
                 )));
             }
             std::thread::sleep(PAUSE);
         }
-        Ok(backend)
+        Ok(sidecar)
     }
 
-    /// Becomes readable when the backend has ended.
+    /// Becomes readable when it has ended.
     pub(crate) fn exit_fd(&self) -> BorrowedFd<'_> {
         self.process.exit_fd()
     }
@@ -100,15 +125,24 @@ impl Backend {
     /// What to report if it has ended, which it never should by itself.
     pub(crate) fn death(&mut self) -> Option<Failure> {
         self.process.exited()?;
-        Some(Failure::Backend(format!(
-            "{NAME}: {}",
+        Some(Failure::Sidecar(format!(
+            "{}: {}",
+            self.name,
             self.process.describe_end()
         )))
     }
 
-    /// Ends the backend in an orderly way.
+    /// Ends it in an orderly way.
     pub(crate) fn end(mut self) {
         self.process.end(END_LIMIT);
+    }
+}
+
+fn program(name: &str) -> Command {
+    match program_directory().map(|directory| directory.join(name)) {
+        Some(path) if path.exists() => Command::new(path),
+        // Beside a program that was installed on its own there may be one in the path.
+        _ => Command::new(name),
     }
 }
 

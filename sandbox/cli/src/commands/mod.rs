@@ -1,0 +1,80 @@
+//! The commands beside `run`: they look at runs that are already there.
+//!
+//! Each has a file with its help text, its options and what it does. They share one reader of
+//! options, which collects every problem of a command line before anything is done.
+
+pub(crate) mod exec;
+pub(crate) mod list;
+pub(crate) mod logs;
+mod reader;
+pub(crate) mod remove;
+pub(crate) mod stop;
+
+use std::ffi::OsString;
+
+use crate::{
+    failure::Failure,
+    input::problem::Problem,
+    registry::{self, Entry},
+    report,
+};
+
+/// How a command ends early.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    /// Bad input: exit code 2.
+    Input(Vec<Problem>),
+    /// Its help text was asked for.
+    Help(&'static str),
+    Failure(Failure),
+}
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Self {
+        Self::Failure(failure)
+    }
+}
+
+impl From<Problem> for Refusal {
+    fn from(problem: Problem) -> Self {
+        Self::Input(vec![problem])
+    }
+}
+
+/// Runs one of the commands; returns the exit code.
+pub(crate) fn run(
+    name: &str,
+    command: fn(Vec<OsString>) -> Result<i32, Refusal>,
+    arguments: Vec<OsString>,
+) -> i32 {
+    match command(arguments) {
+        Ok(code) => code,
+        Err(Refusal::Help(text)) => report::show(text),
+        Err(Refusal::Input(problems)) => report::refuse(name, &problems, false),
+        Err(Refusal::Failure(failure)) => {
+            report::failure(&failure, false);
+            failure.exit_code()
+        }
+    }
+}
+
+/// The run of that name.
+fn find(name: &str) -> Result<Entry, Refusal> {
+    Ok(registry::find(name)??)
+}
+
+/// The run of that name, which has to be running in a machine.
+fn find_running(name: &str) -> Result<Entry, Refusal> {
+    let entry = find(name)?;
+    let problem =
+        |rule: String, cure| Refusal::from(Problem::new("NAME", name.to_owned(), rule, cure));
+    if !entry.is_running() {
+        let rule = format!("is not running: it is {}", entry.state());
+        return Err(problem(rule, "`pericarp ps` lists what is running"));
+    }
+    if entry.record.runtime != "vm" {
+        let rule = "is a plain container, and not in a machine of its own".to_owned();
+        return Err(problem(rule, "start it with '--runtime vm'"));
+    }
+    Ok(entry)
+}

@@ -1,0 +1,171 @@
+//! Creating and starting a process through the agent, and attaching to its streams.
+//!
+//! These calls wait for the guest and are made on a thread of their own, see `session`.
+
+use std::os::unix::net::UnixStream;
+
+use pericarp_api::{
+    StreamKind, StreamTarget, agent,
+    agent_ttrpc::AgentClient,
+    hello::printable,
+    host::{ConnectError, Guest},
+};
+use ttrpc::{Code, context::Context};
+
+use crate::failure::Failure;
+
+/// How long one call to the agent may take. Starting a container under an emulated CPU on a busy
+/// host takes seconds.
+const CALL_LIMIT_NS: i64 = 120 * 1_000_000_000;
+/// What the guest may have printed of an error message of its own.
+const MAX_MESSAGE: usize = 600;
+
+/// Which of its standard streams a process gets from us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Wiring {
+    pub(crate) stdin: bool,
+    /// A terminal of its own: then there is no separate error output.
+    pub(crate) terminal: bool,
+}
+
+impl Wiring {
+    pub(crate) fn streams(self) -> agent::Streams {
+        agent::Streams {
+            stdin: self.stdin,
+            stdout: true,
+            stderr: !self.terminal,
+            ..Default::default()
+        }
+    }
+}
+
+/// A process of a container by its two ids.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Name {
+    pub(crate) container: String,
+    /// Empty for the container's own process.
+    pub(crate) process: String,
+}
+
+/// The connections to a started process.
+#[derive(Debug)]
+pub(crate) struct Attached {
+    pub(crate) stdin: Option<UnixStream>,
+    pub(crate) stdout: UnixStream,
+    pub(crate) stderr: Option<UnixStream>,
+    pub(crate) exit: UnixStream,
+}
+
+/// Attaches to a process that has been created, and starts it. `size` is that of its terminal in
+/// columns and rows.
+pub(crate) fn attach_and_start(
+    guest: &Guest,
+    client: &AgentClient,
+    name: &Name,
+    wiring: Wiring,
+    size: Option<(u16, u16)>,
+) -> Result<Attached, Failure> {
+    let attach = |kind| {
+        guest
+            .attach(&StreamTarget {
+                kind,
+                container: name.container.clone(),
+                process: name.process.clone(),
+            })
+            .map_err(unreachable)
+    };
+    let attached = Attached {
+        stdin: wiring
+            .stdin
+            .then(|| attach(StreamKind::Stdin))
+            .transpose()?,
+        stdout: attach(StreamKind::Stdout)?,
+        stderr: (!wiring.terminal)
+            .then(|| attach(StreamKind::Stderr))
+            .transpose()?,
+        exit: attach(StreamKind::Exit)?,
+    };
+    if let Some(size) = size {
+        resize(client, name, size)?;
+    }
+    let request = agent::ProcessRequest {
+        container: name.container.clone(),
+        process: name.process.clone(),
+        ..Default::default()
+    };
+    client.start_process(context(), &request).map_err(|error| {
+        match (code(&error), message(&error)) {
+            (Some(Code::NOT_FOUND), text) => Failure::NotFound(text),
+            (Some(Code::PERMISSION_DENIED), text) => Failure::NotExecutable(text),
+            (_, text) => Failure::Setup(text),
+        }
+    })?;
+    Ok(attached)
+}
+
+/// Tells the process's terminal its size.
+pub(crate) fn resize(
+    client: &AgentClient,
+    name: &Name,
+    (columns, rows): (u16, u16),
+) -> Result<(), Failure> {
+    let request = agent::ResizeRequest {
+        container: name.container.clone(),
+        process: name.process.clone(),
+        columns: columns.into(),
+        rows: rows.into(),
+        ..Default::default()
+    };
+    client
+        .resize_terminal(context(), &request)
+        .map(drop)
+        .map_err(refused)
+}
+
+/// With the limit that every call to the agent has.
+pub(crate) fn context() -> Context {
+    ttrpc::context::with_timeout(CALL_LIMIT_NS)
+}
+
+/// A call that the agent answers with an error.
+pub(crate) fn refused(error: ttrpc::Error) -> Failure {
+    Failure::Setup(message(&error))
+}
+
+/// The guest cannot be reached.
+pub(crate) fn unreachable(error: ConnectError) -> Failure {
+    Failure::Setup(error.to_string())
+}
+
+pub(crate) fn code(error: &ttrpc::Error) -> Option<Code> {
+    match error {
+        ttrpc::Error::RpcStatus(status) => Some(status.code()),
+        _ => None,
+    }
+}
+
+/// The agent's own words, which may be anything.
+fn message(error: &ttrpc::Error) -> String {
+    let text = match error {
+        ttrpc::Error::RpcStatus(status) => status.message().to_owned(),
+        other => other.to_string(),
+    };
+    let mut text = printable(&text);
+    if let Some((cut, _)) = text.char_indices().nth(MAX_MESSAGE) {
+        text.truncate(cut);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_agent_says_is_one_short_line() {
+        let status = ttrpc::get_status(Code::INTERNAL, format!("a\nb\x1b[2J{}", "ä".repeat(2000)));
+        let text = message(&ttrpc::Error::RpcStatus(status));
+        assert!(text.starts_with("a\u{fffd}b\u{fffd}[2Jää"), "{text}");
+        assert_eq!(text.chars().count(), MAX_MESSAGE);
+    }
+}

@@ -1,0 +1,292 @@
+//! The threads that carry bytes between our own streams and those of a process in the guest.
+//!
+//! One thread per stream with one buffer, so what a guest can make us hold is the buffer and no
+//! more: while our own reader is slow, the guest waits. Started by `session`, which is told of
+//! their ends through its bell.
+
+use std::{
+    io::{self, Read, Write},
+    net::Shutdown,
+    os::{fd::AsFd, unix::net::UnixStream},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+};
+
+use rustix::{
+    event::{EventfdFlags, PollFd, PollFlags, eventfd, poll},
+    fd::OwnedFd,
+    io::Errno,
+};
+
+/// As much as the vsock device carries at once.
+const BUFFER: usize = 64 * 1024;
+
+/// How a stream from the guest came to its end.
+#[derive(Debug)]
+pub(crate) enum OutputEnd {
+    /// The guest closed it, or nobody reads ours any more.
+    Closed,
+    /// Ours cannot be written.
+    Failed(io::Error),
+}
+
+/// A running output, seen from outside.
+#[derive(Debug)]
+pub(crate) struct Output {
+    socket: UnixStream,
+    progress: Arc<Progress>,
+}
+
+#[derive(Debug, Default)]
+struct Progress {
+    bytes: AtomicU64,
+    /// It waits for our own reader, not for the guest.
+    writing: AtomicBool,
+}
+
+impl Output {
+    /// Carries what the guest sends to `sink`; `ended` is called on the thread at the end.
+    pub(crate) fn start(
+        name: &str,
+        socket: UnixStream,
+        sink: impl Write + Send + 'static,
+        ended: impl FnOnce(OutputEnd) + Send + 'static,
+    ) -> io::Result<Self> {
+        let progress = Arc::new(Progress::default());
+        let output = Self {
+            socket: socket.try_clone()?,
+            progress: Arc::clone(&progress),
+        };
+        thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || ended(carry(socket, sink, &progress)))?;
+        Ok(output)
+    }
+
+    /// Bytes carried so far; None while it waits for our own reader.
+    pub(crate) fn waits_since(&self) -> Option<u64> {
+        (!self.progress.writing.load(Ordering::Relaxed))
+            .then(|| self.progress.bytes.load(Ordering::Relaxed))
+    }
+
+    /// Ends it: what the guest has not sent by now is not waited for.
+    pub(crate) fn cut(&self) {
+        // It may have ended by itself.
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+}
+
+fn carry(mut socket: UnixStream, mut sink: impl Write, progress: &Progress) -> OutputEnd {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let count = match socket.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            // A guest that goes without a word closes its streams as well as it can.
+            Err(_) => break,
+        };
+        progress.writing.store(true, Ordering::Relaxed);
+        let written = sink.write_all(&buffer[..count]).and_then(|()| sink.flush());
+        progress.writing.store(false, Ordering::Relaxed);
+        progress.bytes.fetch_add(count as u64, Ordering::Relaxed);
+        if let Err(error) = written {
+            // The process notices at its next write, as it would with a pipe.
+            let _ = socket.shutdown(Shutdown::Both);
+            return match error.kind() {
+                io::ErrorKind::BrokenPipe => OutputEnd::Closed,
+                _ => OutputEnd::Failed(error),
+            };
+        }
+    }
+    OutputEnd::Closed
+}
+
+/// A running input, seen from outside. Dropping it ends the thread: what is typed from then on is
+/// for whoever reads next.
+#[derive(Debug)]
+pub(crate) struct Input {
+    socket: UnixStream,
+    stop: Arc<OwnedFd>,
+}
+
+impl Input {
+    /// Carries what `source` has to the guest, to the end of either.
+    pub(crate) fn start(
+        source: impl AsFd + Send + 'static,
+        socket: UnixStream,
+    ) -> io::Result<Self> {
+        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
+        let input = Self {
+            socket: socket.try_clone()?,
+            stop: Arc::clone(&stop),
+        };
+        thread::Builder::new()
+            .name("stdin".into())
+            .spawn(move || feed(&source, socket, &stop))?;
+        Ok(input)
+    }
+}
+
+impl Drop for Input {
+    fn drop(&mut self) {
+        // Neither fails in a way that matters: a full counter is readable, a closed socket closed.
+        let _ = rustix::io::write(&*self.stop, &1u64.to_ne_bytes());
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+}
+
+fn feed(source: &impl AsFd, mut socket: UnixStream, stop: &OwnedFd) {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let mut fds = [
+            PollFd::new(source, PollFlags::IN),
+            PollFd::new(stop, PollFlags::IN),
+            // A process that reads no more: hang-up and error are reported unasked.
+            PollFd::new(&socket, PollFlags::empty()),
+        ];
+        match poll(&mut fds, None) {
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            Err(_) => return,
+        }
+        if !fds[1].revents().is_empty() || !fds[2].revents().is_empty() {
+            return;
+        }
+        match rustix::io::read(source, &mut buffer) {
+            Ok(count @ 1..) => {
+                if socket.write_all(&buffer[..count]).is_err() {
+                    return;
+                }
+            }
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            // An input that cannot be read, such as a terminal that has gone, is at its end.
+            Ok(0) | Err(_) => {
+                let _ = socket.shutdown(Shutdown::Write);
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::File,
+        sync::mpsc::{self, Receiver},
+        time::Duration,
+    };
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    fn start(sink: impl Write + Send + 'static) -> (UnixStream, Output, Receiver<OutputEnd>) {
+        let (guest, ours) = UnixStream::pair().unwrap();
+        let (tell, ends) = mpsc::channel();
+        let output = Output::start("out", ours, sink, move |end| tell.send(end).unwrap()).unwrap();
+        (guest, output, ends)
+    }
+
+    #[test]
+    fn output_arrives_whole_and_ends() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let (mut guest, output, ends) = start(writer);
+        let sent: Vec<u8> = (0..300_000u32).map(|i| (i % 251) as u8).collect();
+        let copy = sent.clone();
+        let writing = thread::spawn(move || guest.write_all(&copy).unwrap());
+        let mut seen = Vec::new();
+        reader.read_to_end(&mut seen).unwrap();
+        writing.join().unwrap();
+        assert!(seen == sent);
+        assert!(matches!(ends.recv_timeout(LIMIT), Ok(OutputEnd::Closed)));
+        assert_eq!(output.waits_since(), Some(300_000));
+    }
+
+    #[test]
+    fn a_reader_that_has_gone_reaches_the_guest() {
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        let (mut guest, _output, ends) = start(writer);
+        guest.write_all(b"lost").unwrap();
+        assert!(matches!(ends.recv_timeout(LIMIT), Ok(OutputEnd::Closed)));
+        assert!(guest.write_all(b"more").is_err());
+    }
+
+    #[test]
+    fn an_output_that_fails_says_why() {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let (mut guest, _output, ends) = start(full);
+        guest.write_all(b"x").unwrap();
+        let Ok(OutputEnd::Failed(error)) = ends.recv_timeout(LIMIT) else {
+            panic!("no error");
+        };
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    }
+
+    #[test]
+    fn a_silent_guest_can_be_cut() {
+        let (_guest, output, ends) = start(io::sink());
+        assert_eq!(output.waits_since(), Some(0));
+        output.cut();
+        assert!(matches!(ends.recv_timeout(LIMIT), Ok(OutputEnd::Closed)));
+    }
+
+    #[test]
+    fn a_slow_reader_holds_the_guest_and_not_our_memory() {
+        let (reader, writer) = io::pipe().unwrap();
+        let (mut guest, output, _ends) = start(writer);
+        guest.set_nonblocking(true).unwrap();
+        let piece = [b'x'; 4096];
+        let mut taken = 0;
+        // Until the pipe, the buffer and the socket are full and stay so.
+        let mut refusals = 0;
+        while refusals < 50 {
+            match guest.write(&piece) {
+                Ok(count) => {
+                    taken += count;
+                    refusals = 0;
+                }
+                Err(_) => {
+                    refusals += 1;
+                    thread::sleep(Duration::from_millis(2));
+                }
+            }
+            assert!(taken < 4 << 20, "the guest is never held");
+        }
+        assert_eq!(output.waits_since(), None, "it waits for the reader");
+        drop(reader);
+    }
+
+    #[test]
+    fn input_is_half_closed_at_its_end() {
+        let (source, mut ours) = io::pipe().unwrap();
+        let (mut guest, socket) = UnixStream::pair().unwrap();
+        let _input = Input::start(source, socket).unwrap();
+        ours.write_all(b"abc").unwrap();
+        drop(ours);
+        let mut seen = Vec::new();
+        guest.read_to_end(&mut seen).unwrap();
+        assert_eq!(seen, b"abc");
+        // The other direction is still open.
+        guest.write_all(b"x").unwrap();
+    }
+
+    #[test]
+    fn input_stops_reading_when_dropped() {
+        let (source, mut ours) = io::pipe().unwrap();
+        let (mut guest, socket) = UnixStream::pair().unwrap();
+        let mut rest = source.try_clone().unwrap();
+        let input = Input::start(source, socket).unwrap();
+        drop(input);
+        let mut seen = Vec::new();
+        guest.read_to_end(&mut seen).unwrap();
+        ours.write_all(b"for the next").unwrap();
+        drop(ours);
+        rest.read_to_end(&mut seen).unwrap();
+        assert_eq!(seen, b"for the next");
+    }
+}
