@@ -7,7 +7,10 @@ use std::{
     fs::File,
     io::{self, Write},
     panic,
-    sync::OnceLock,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -56,6 +59,14 @@ pub(crate) fn speak_at_panic() {
 
 /// Says one line to the host and to the console, and switches off.
 pub(crate) fn die(why: &str) -> ! {
+    static DYING: AtomicBool = AtomicBool::new(false);
+    if DYING.swap(true, Ordering::SeqCst) {
+        // What follows from the first failure need not be told, and must not end this program
+        // before it has been told.
+        loop {
+            thread::park();
+        }
+    }
     let line = hello::printable(why);
     say(&line);
     if let Some(mut host) = HOST.get() {

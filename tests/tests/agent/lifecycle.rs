@@ -3,8 +3,8 @@
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
-use pericarp_api::ExitReport;
 use pericarp_api::agent::{CreateContainerRequest, Empty};
+use pericarp_api::{ExitReport, hello};
 use pericarp_tests::bounded::poll;
 use ttrpc::Code;
 
@@ -366,4 +366,21 @@ pub(crate) fn power_off_leaves_clean_disks(machine: &mut Machine) {
     let _ = machine.hello.read_to_string(&mut words);
     assert_eq!(words, "");
     let _ = machine.hello.flush();
+}
+
+/// A thread that cannot be made is a panic in ttrpc. Only the host can bring that about, so it is
+/// fair; what counts is that the end is told.
+pub(crate) fn last_words_are_heard(machine: &mut Machine) {
+    // As many as there can be: at some point nobody answers any more.
+    let mut clients = Vec::new();
+    while clients.len() < 100
+        && let Ok(client) = machine.guest.client()
+    {
+        clients.push(client);
+    }
+    machine.wait_off();
+    let words = hello::last_words(&machine.hello);
+    let words = words.unwrap_or_else(|| panic!("no last words: {}", machine.console()));
+    println!("{} connections, then: {words}", clients.len());
+    assert!(words.matches("panicked").count() == 1, "{words}");
 }

@@ -66,7 +66,7 @@ fn the_agent_serves_a_host() {
         disk("scratch", &written, false),
         disk("data", &data, false),
     ];
-    let mut machine = Machine::boot(scratch, &disks);
+    let mut machine = Machine::boot(scratch, &disks, "");
     assert!(
         machine.greeting.kernel_ms > 0 && machine.greeting.agent_ms >= machine.greeting.kernel_ms
     );
@@ -107,4 +107,25 @@ fn the_agent_serves_a_host() {
     }
     let data = std::fs::read(&data).unwrap();
     assert_eq!(&data[..11], b"to a device");
+}
+
+/// Without a scratch disk; and then the agent cannot go on.
+#[test]
+fn the_agent_does_without_a_disk_and_has_last_words() {
+    if !can_run("the_agent_does_without_a_disk_and_has_last_words") {
+        return;
+    }
+    let _alone = Alone::turn();
+    let scratch = Scratch::new();
+    let (erofs, _) = make_roots(&scratch);
+    let disks = [Disk {
+        serial: "root",
+        file: erofs,
+        read_only: true,
+    }];
+    // Few threads, so that the host can make the agent run out of them.
+    let mut machine = Machine::boot(scratch, &disks, "sysctl.kernel.threads-max=250");
+    machine.configure("");
+    lifecycle::layers_are_written_and_forgotten(&machine);
+    lifecycle::last_words_are_heard(&mut machine);
 }

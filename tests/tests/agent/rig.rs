@@ -104,8 +104,8 @@ fn agent() -> Option<PathBuf> {
 }
 
 impl Machine {
-    /// Boots; returns when the agent has greeted.
-    pub(crate) fn boot(scratch: Scratch, disks: &[Disk]) -> Self {
+    /// Boots, with this at the end of the kernel's command line; returns when the agent has greeted.
+    pub(crate) fn boot(scratch: Scratch, disks: &[Disk], cmdline: &str) -> Self {
         let initramfs = initramfs(&scratch);
         let (uds, front) = (scratch.path("vsock"), scratch.path("vsock.front"));
         let hello = UnixListener::bind(Guest::hello_socket(&uds)).unwrap();
@@ -139,8 +139,11 @@ impl Machine {
         }
 
         let began = Instant::now();
-        let mut qemu =
-            Process::start(&mut qemu(&initramfs, &front, &scratch, disks), LIFETIME).unwrap();
+        let mut qemu = Process::start(
+            &mut qemu(&initramfs, cmdline, &front, &scratch, disks),
+            LIFETIME,
+        )
+        .unwrap();
         hello.set_nonblocking(true).unwrap();
         let connection = poll(LIMIT, || {
             hello.accept().ok().or_else(|| {
@@ -202,7 +205,13 @@ impl Machine {
 }
 
 /// The command line of `vmm/hypervisor`, with the vsock device.
-fn qemu(initramfs: &Path, vsock: &Path, scratch: &Scratch, disks: &[Disk]) -> Command {
+fn qemu(
+    initramfs: &Path,
+    cmdline: &str,
+    vsock: &Path,
+    scratch: &Scratch,
+    disks: &[Disk],
+) -> Command {
     let mut command = command(&Part::QemuSystem.find().unwrap());
     command
         .args([
@@ -224,7 +233,8 @@ fn qemu(initramfs: &Path, vsock: &Path, scratch: &Scratch, disks: &[Disk]) -> Co
         .arg(Assets::find().unwrap().kernel())
         .arg("-initrd")
         .arg(initramfs)
-        .args(["-append", "console=ttyS0 quiet panic=-1"])
+        .arg("-append")
+        .arg(format!("console=ttyS0 quiet panic=-1 {cmdline}"))
         .args([
             "-chardev",
             "stdio,id=console,signal=off",
