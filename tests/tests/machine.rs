@@ -45,7 +45,7 @@ fn rig(test: &str, script: &str) -> Option<Rig> {
     let alone = Alone::turn();
     let scratch = Scratch::new();
     let initramfs = initramfs(&scratch, &assets, &[], script).unwrap();
-    let spec = spec(&scratch, assets.kernel(), initramfs);
+    let spec = spec(assets.kernel(), initramfs);
     Some(Rig {
         scratch,
         spec,
@@ -53,7 +53,7 @@ fn rig(test: &str, script: &str) -> Option<Rig> {
     })
 }
 
-fn spec(scratch: &Scratch, kernel: PathBuf, initramfs: PathBuf) -> MachineSpec {
+fn spec(kernel: PathBuf, initramfs: PathBuf) -> MachineSpec {
     MachineSpec {
         kernel,
         initramfs,
@@ -62,10 +62,8 @@ fn spec(scratch: &Scratch, kernel: PathBuf, initramfs: PathBuf) -> MachineSpec {
         memory: 256 << 20,
         disks: vec![],
         vsock: None,
-        channels: vec![],
         spare_slots: 0,
         console: ConsoleSpec::default(),
-        run_dir: scratch.dir().to_owned(),
     }
 }
 
@@ -234,9 +232,8 @@ fn qemu_may_be_missing() {
     if !inside("qemu_may_be_missing", &["env", "PATH=/nonesuch"]) {
         return;
     }
-    let scratch = Scratch::new();
     let file = std::env::current_exe().unwrap();
-    let spec = spec(&scratch, file.clone(), file);
+    let spec = spec(file.clone(), file);
     let error = Qemu::new(Accelerator::Tcg).start(&spec).unwrap_err();
     assert!(matches!(error, MachineError::Start { .. }), "{error}");
     assert!(error.to_string().contains("cargo xtask setup"), "{error}");

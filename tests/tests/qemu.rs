@@ -74,7 +74,7 @@ fn assets(test: &str) -> Option<Assets> {
 }
 
 /// A machine of two CPUs without any device.
-fn machine(assets: &Assets, initramfs: PathBuf, scratch: &Scratch) -> MachineSpec {
+fn machine(assets: &Assets, initramfs: PathBuf) -> MachineSpec {
     MachineSpec {
         kernel: assets.kernel(),
         initramfs,
@@ -83,10 +83,8 @@ fn machine(assets: &Assets, initramfs: PathBuf, scratch: &Scratch) -> MachineSpe
         memory: 768 << 20,
         disks: vec![],
         vsock: None,
-        channels: vec![],
         spare_slots: 2,
         console: ConsoleSpec::default(),
-        run_dir: scratch.dir().to_owned(),
     }
 }
 
@@ -137,7 +135,7 @@ fn work(kind: Kind, test: &str) {
             num_queues: 2,
             queue_size: 128,
         }],
-        ..machine(&assets, initramfs, &scratch)
+        ..machine(&assets, initramfs)
     });
     let console = succeeded(&mut machine, || backend.epitaph());
     assert!(
@@ -195,7 +193,7 @@ fn vsock_carries_a_guest() {
             socket: scratch.path("front"),
             guest_cid: CID,
         }),
-        ..machine(&assets, initramfs, &scratch)
+        ..machine(&assets, initramfs)
     });
 
     let dialled = poll(LIMIT, || {

@@ -2,14 +2,14 @@
 //!
 //! A caller fills in a [`MachineSpec`], asks [`select()`] which driver serves this host, and starts
 //! the machine through the [`Hypervisor`] trait. What comes back is a [`Machine`]: a child process
-//! with a console of bounded size and byte channels to the guest. Called by `pericarp run` and by
-//! the test rigs. This crate knows nothing about what runs in the guest, about disk images or
-//! about the vhost-user backends beyond their socket paths.
+//! with a console of bounded size, which can be paused and killed. Called by `pericarp run` and by
+//! the test rigs. This crate knows nothing about what runs in the guest or how one talks to it,
+//! about disk images or about the vhost-user backends beyond their socket paths.
 //!
 //! Whatever happens, a machine has one end: it powered off, or one [`MachineError`] says what went
 //! wrong, and [`Machine::console_lines`] has the last lines of the guest's console. Dropping a
-//! [`Machine`] kills and reaps its process and removes its sockets; when the caller itself is
-//! killed, the kernel kills the process (see [`process`]).
+//! [`Machine`] kills and reaps its process; when the caller itself is killed, the kernel kills the
+//! process (see [`process`]).
 
 pub mod console;
 pub mod machine;

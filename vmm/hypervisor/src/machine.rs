@@ -1,15 +1,11 @@
 //! A running virtual machine, whatever driver started it, and the ways it can end.
 //!
 //! The [`Hypervisor`] trait is the seam between callers and drivers: one method that turns a
-//! [`MachineSpec`] into a [`Machine`]. Callers talk to the guest through the channels and watch
-//! [`Machine::exit_fd`]; when it fires, [`Machine::death`] says in one error what happened.
+//! [`MachineSpec`] into a [`Machine`]. Callers talk to the guest through the backends
+//! of its devices and watch [`Machine::exit_fd`]; when it fires, [`Machine::death`] says in one
+//! error what happened.
 
-use std::{
-    io,
-    os::{fd::BorrowedFd, unix::net::UnixStream},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{io, os::fd::BorrowedFd, path::PathBuf, time::Duration};
 
 use thiserror::Error;
 
@@ -142,14 +138,12 @@ fn cure(error: &io::Error) -> &'static str {
 /// How long a machine may take to carry out what it is told.
 const CONTROL_LIMIT: Duration = Duration::from_secs(10);
 
-/// A running machine. Dropping it kills it and removes its sockets.
+/// A running machine. Dropping it kills and reaps its process.
 #[derive(Debug)]
 pub struct Machine {
     pub(crate) process: Process,
     pub(crate) console: Console,
     pub(crate) monitor: Monitor,
-    pub(crate) channels: Vec<(String, UnixStream)>,
-    pub(crate) sockets: Vec<PathBuf>,
 }
 
 impl Machine {
@@ -157,13 +151,6 @@ impl Machine {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.process.pid()
-    }
-
-    /// Takes the channel of that name, connected to the guest's port. Bytes written before the
-    /// guest opens its port wait for it.
-    pub fn take_channel(&mut self, name: &str) -> Option<UnixStream> {
-        let at = self.channels.iter().position(|(known, _)| known == name)?;
-        Some(self.channels.swap_remove(at).1)
     }
 
     /// Becomes readable when the machine has ended.
@@ -253,15 +240,5 @@ impl Machine {
     #[must_use]
     pub fn console_lines(&self, count: usize) -> Vec<String> {
         self.console.last_lines(count)
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        self.process.kill();
-        for socket in &self.sockets {
-            // Usually gone already: they are removed once connected.
-            let _ = std::fs::remove_file(socket);
-        }
     }
 }

@@ -11,8 +11,7 @@ mod set_up;
 
 use std::{
     io,
-    os::{fd::AsRawFd, unix::net::UnixListener},
-    path::PathBuf,
+    os::fd::AsRawFd,
     process::{Command, Stdio},
     time::Duration,
 };
@@ -22,7 +21,6 @@ use crate::{
     machine::{Hypervisor, Machine, MachineError},
     monitor::{Monitor, MonitorError},
     process::{Confinement, Process},
-    qemu::arguments::channel_socket,
     select::Accelerator,
     spec::MachineSpec,
 };
@@ -87,10 +85,6 @@ impl Hypervisor for Qemu {
         let mut inherited = vec![control];
         let mut connections = set_up::connect(spec, &mut inherited)?;
         connections.monitor = number;
-        let mut listeners = Listeners::default();
-        for index in 0..spec.channels.len() {
-            listeners.bind(channel_socket(spec, index))?;
-        }
         let mut command = Command::new(PROGRAM);
         command
             .args(arguments::arguments(self.accelerator, spec, &connections))
@@ -127,58 +121,10 @@ impl Hypervisor for Qemu {
                 }));
             }
         }
-        let mut channels = Vec::new();
-        for (name, (listener, _)) in spec.channels.iter().zip(&listeners.bound) {
-            // QEMU connected while it read its options.
-            let stream = listener
-                .set_nonblocking(true)
-                .and_then(|()| listener.accept())
-                .and_then(|(stream, _)| {
-                    stream.set_nonblocking(false)?;
-                    Ok(stream)
-                })
-                .map_err(host("the channel to the guest"))?;
-            channels.push((name.clone(), stream));
-        }
         Ok(Machine {
             process,
             console,
             monitor,
-            channels,
-            sockets: listeners.release(),
         })
-    }
-}
-
-/// Sockets that are removed again unless the machine takes them over.
-#[derive(Default)]
-struct Listeners {
-    bound: Vec<(UnixListener, PathBuf)>,
-}
-
-impl Listeners {
-    fn bind(&mut self, path: PathBuf) -> Result<(), MachineError> {
-        let listener = UnixListener::bind(&path).map_err(|source| MachineError::Host {
-            what: format!("no socket can be made at '{}'", path.display()),
-            source,
-        })?;
-        self.bound.push((listener, path));
-        Ok(())
-    }
-
-    fn release(mut self) -> Vec<PathBuf> {
-        std::mem::take(&mut self.bound)
-            .into_iter()
-            .map(|(_, path)| path)
-            .collect()
-    }
-}
-
-impl Drop for Listeners {
-    fn drop(&mut self) {
-        for (_, path) in &self.bound {
-            // Made by us a moment ago, in a directory of our own.
-            let _ = std::fs::remove_file(path);
-        }
     }
 }

@@ -38,14 +38,10 @@ pub struct MachineSpec {
     pub disks: Vec<DiskSpec>,
     /// The socket family by which the guest and host programs reach each other.
     pub vsock: Option<VsockSpec>,
-    /// Names of byte channels to the guest: virtio-serial ports with these names.
-    pub channels: Vec<String>,
     /// Free slots on the bus for devices that come later.
     pub spare_slots: u8,
     /// What is kept of the console.
     pub console: ConsoleSpec,
-    /// A directory that belongs to the caller alone, for the driver's sockets.
-    pub run_dir: PathBuf,
 }
 
 /// A disk served by a vhost-user backend. Whether it is read-only is the backend's matter.
@@ -125,15 +121,13 @@ impl MachineSpec {
             return Err(SpecError::Cmdline);
         }
         let mut names: Vec<&str> = Vec::new();
-        let disks = self.disks.iter().map(|disk| &disk.id);
-        let vsock = self.vsock.iter().map(|vsock| &vsock.id);
-        for name in disks.chain(vsock).chain(&self.channels) {
+        for (name, _) in self.backends() {
             let usable = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
             if !name.starts_with(|c: char| c.is_ascii_alphabetic())
                 || !name.chars().all(usable)
-                || names.contains(&name.as_str())
+                || names.contains(&name)
             {
-                return Err(SpecError::Name(name.clone()));
+                return Err(SpecError::Name(name.to_owned()));
             }
             names.push(name);
         }
@@ -154,17 +148,13 @@ impl MachineSpec {
         if let Some(socket) = self.backends().map(|(_, socket)| socket).find(long) {
             return Err(SpecError::Path(socket.clone()));
         }
-        for path in [&self.kernel, &self.initramfs, &self.run_dir]
+        for path in [&self.kernel, &self.initramfs]
             .into_iter()
             .chain(self.backends().map(|(_, socket)| socket))
         {
             if path.to_str().is_none() {
                 return Err(SpecError::Path(path.clone()));
             }
-        }
-        // The longest name the driver puts there is `channel-255`.
-        if self.run_dir.as_os_str().len() + "/channel-255".len() > MAX_SOCKET_PATH {
-            return Err(SpecError::Path(self.run_dir.clone()));
         }
         Ok(())
     }
@@ -192,10 +182,8 @@ pub(crate) mod tests {
                 socket: "/run/x/vsock.sock".into(),
                 guest_cid: 3,
             }),
-            channels: vec!["pericarp.control".into()],
             spare_slots: 2,
             console: ConsoleSpec::default(),
-            run_dir: "/run/x".into(),
         }
     }
 
@@ -218,10 +206,6 @@ pub(crate) mod tests {
                 SpecError::Name("a,b".into()),
             ),
             (
-                |s| s.channels[0] = "root".into(),
-                SpecError::Name("root".into()),
-            ),
-            (
                 |s| s.disks[0].id = "1disk".into(),
                 SpecError::Name("1disk".into()),
             ),
@@ -232,10 +216,6 @@ pub(crate) mod tests {
             (
                 |s| s.disks[0].queue_size = 100,
                 SpecError::Queues("root".into()),
-            ),
-            (
-                |s| s.run_dir = "/".repeat(120).into(),
-                SpecError::Path(long.clone()),
             ),
             (
                 |s| s.disks[0].socket = "/".repeat(120).into(),

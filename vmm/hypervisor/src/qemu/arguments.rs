@@ -4,10 +4,7 @@
 //! nothing is opened here. A device the machine has no use for is left out, because each costs
 //! the guest time at boot and is something a guest can talk to.
 
-use std::{
-    os::fd::RawFd,
-    path::{Path, PathBuf},
-};
+use std::{os::fd::RawFd, path::Path};
 
 use crate::{
     select::Accelerator,
@@ -83,20 +80,6 @@ pub(super) fn arguments(
         format!("socket,id=control,fd={}", connections.monitor),
     );
     option("mon", "chardev=control,mode=control".into());
-    if !spec.channels.is_empty() {
-        option("device", "virtio-serial-pci,id=channels,max_ports=8".into());
-    }
-    for (index, name) in spec.channels.iter().enumerate() {
-        let socket = quoted(&channel_socket(spec, index));
-        option("chardev", format!("socket,id=channel{index},path={socket}"));
-        option(
-            "device",
-            format!(
-                "virtserialport,bus=channels.0,nr={},chardev=channel{index},name={name}",
-                index + 1
-            ),
-        );
-    }
     for (index, (disk, fd)) in spec.disks.iter().zip(&connections.disks).enumerate() {
         // Without `reconnect`: nothing restarts a backend yet, so its death ends the run, and
         // a guest that waits for a backend that never returns would hide that.
@@ -141,18 +124,9 @@ pub(super) fn vsock_device(vsock: &VsockSpec) -> String {
     format!("vhost-user-vsock-pci,id={},chardev=vsock0", vsock.id)
 }
 
-pub(super) fn channel_socket(spec: &MachineSpec, index: usize) -> PathBuf {
-    spec.run_dir.join(format!("channel-{index}"))
-}
-
 fn path_text(path: &Path) -> String {
     // Checked to be text by `MachineSpec::check`.
     path.to_string_lossy().into_owned()
-}
-
-/// A path within a list of options, where a comma is written twice.
-fn quoted(path: &Path) -> String {
-    path_text(path).replace(',', ",,")
 }
 
 #[cfg(test)]
@@ -194,10 +168,6 @@ mod tests {
             ),
             ("-chardev", "socket,id=vsock0,fd=5"),
             ("-device", "vhost-user-vsock-pci,id=vsock,chardev=vsock0"),
-            (
-                "-device",
-                "virtserialport,bus=channels.0,nr=1,chardev=channel0,name=pericarp.control",
-            ),
         ] {
             assert!(has(&args, name, value), "{name} {value}: {args:?}");
         }
@@ -224,7 +194,6 @@ mod tests {
         let spec = MachineSpec {
             disks: vec![],
             vsock: None,
-            channels: vec![],
             spare_slots: 0,
             ..sample()
         };
