@@ -132,13 +132,11 @@ pub(crate) fn run(
             socket: vsock_socket,
             guest_cid: GUEST_CID,
         }),
-        channels: Vec::new(),
         spare_slots: SPARE_SLOTS,
         console: ConsoleSpec {
             file: plan.console_log.clone(),
             ..ConsoleSpec::default()
         },
-        run_dir: run_dir.path().to_owned(),
     };
     let hypervisor = plan.choice.hypervisor();
     let describe = |error, console| Failure::Machine {
