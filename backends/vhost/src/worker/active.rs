@@ -1,0 +1,190 @@
+//! One queue in service: from available chains to I/O and back.
+#![expect(unsafe_code)]
+// UNSAFETY: `issue` gives the engine pointers into guest memory and must
+// uphold the engine's promise that they stay valid.
+
+use std::mem;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+
+use log::warn;
+use pericarp_ring::{Buffer, QueueError, RequestQueue};
+use pericarp_uring::{Engine, FileSlot, Transfer};
+
+use super::ringer::Ringer;
+use super::token::Token;
+use crate::device::{Device, Step};
+use crate::mailbox::{QueueId, StartQueue, Stopped};
+
+/// How a queue stands.
+#[derive(Debug)]
+pub(super) enum State {
+    Running,
+    /// The driver broke the ring; nothing is popped until it is set up anew.
+    Broken,
+    /// A session waits for the in-flight requests.
+    Stopping {
+        reply: SyncSender<Stopped>,
+        broken: bool,
+    },
+}
+
+/// A queue in service.
+#[derive(Debug)]
+pub(super) struct Active<D: Device> {
+    pub(super) id: QueueId,
+    pub(super) device: Arc<D>,
+    pub(super) requests: RequestQueue<D::Request>,
+    /// The last step of each in-flight request, by head.
+    steps: Box<[Step]>,
+    files: Arc<[FileSlot]>,
+    pub(super) kick_slot: FileSlot,
+    pub(super) kick_token: u64,
+    /// Keeps the descriptor open for as long as the engine watches it.
+    _kick: Arc<OwnedFd>,
+    pub(super) call: Option<Ringer>,
+    pub(super) error: Option<Ringer>,
+    pub(super) state: State,
+    /// The driver was asked to kick and the ring was empty after that.
+    armed: bool,
+}
+
+impl<D: Device> Active<D> {
+    /// A queue that has nothing in flight and nobody to call yet.
+    pub(super) fn new(
+        start: StartQueue<D>,
+        files: Arc<[FileSlot]>,
+        kick_slot: FileSlot,
+        kick_token: u64,
+    ) -> Self {
+        let steps = vec![Step::Done { written: 0 }; usize::from(start.queue.size())];
+        Self {
+            id: start.id,
+            device: start.device,
+            requests: RequestQueue::new(start.queue),
+            steps: steps.into_boxed_slice(),
+            files,
+            kick_slot,
+            kick_token,
+            _kick: start.kick,
+            call: None,
+            error: None,
+            state: State::Running,
+            armed: false,
+        }
+    }
+
+    /// Starts every available request, at most one ring full per turn so that
+    /// the other queues of this worker get theirs.
+    pub(super) fn pop_all(&mut self, engine: &mut Engine, slot: usize) -> Result<bool, QueueError> {
+        let limit = self.requests.ring().size();
+        for _ in 0..limit {
+            let Some((head, loaded)) = self.requests.pop()? else {
+                // Looked at here, where nothing else is to do: lost memory reads
+                // as zeros and so ends in an empty or a broken ring.
+                if self.requests.ring().memory().is_lost() {
+                    return Err(QueueError::MemoryLost);
+                }
+                if self.armed {
+                    return Ok(false);
+                }
+                let more = self.requests.ring().enable_kicks()?;
+                self.armed = !more;
+                if more {
+                    self.requests.ring().disable_kicks();
+                }
+                return Ok(more);
+            };
+            if mem::take(&mut self.armed) {
+                self.requests.ring().disable_kicks();
+            }
+            let (chain, request) = self.requests.request(head);
+            let step = self.device.start(loaded, chain, request);
+            self.take_step(engine, slot, head, step);
+        }
+        Ok(true)
+    }
+
+    pub(super) fn complete(&mut self, engine: &mut Engine, slot: usize, head: u16, result: i32) {
+        if let Ok(bytes) = u64::try_from(result) {
+            match self.steps[usize::from(head)] {
+                Step::Read { buffer, .. } => self.requests.read_done(head, buffer, bytes),
+                Step::Write { .. } => self.requests.write_done(head, bytes),
+                Step::Sync { .. } | Step::Done { .. } => {}
+            }
+        }
+        let (chain, request) = self.requests.request(head);
+        let step = self.device.resume(chain, request, result);
+        self.take_step(engine, slot, head, step);
+    }
+
+    /// Does what the device asked for, and what that sets free.
+    fn take_step(&mut self, engine: &mut Engine, slot: usize, head: u16, step: Step) {
+        self.steps[usize::from(head)] = step;
+        match step {
+            Step::Done { written } => {
+                // A request that waited for this one's bounce buffer has it now.
+                if let Some(waiter) = self.requests.finish(head, written) {
+                    self.issue(engine, slot, waiter);
+                }
+            }
+            Step::Read { buffer, .. } | Step::Write { buffer, .. } => {
+                if buffer == Buffer::Chain || self.requests.take_bounce(head) {
+                    self.issue(engine, slot, head);
+                }
+            }
+            Step::Sync { .. } => self.issue(engine, slot, head),
+        }
+    }
+
+    /// Starts the I/O of the request's current step.
+    fn issue(&mut self, engine: &mut Engine, slot: usize, head: u16) {
+        let token = Token::io(slot, head);
+        let transfer = |file: usize, offset, flags, segments| Transfer {
+            file: self.files[file],
+            segments,
+            offset,
+            flags,
+            token,
+        };
+        match self.steps[usize::from(head)] {
+            Step::Read {
+                file,
+                offset,
+                flags,
+                buffer,
+            } => {
+                let segments = self.requests.read_target(head, buffer);
+                // SAFETY: the segments lie in the request's slot, which is not
+                // touched before this token's completion, and point into guest
+                // memory or a bounce buffer that the queue keeps until nothing
+                // is in flight; the engine drains before the queue is dropped.
+                unsafe { engine.read(transfer(file, offset, flags, segments)) };
+            }
+            Step::Write {
+                file,
+                offset,
+                flags,
+                buffer,
+            } => {
+                let segments = self.requests.write_source(head, buffer);
+                // SAFETY: as for the read above.
+                unsafe { engine.write(transfer(file, offset, flags, segments)) };
+            }
+            Step::Sync { file } => engine.sync(self.files[file], token),
+            Step::Done { .. } => {}
+        }
+    }
+
+    pub(super) fn break_down(&mut self, engine: &mut Engine, error: &QueueError) {
+        warn!(
+            "device {} queue {}: {error}; the queue is stopped until it is set up again",
+            self.id.device, self.id.queue
+        );
+        self.state = State::Broken;
+        if let Some(bell) = &self.error {
+            bell.ring(engine);
+        }
+    }
+}
