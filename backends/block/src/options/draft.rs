@@ -1,0 +1,162 @@
+//! One device while its options are still being read.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+use super::values::number;
+use super::{BadOption, DeviceOptions, MAX_QUEUES, QUEUE_SIZES, SocketOption, bad};
+use crate::disk::{CacheMode, DiskOptions};
+
+/// A device under construction: from single options or from `--device`.
+#[derive(Debug, Default)]
+pub(super) struct Draft {
+    /// How its options are spelled: with dashes, or as keys.
+    pub(super) keys: bool,
+    pub(super) id: Option<String>,
+    pub(super) socket: Option<SocketOption>,
+    pub(super) file: Option<PathBuf>,
+    pub(super) read_only: Option<bool>,
+    pub(super) queues: Option<u16>,
+    pub(super) queue_size: Option<u16>,
+    pub(super) cache: Option<CacheMode>,
+    pub(super) serial: Option<String>,
+}
+
+impl Draft {
+    pub(super) fn touched(&self) -> bool {
+        self.socket.is_some()
+            || self.file.is_some()
+            || self.read_only.is_some()
+            || self.queues.is_some()
+            || self.queue_size.is_some()
+            || self.cache.is_some()
+            || self.serial.is_some()
+    }
+
+    /// `key=value,key=value`, where a doubled comma stands for one.
+    pub(super) fn from_keys(text: &str) -> Result<Self, BadOption> {
+        let mut draft = Self {
+            keys: true,
+            ..Self::default()
+        };
+        let mut seen = HashSet::new();
+        for part in text.replace(",,", "\0").split(',') {
+            let part = part.replace('\0', ",");
+            let (key, value) = part.split_once('=').ok_or_else(|| {
+                bad(
+                    "--device",
+                    format!("{part:?}"),
+                    "not key=value; a comma in a value is written twice",
+                )
+            })?;
+            let name = format!("--device {key}");
+            if !seen.insert(key.to_owned()) {
+                return Err(bad(&name, value, "given twice: give it once"));
+            }
+            match key {
+                "id" if value.is_empty() || value.len() > 64 => {
+                    return Err(bad(
+                        &name,
+                        format!("{value:?}"),
+                        "an id has 1 to 64 characters",
+                    ));
+                }
+                "id" => draft.id = Some(value.to_owned()),
+                "socket" => draft.set(&name, "socket-path", value)?,
+                "file" => draft.set(&name, "blk-file", value)?,
+                "read-only" => {
+                    draft.read_only = Some(match value {
+                        "on" => true,
+                        "off" => false,
+                        _ => return Err(bad(&name, format!("{value:?}"), "say on or off")),
+                    });
+                }
+                "num-queues" | "queue-size" | "cache" | "serial" => {
+                    draft.set(&name, key, value)?;
+                }
+                _ => {
+                    return Err(bad(
+                        "--device",
+                        format!("{key:?}"),
+                        "unknown key: use id, socket, file, read-only, num-queues, queue-size, cache or serial",
+                    ));
+                }
+            }
+        }
+        Ok(draft)
+    }
+
+    /// Sets what `key` names; `name` is how the operator spelled it.
+    pub(super) fn set(&mut self, name: &str, key: &str, value: &str) -> Result<(), BadOption> {
+        match key {
+            "socket-path" if value.is_empty() => {
+                return Err(bad(name, "\"\"", "empty: give the path of a socket"));
+            }
+            "socket-path" => self.socket = Some(SocketOption::Path(value.into())),
+            "fd" => self.socket = Some(SocketOption::Descriptor(number(name, value, 3, i32::MAX)?)),
+            "blk-file" => self.file = Some(value.into()),
+            "num-queues" => self.queues = Some(number(name, value, 1, MAX_QUEUES)?),
+            "queue-size" => {
+                let size = number(name, value, *QUEUE_SIZES.start(), *QUEUE_SIZES.end())?;
+                if !size.is_power_of_two() {
+                    let rule = format!(
+                        "a queue size is a power of two: use {}",
+                        size.next_power_of_two()
+                    );
+                    return Err(bad(name, value, rule));
+                }
+                self.queue_size = Some(size);
+            }
+            "cache" => {
+                self.cache = Some(match value {
+                    "direct" => CacheMode::Direct,
+                    "buffered" => CacheMode::Buffered,
+                    "dontcache" => CacheMode::DontCache,
+                    _ => {
+                        let rule = "unknown cache mode: use direct, buffered or dontcache";
+                        return Err(bad(name, format!("{value:?}"), rule));
+                    }
+                });
+            }
+            _ => {
+                if value.len() > 20 || !value.bytes().all(|b| b.is_ascii_graphic() || b == b' ') {
+                    let rule = "a serial is at most 20 printable ASCII characters: shorten it";
+                    return Err(bad(name, format!("{value:?}"), rule));
+                }
+                self.serial = Some(value.to_owned());
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn finish(self) -> Result<DeviceOptions, BadOption> {
+        let (socket_name, file_name) = if self.keys {
+            ("--device socket", "--device file")
+        } else {
+            ("--socket-path", "--blk-file")
+        };
+        if self.keys && self.id.is_none() {
+            return Err(bad("--device id", "", "missing: give the device a name"));
+        }
+        let id = self.id.unwrap_or_else(|| "disk".to_owned());
+        let missing = |name, what| bad(name, "", format!("missing: say {what}"));
+        Ok(DeviceOptions {
+            socket: self
+                .socket
+                .ok_or_else(|| missing(socket_name, "where to listen"))?,
+            disk: DiskOptions {
+                file: self
+                    .file
+                    .ok_or_else(|| missing(file_name, "which disk to serve"))?,
+                read_only: self.read_only.unwrap_or(false),
+                cache: self.cache.unwrap_or_default(),
+            },
+            queues: self.queues.unwrap_or(1),
+            queue_size: self.queue_size.unwrap_or(*QUEUE_SIZES.end()),
+            serial: self
+                .serial
+                .unwrap_or_else(|| id.chars().filter(char::is_ascii_graphic).take(20).collect()),
+            id,
+        })
+    }
+}

@@ -1,0 +1,271 @@
+//! The command line of `pericarp-block`.
+//!
+//! `main` parses it whole before it touches anything. Every mistake becomes one
+//! line that names the option, the value, the rule and the cure.
+
+mod draft;
+mod values;
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::path::PathBuf;
+
+use lexopt::prelude::*;
+use log::LevelFilter;
+use pericarp_uring::EngineKind;
+use thiserror::Error;
+
+use crate::disk::DiskOptions;
+use draft::Draft;
+use values::{cpu_list, io_engine, log_level, number, unknown};
+
+/// The most queues one device may have.
+pub const MAX_QUEUES: u16 = 64;
+/// The range of queue sizes.
+const QUEUE_SIZES: std::ops::RangeInclusive<u16> = 16..=pericarp_ring::MAX_QUEUE_SIZE;
+/// The most worker threads.
+const MAX_WORKERS: usize = 64;
+/// The most devices of one process: the device number is part of tokens.
+const MAX_DEVICES: usize = 256;
+
+/// What `--help` prints.
+pub const HELP: &str = "\
+pericarp-block: vhost-user block devices on files and block devices
+
+usage:
+  pericarp-block --socket-path PATH --blk-file FILE [options]
+  pericarp-block --device id=ID,socket=PATH,file=FILE[,key=value...]... [options]
+
+one device:
+  --socket-path PATH    listen here; a dead socket is replaced, a live one is an error
+  --fd N                use this listening or connected socket instead
+  --blk-file FILE       the disk: an image file or a block device
+  --read-only           never write to it
+  --num-queues N        virtqueues, 1 to 64 (default 1)
+  --queue-size N        largest virtqueue, a power of two from 16 to 1024 (default 1024)
+  --cache MODE          direct (default), buffered or dontcache
+  --serial ID           answer to GET_ID, at most 20 ASCII characters
+
+many devices:
+  --device KEYS         id=, socket=, file=, and optionally read-only=on|off,
+                        num-queues=, queue-size=, cache=, serial=; may be repeated;
+                        a comma in a value is written twice
+
+the process:
+  --workers N           I/O threads, 1 to 64 (default: one per queue, at most one per CPU)
+  --cpus LIST           pin the workers to these CPUs in turn, such as 0,2-3
+  --io-engine ENGINE    auto (default), uring or sync
+  --log-level LEVEL     error, warn (default), info, debug or off
+  --no-confine          keep all privileges; for debugging only
+  --print-capabilities  print what this program can do as JSON
+  --version, --help
+";
+
+/// A mistake on the command line.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("{option}{}{value}: {rule}", if value.is_empty() { "" } else { " " })]
+pub struct BadOption {
+    /// The option as it is written.
+    pub option: String,
+    /// Its value, quoted where that helps.
+    pub value: String,
+    /// Which rule it breaks, and the cure.
+    pub rule: String,
+}
+
+/// Where a device's socket comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SocketOption {
+    /// Bind it here.
+    Path(PathBuf),
+    /// It was passed as this descriptor.
+    Descriptor(i32),
+}
+
+/// One device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceOptions {
+    /// Its name in messages.
+    pub id: String,
+    /// Its socket.
+    pub socket: SocketOption,
+    /// Its disk.
+    pub disk: DiskOptions,
+    /// Number of virtqueues.
+    pub queues: u16,
+    /// Largest virtqueue.
+    pub queue_size: u16,
+    /// The answer to GET_ID.
+    pub serial: String,
+}
+
+/// The whole command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// At least one.
+    pub devices: Vec<DeviceOptions>,
+    /// Threads.
+    pub workers: usize,
+    /// CPUs to pin them to, none if empty.
+    pub cpus: Vec<usize>,
+    /// Engine.
+    pub engine: EngineKind,
+    /// Log level.
+    pub log_level: LevelFilter,
+    /// Confine the process.
+    pub confine: bool,
+}
+
+/// What the operator wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Serve devices.
+    Serve(Box<Options>),
+    /// Print capabilities.
+    Capabilities,
+    /// Print the version.
+    Version,
+    /// Print [`HELP`].
+    Help,
+}
+
+fn bad(option: &str, value: impl Display, rule: impl Into<String>) -> BadOption {
+    BadOption {
+        option: option.to_owned(),
+        value: value.to_string(),
+        rule: rule.into(),
+    }
+}
+
+/// Parses the arguments, without the program's name.
+///
+/// # Errors
+/// The first [`BadOption`].
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOption> {
+    let mut parser = lexopt::Parser::from_args(args);
+    let mut single = Draft::default();
+    let mut drafts: Vec<Draft> = Vec::new();
+    let mut seen = HashSet::new();
+    let (mut workers, mut cpus, mut engine, mut level) = (None, None, None, None);
+    let mut confine = true;
+    while let Some(argument) = parser
+        .next()
+        .map_err(|e| bad("command line", "", format!("{e}; see --help")))?
+    {
+        let name = match argument {
+            Long(name) => format!("--{name}"),
+            Short('h') => "--help".to_owned(),
+            Short('V') => "--version".to_owned(),
+            Short(c) => return Err(unknown(&format!("-{c}"))),
+            Value(v) => {
+                let text = v.to_string_lossy();
+                return Err(bad(
+                    &text,
+                    "",
+                    "not an option: every value belongs to one; see --help",
+                ));
+            }
+        };
+        if name != "--device" && !seen.insert(name.clone()) {
+            return Err(bad(&name, "", "given twice: give it once"));
+        }
+        let mut value = || -> Result<String, BadOption> {
+            let value = parser
+                .value()
+                .map_err(|_| bad(&name, "", "its value is missing; see --help"))?;
+            value
+                .into_string()
+                .map_err(|v| bad(&name, v.display(), "not valid UTF-8: choose another name"))
+        };
+        match name.as_str() {
+            "--help" => return Ok(Command::Help),
+            "--version" => return Ok(Command::Version),
+            "--print-capabilities" => return Ok(Command::Capabilities),
+            "--no-confine" => confine = false,
+            "--read-only" => single.read_only = Some(true),
+            "--device" => drafts.push(Draft::from_keys(&value()?)?),
+            "--workers" => workers = Some(number(&name, &value()?, 1, MAX_WORKERS)?),
+            "--cpus" => cpus = Some(cpu_list(&name, &value()?)?),
+            "--io-engine" => engine = Some(io_engine(&name, &value()?)?),
+            "--log-level" => level = Some(log_level(&name, &value()?)?),
+            "--socket-path" | "--fd" if single.socket.is_some() => {
+                return Err(bad(
+                    &name,
+                    value()?,
+                    "give either --socket-path or --fd, not both",
+                ));
+            }
+            "--socket-path" | "--fd" | "--blk-file" | "--num-queues" | "--queue-size"
+            | "--cache" | "--serial" => {
+                let value = value()?;
+                single.set(&name, &name[2..], &value)?;
+            }
+            _ => return Err(unknown(&name)),
+        }
+    }
+    if single.touched() {
+        if !drafts.is_empty() {
+            return Err(bad(
+                "--device",
+                "",
+                "give either --device or the options of a single device, not both",
+            ));
+        }
+        drafts.push(single);
+    }
+    finish(drafts, workers, cpus, engine, level, confine).map(|o| Command::Serve(Box::new(o)))
+}
+
+fn finish(
+    drafts: Vec<Draft>,
+    workers: Option<usize>,
+    cpus: Option<Vec<usize>>,
+    engine: Option<EngineKind>,
+    level: Option<LevelFilter>,
+    confine: bool,
+) -> Result<Options, BadOption> {
+    if drafts.is_empty() {
+        return Err(bad(
+            "--blk-file",
+            "",
+            "missing: say which disk to serve; see --help",
+        ));
+    }
+    if drafts.len() > MAX_DEVICES {
+        let rule = format!("at most {MAX_DEVICES} devices fit one process: start another");
+        return Err(bad("--device", drafts.len(), rule));
+    }
+    let mut devices = Vec::with_capacity(drafts.len());
+    let (mut ids, mut sockets) = (HashSet::new(), HashSet::new());
+    for draft in drafts {
+        let device = draft.finish()?;
+        if !ids.insert(device.id.clone()) {
+            return Err(bad(
+                "--device id",
+                &device.id,
+                "used twice: give each device its own",
+            ));
+        }
+        if let SocketOption::Path(path) = &device.socket
+            && !sockets.insert(path.clone())
+        {
+            let rule = "used twice: give each device its own";
+            return Err(bad("--device socket", path.display(), rule));
+        }
+        devices.push(device);
+    }
+    let queues: usize = devices.iter().map(|d| usize::from(d.queues)).sum();
+    let default = std::thread::available_parallelism().map_or(1, |n| n.get().min(queues));
+    Ok(Options {
+        devices,
+        workers: workers.unwrap_or(default).min(MAX_WORKERS),
+        cpus: cpus.unwrap_or_default(),
+        engine: engine.unwrap_or_default(),
+        log_level: level.unwrap_or(LevelFilter::Warn),
+        confine,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,178 @@
+//! The command line: defaults, and one line for each mistake.
+
+use super::*;
+use crate::CacheMode;
+
+fn line(args: &str) -> Result<Command, String> {
+    parse(args.split_whitespace().map(OsString::from)).map_err(|e| e.to_string())
+}
+
+fn options(args: &str) -> Options {
+    match line(args).unwrap() {
+        Command::Serve(options) => *options,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn one_device_with_defaults() {
+    let options = options("--socket-path /s --blk-file /d");
+    let device = &options.devices[0];
+    assert_eq!(device.socket, SocketOption::Path("/s".into()));
+    assert_eq!(device.disk.file, PathBuf::from("/d"));
+    assert_eq!(device.disk.cache, CacheMode::Direct);
+    assert!(!device.disk.read_only);
+    assert_eq!((device.queues, device.queue_size), (1, 1024));
+    assert_eq!((options.workers, options.confine), (1, true));
+    assert_eq!(options.log_level, LevelFilter::Warn);
+}
+
+#[test]
+fn many_devices_share_a_process() {
+    let options = options(
+        "--device id=a,socket=/a,file=/x,,y,read-only=on,num-queues=3,cache=buffered \
+         --device id=b,socket=/b,file=/z,queue-size=64,serial=S --cpus 0,2-3 --workers 2",
+    );
+    assert_eq!(options.devices.len(), 2);
+    let a = &options.devices[0];
+    assert_eq!(a.disk.file, PathBuf::from("/x,y"));
+    assert!(a.disk.read_only);
+    assert_eq!((a.queues, a.serial.as_str()), (3, "a"));
+    assert_eq!(options.devices[1].queue_size, 64);
+    assert_eq!(options.cpus, [0, 2, 3]);
+    assert_eq!(options.workers, 2);
+}
+
+#[test]
+fn equals_signs_and_information_requests() {
+    assert_eq!(
+        options("--socket-path=/s --blk-file=/d").devices[0].id,
+        "disk"
+    );
+    for (args, command) in [
+        ("--help", Command::Help),
+        ("-h", Command::Help),
+        ("--version", Command::Version),
+        ("--print-capabilities", Command::Capabilities),
+    ] {
+        assert_eq!(line(args), Ok(command));
+    }
+}
+
+#[test]
+fn every_mistake_names_option_value_rule_and_cure() {
+    let one = "--socket-path /s --blk-file /d";
+    for (args, want) in [
+        (
+            "",
+            "--blk-file: missing: say which disk to serve; see --help",
+        ),
+        (
+            "--blk-file /d",
+            "--socket-path: missing: say where to listen",
+        ),
+        (
+            "--socket-path /s",
+            "--blk-file: missing: say which disk to serve",
+        ),
+        (
+            "--socket-path",
+            "--socket-path: its value is missing; see --help",
+        ),
+        ("--bogus", "--bogus: unknown option; see --help"),
+        ("-x", "-x: unknown option; see --help"),
+        (
+            "extra",
+            "extra: not an option: every value belongs to one; see --help",
+        ),
+        (
+            "--read-only --read-only",
+            "--read-only: given twice: give it once",
+        ),
+        (
+            "--num-queues 0",
+            "--num-queues \"0\": not a number from 1 to 64",
+        ),
+        (
+            "--num-queues 65",
+            "--num-queues \"65\": not a number from 1 to 64",
+        ),
+        (
+            "--num-queues -1",
+            "--num-queues \"-1\": not a number from 1 to 64",
+        ),
+        (
+            "--queue-size 100",
+            "--queue-size 100: a queue size is a power of two: use 128",
+        ),
+        (
+            "--queue-size 8",
+            "--queue-size \"8\": not a number from 16 to 1024",
+        ),
+        (
+            "--cache none",
+            "--cache \"none\": unknown cache mode: use direct, buffered or dontcache",
+        ),
+        (
+            "--serial 123456789012345678901",
+            "--serial \"123456789012345678901\": a serial is at most 20 printable ASCII characters: shorten it",
+        ),
+        ("--fd 2", "--fd \"2\": not a number from 3 to 2147483647"),
+        (
+            "--socket-path /a --fd 5",
+            "--fd 5: give either --socket-path or --fd, not both",
+        ),
+        ("--workers 0", "--workers \"0\": not a number from 1 to 64"),
+        (
+            "--cpus 3-1",
+            "--cpus \"3-1\": a CPU list looks like 0,2-3, with CPUs below 1024",
+        ),
+        (
+            "--io-engine aio",
+            "--io-engine \"aio\": unknown engine: use auto, uring or sync",
+        ),
+        (
+            "--log-level loud",
+            "--log-level \"loud\": unknown level: use error, warn, info, debug or off",
+        ),
+        (
+            "--device id",
+            "--device \"id\": not key=value; a comma in a value is written twice",
+        ),
+        (
+            "--device size=1",
+            "--device \"size\": unknown key: use id, socket, file, read-only, num-queues, queue-size, cache or serial",
+        ),
+        (
+            "--device id=a,id=b",
+            "--device id b: given twice: give it once",
+        ),
+        (
+            "--device socket=/s,file=/d",
+            "--device id: missing: give the device a name",
+        ),
+        (
+            "--device id=a,file=/d",
+            "--device socket: missing: say where to listen",
+        ),
+        (
+            "--device id=a,read-only=yes",
+            "--device read-only \"yes\": say on or off",
+        ),
+        (
+            "--device id=a,socket=/a,file=/d --device id=a,socket=/b,file=/d",
+            "--device id a: used twice: give each device its own",
+        ),
+        (
+            "--device id=a,socket=/a,file=/d --device id=b,socket=/a,file=/d",
+            "--device socket /a: used twice: give each device its own",
+        ),
+    ] {
+        assert_eq!(line(args).unwrap_err(), want, "{args}");
+    }
+    let both = format!("{one} --device id=a,socket=/a,file=/d");
+    assert_eq!(
+        line(&both).unwrap_err(),
+        "--device: give either --device or the options of a single device, not both"
+    );
+}
