@@ -98,6 +98,7 @@ fn serve(options: &Options) -> Result<(), Failure> {
         engine: options.engine,
         depth: RING_DEPTH,
         files: 3 * queues + options.devices.len() as u32,
+        poll_limit: options.poll_limit,
         cpus: options.cpus.clone(),
     })
     .map_err(|e| Failure::run_time(causes(&e)))?;

@@ -191,6 +191,13 @@ impl SplitQueue {
         Ok(Some(head))
     }
 
+    /// True when [`pop`](Self::pop) would not say that the ring is empty: for
+    /// a poller, who looks again and again and touches nothing.
+    #[inline]
+    pub fn has_available(&self) -> bool {
+        u16::from_le(self.avail_idx().load(Ordering::Relaxed)) != self.next_avail
+    }
+
     /// Takes the last [`pop`](Self::pop) back.
     pub(crate) fn undo_pop(&mut self) {
         self.next_avail = self.next_avail.wrapping_sub(1);

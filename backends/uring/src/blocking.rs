@@ -103,6 +103,10 @@ impl Blocking {
         self.done.push(Completion { token, result });
     }
 
+    pub(crate) fn done(&self) -> usize {
+        self.done.len()
+    }
+
     pub(crate) fn submit(&mut self, wait: bool) -> Result<(), EngineError> {
         let block = wait && self.done.is_empty();
         let mut polled: Vec<pollfd> = self

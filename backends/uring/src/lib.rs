@@ -238,6 +238,27 @@ impl Engine {
         }
     }
 
+    /// Hands what was started so far to the kernel without waiting for anything,
+    /// where that takes a call of its own, and says how many completions are
+    /// there. A refusal shows at the next [`submit`](Self::submit).
+    pub fn flush(&mut self) -> usize {
+        match self {
+            Self::Uring(ring) => ring.flush(),
+            Self::Sync(blocking) => blocking.done(),
+        }
+    }
+
+    /// True when a completion is there, or the kernel has one ready for the next
+    /// [`submit`](Self::submit). It enters no kernel, which is why the
+    /// synchronous engine, whose watches only a system call can look at, never
+    /// says yes.
+    pub fn ready(&mut self) -> bool {
+        match self {
+            Self::Uring(ring) => ring.ready(),
+            Self::Sync(_) => false,
+        }
+    }
+
     /// Moves all completions that have arrived into `into`.
     pub fn completions(&mut self, into: &mut Vec<Completion>) {
         match self {

@@ -289,6 +289,20 @@ impl Ring {
         }
     }
 
+    pub(crate) fn flush(&mut self) -> usize {
+        if let Err(EngineError::Failed(error)) = self.submit(false) {
+            self.broken = Some(error);
+        }
+        self.ring.completion().len()
+    }
+
+    /// True when [`submit`](Self::submit) would not have to wait.
+    pub(crate) fn ready(&mut self) -> bool {
+        !self.early.is_empty()
+            || !self.ring.completion().is_empty()
+            || self.ring.submission().taskrun()
+    }
+
     pub(crate) fn completions(&mut self, into: &mut Vec<Completion>) {
         into.append(&mut self.early);
         self.reap(into);

@@ -7,6 +7,7 @@
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use log::{debug, error, warn};
 use pericarp_uring::{Engine, EngineError, EngineKind};
@@ -31,6 +32,8 @@ pub struct PoolOptions {
     /// Descriptors one worker can have registered: kick, call and error of its
     /// queues, and the files of every device.
     pub files: u32,
+    /// The longest time a worker polls before it sleeps; zero for never.
+    pub poll_limit: Duration,
     /// CPUs the workers are pinned to, in turn; empty leaves them free.
     pub cpus: Vec<usize>,
 }
@@ -88,7 +91,7 @@ impl<D: Device> Pool<D> {
                 warn!("io_uring is not available here: using synchronous system calls, slower");
             }
             debug!("worker {} uses {engine}", workers.len());
-            workers.push(Worker::new(engine, mailbox));
+            workers.push(Worker::new(engine, mailbox, options.poll_limit));
         }
         Ok(Self {
             workers,

@@ -10,6 +10,7 @@ use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use lexopt::prelude::*;
 use log::LevelFilter;
@@ -26,6 +27,10 @@ pub const MAX_QUEUES: u16 = 64;
 const QUEUE_SIZES: std::ops::RangeInclusive<u16> = 16..=pericarp_ring::MAX_QUEUE_SIZE;
 /// The most worker threads.
 const MAX_WORKERS: usize = 64;
+/// The longest time a worker may be told to poll before it sleeps.
+const MAX_POLL_US: u64 = 1000;
+/// About what it costs to sleep and be woken.
+const POLL_LIMIT: Duration = Duration::from_micros(5);
 /// The most devices of one process: the device number is part of tokens.
 const MAX_DEVICES: usize = 256;
 
@@ -55,6 +60,8 @@ many devices:
 the process:
   --workers N           I/O threads, 1 to 64 (default: one per queue, at most one per CPU)
   --cpus LIST           pin the workers to these CPUs in turn, such as 0,2-3
+  --poll-us N           poll up to N microseconds before sleeping, where that has been
+                        paying, 0 to 1000 (default 5)
   --io-engine ENGINE    auto (default), uring or sync
   --log-level LEVEL     error, warn (default), info, debug or off
   --no-confine          keep all privileges; for debugging only
@@ -111,6 +118,8 @@ pub struct Options {
     pub cpus: Vec<usize>,
     /// Engine.
     pub engine: EngineKind,
+    /// The longest time a worker polls before it sleeps.
+    pub poll_limit: Duration,
     /// Log level.
     pub log_level: LevelFilter,
     /// Confine the process.
@@ -148,6 +157,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
     let mut drafts: Vec<Draft> = Vec::new();
     let mut seen = HashSet::new();
     let (mut workers, mut cpus, mut engine, mut level) = (None, None, None, None);
+    let mut poll_limit = None;
     let mut confine = true;
     while let Some(argument) = parser
         .next()
@@ -185,6 +195,10 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
             "--no-confine" => confine = false,
             "--read-only" => single.read_only = Some(true),
             "--device" => drafts.push(Draft::from_keys(&value()?)?),
+            "--poll-us" => {
+                let limit = number(&name, &value()?, 0, MAX_POLL_US)?;
+                poll_limit = Some(Duration::from_micros(limit));
+            }
             "--workers" => workers = Some(number(&name, &value()?, 1, MAX_WORKERS)?),
             "--cpus" => cpus = Some(cpu_list(&name, &value()?)?),
             "--io-engine" => engine = Some(io_engine(&name, &value()?)?),
@@ -214,7 +228,9 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
         }
         drafts.push(single);
     }
-    finish(drafts, workers, cpus, engine, level, confine).map(|o| Command::Serve(Box::new(o)))
+    let mut options = finish(drafts, workers, cpus, engine, level, confine)?;
+    options.poll_limit = poll_limit.unwrap_or(POLL_LIMIT);
+    Ok(Command::Serve(Box::new(options)))
 }
 
 fn finish(
@@ -262,6 +278,7 @@ fn finish(
         workers: workers.unwrap_or(default).min(MAX_WORKERS),
         cpus: cpus.unwrap_or_default(),
         engine: engine.unwrap_or_default(),
+        poll_limit: POLL_LIMIT,
         log_level: level.unwrap_or(LevelFilter::Warn),
         confine,
     })

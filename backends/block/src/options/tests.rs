@@ -25,6 +25,7 @@ fn one_device_with_defaults() {
     assert_eq!((device.queues, device.queue_size), (1, 1024));
     assert_eq!((options.workers, options.confine), (1, true));
     assert_eq!(options.log_level, LevelFilter::Warn);
+    assert_eq!(options.poll_limit, Duration::from_micros(5));
 }
 
 #[test]
@@ -126,6 +127,10 @@ fn every_mistake_names_option_value_rule_and_cure() {
         (
             "--cpus 3-1",
             "--cpus \"3-1\": a CPU list looks like 0,2-3, with CPUs below 1024",
+        ),
+        (
+            "--poll-us 1001",
+            "--poll-us \"1001\": not a number from 0 to 1000",
         ),
         (
             "--io-engine aio",

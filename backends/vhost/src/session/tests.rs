@@ -60,6 +60,7 @@ impl Device for Notes {
 fn play(messages: &[(FrontendReq, &[u8])]) -> (Vec<Vec<u8>>, Vec<u64>) {
     let device = Arc::new(Notes::default());
     let pool = Pool::<Notes>::new(&PoolOptions {
+        poll_limit: std::time::Duration::from_micros(10),
         workers: 1,
         engine: EngineKind::Sync,
         depth: 8,

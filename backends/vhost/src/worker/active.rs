@@ -17,6 +17,12 @@ use super::token::Token;
 use crate::device::{Device, Step};
 use crate::mailbox::{QueueId, StartQueue, Stopped};
 
+/// Requests that are popped before those so far are handed to the kernel. The
+/// disk starts early and the cost of the entry is shared all the same. On a
+/// virtio disk, 4 KiB reads at depth 32: 103k a second without, 119k by 16,
+/// 133k by 8, 127k by 6, 119k by 4.
+const SUBMIT_EVERY: u32 = 8;
+
 /// How a queue stands.
 #[derive(Debug)]
 pub(super) enum State {
@@ -79,6 +85,8 @@ impl<D: Device> Active<D> {
     /// the other queues of this worker get theirs.
     pub(super) fn pop_all(&mut self, engine: &mut Engine, slot: usize) -> Result<bool, QueueError> {
         let limit = self.requests.ring().size();
+        let mut started = 0;
+        let mut early = true;
         for _ in 0..limit {
             let Some((head, loaded)) = self.requests.pop()? else {
                 // Looked at here, where nothing else is to do: lost memory reads
@@ -86,15 +94,7 @@ impl<D: Device> Active<D> {
                 if self.requests.ring().memory().is_lost() {
                     return Err(QueueError::MemoryLost);
                 }
-                if self.armed {
-                    return Ok(false);
-                }
-                let more = self.requests.ring().enable_kicks()?;
-                self.armed = !more;
-                if more {
-                    self.requests.ring().disable_kicks();
-                }
-                return Ok(more);
+                return Ok(false);
             };
             if mem::take(&mut self.armed) {
                 self.requests.ring().disable_kicks();
@@ -102,8 +102,41 @@ impl<D: Device> Active<D> {
             let (chain, request) = self.requests.request(head);
             let step = self.device.start(loaded, chain, request);
             self.take_step(engine, slot, head, step);
+            started += 1;
+            if early && started % SUBMIT_EVERY == 0 {
+                // A page cache answers on the spot: no use to begin early.
+                early = engine.flush() < SUBMIT_EVERY as usize;
+            }
         }
         Ok(true)
+    }
+
+    /// Makes finished requests visible to the driver and calls it if it asked.
+    pub(super) fn publish(&mut self, engine: &mut Engine) {
+        if self.requests.ring().publish()
+            && let Some(call) = &self.call
+        {
+            call.ring(engine);
+        }
+    }
+
+    /// True when the driver offers something, as far as a look can tell.
+    pub(super) fn has_work(&mut self) -> bool {
+        matches!(self.state, State::Running) && self.requests.ring().has_available()
+    }
+
+    /// Asks the driver to kick, before the worker sleeps. True when there is
+    /// something to pop after all.
+    pub(super) fn arm(&mut self) -> Result<bool, QueueError> {
+        if self.armed || !matches!(self.state, State::Running) {
+            return Ok(false);
+        }
+        let more = self.requests.ring().enable_kicks()?;
+        self.armed = !more;
+        if more {
+            self.requests.ring().disable_kicks();
+        }
+        Ok(more)
     }
 
     pub(super) fn complete(&mut self, engine: &mut Engine, slot: usize, head: u16, result: i32) {

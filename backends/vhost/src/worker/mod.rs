@@ -3,13 +3,18 @@
 //! One turn of the loop takes the orders from the mailbox, pops every
 //! available chain of every queue, starts the I/O, publishes what is finished
 //! with one index store and at most one call per queue, and enters the kernel
-//! once. Kicks, orders and I/O completions all end that sleep.
+//! once, or once for every few requests when there are many: the disk then
+//! works on the first while the last are still being read from the ring. With
+//! nothing to do the worker polls for a moment where that pays, then has the
+//! drivers kick and sleeps. Kicks, orders and I/O completions all end that
+//! sleep.
 //!
 //! A queue leaves a worker only through `Command::Stop`, and only when nothing
 //! of it is in flight: that is what keeps guest memory mapped while the kernel
 //! may still write to it.
 
 mod active;
+mod poller;
 mod ringer;
 mod token;
 
@@ -17,12 +22,14 @@ use std::collections::HashMap;
 use std::mem;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pericarp_uring::{Completion, Engine, EngineError, FileSlot};
 
 use crate::device::Device;
 use crate::mailbox::{Bell, Command, Mailbox, QueueId, StartQueue, Stopped};
 use active::{Active, State};
+use poller::Poller;
 use ringer::Ringer;
 use token::Token;
 
@@ -39,10 +46,11 @@ pub(crate) struct Worker<D: Device> {
     /// Tells a kick watch from earlier ones of the same queue slot.
     generation: u32,
     completions: Vec<Completion>,
+    poller: Poller,
 }
 
 impl<D: Device> Worker<D> {
-    pub(crate) fn new(engine: Engine, mailbox: Arc<Mailbox<D>>) -> Self {
+    pub(crate) fn new(engine: Engine, mailbox: Arc<Mailbox<D>>, poll_limit: Duration) -> Self {
         Self {
             engine,
             mailbox,
@@ -50,6 +58,7 @@ impl<D: Device> Worker<D> {
             files: HashMap::new(),
             generation: 0,
             completions: Vec::new(),
+            poller: Poller::new(poll_limit),
         }
     }
 
@@ -72,7 +81,15 @@ impl<D: Device> Worker<D> {
             for slot in 0..self.queues.len() {
                 more |= self.serve(slot)?;
             }
-            self.engine.submit(!more)?;
+            let busy = self.is_busy();
+            if !more && self.poller.wants_to(busy) {
+                // The kernel has work to start with, so that there is something
+                // to wait for.
+                self.engine.submit(false)?;
+                more = self.poll(busy);
+            }
+            let wait = !more && !self.arm();
+            self.engine.submit(wait)?;
             let mut completions = mem::take(&mut self.completions);
             self.engine.completions(&mut completions);
             for completion in completions.drain(..) {
@@ -91,6 +108,33 @@ impl<D: Device> Worker<D> {
             }
             self.completions = completions;
         }
+    }
+
+    /// True while requests are in flight.
+    fn is_busy(&self) -> bool {
+        let mut queues = self.queues.iter().flatten();
+        queues.any(|active| active.requests.in_flight() > 0)
+    }
+
+    /// Waits a moment for a completion or an available chain, wide awake.
+    fn poll(&mut self, busy: bool) -> bool {
+        let (engine, queues) = (&mut self.engine, &mut self.queues);
+        self.poller.poll(busy, || {
+            engine.ready() || queues.iter_mut().flatten().any(Active::has_work)
+        })
+    }
+
+    /// Has every queue's driver kick for what it offers from now on. True when
+    /// one of them offers something already.
+    fn arm(&mut self) -> bool {
+        let mut more = false;
+        for active in self.queues.iter_mut().flatten() {
+            match active.arm() {
+                Ok(found) => more |= found,
+                Err(error) => active.break_down(&mut self.engine, &error),
+            }
+        }
+        more
     }
 
     fn obey(&mut self, command: Command<D>) -> Result<(), EngineError> {
@@ -175,6 +219,7 @@ impl<D: Device> Worker<D> {
         let Some(active) = self.queues[slot].as_mut() else {
             return Ok(false);
         };
+        active.publish(&mut self.engine);
         let mut more = false;
         if matches!(active.state, State::Running) {
             match active.pop_all(&mut self.engine, slot) {
@@ -182,11 +227,7 @@ impl<D: Device> Worker<D> {
                 Err(error) => active.break_down(&mut self.engine, &error),
             }
         }
-        if active.requests.ring().publish()
-            && let Some(call) = &active.call
-        {
-            call.ring(&mut self.engine);
-        }
+        active.publish(&mut self.engine);
         if active.requests.in_flight() == 0 && matches!(active.state, State::Stopping { .. }) {
             self.release(slot)?;
         }

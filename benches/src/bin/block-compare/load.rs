@@ -3,7 +3,6 @@
 //! many again, and kicks once.
 
 use std::fs;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use pericarp_tests::client::Client;
@@ -27,16 +26,17 @@ pub(crate) fn next_random(mut state: u64) -> u64 {
 pub(crate) fn run(
     case: &Case,
     kind: Kind,
-    file: &Path,
+    options: &crate::Options,
     scratch: &Scratch,
     turn: Duration,
 ) -> Outcome<Measured> {
-    let options = Options {
+    let how = Options {
+        extra: options.extra.clone(),
         cache: case.cache,
         lifetime: turn + Duration::from_secs(60),
         ..Options::default()
     };
-    let backend = Backend::start(kind, scratch, file, &options)?;
+    let backend = Backend::start(kind, scratch, &options.file, &how)?;
     let mut client = Client::connect(backend.socket(), 1, case.depth)?;
     let blocks = client.capacity()? / BLOCK as u64;
     let mut generator = Generator {

@@ -29,6 +29,8 @@ block-compare: pericarp-block, qemu-storage-daemon and host fio on one file, in 
   --rounds N       how often each target has its turn (default 5)
   --seconds N      length of one turn (default 3)
   --case NAME      only this case; may be repeated
+  --target NAME    only this target; may be repeated
+  --pericarp-arg A one more argument for pericarp-block; may be repeated
   --json PATH      where the raw numbers go
 ";
 
@@ -40,6 +42,8 @@ struct Options {
     rounds: usize,
     seconds: u64,
     cases: Vec<String>,
+    targets: Vec<String>,
+    extra: Vec<String>,
     json: Option<PathBuf>,
 }
 
@@ -49,6 +53,8 @@ fn options() -> Result<Option<Options>, String> {
         rounds: 5,
         seconds: 3,
         cases: Vec::new(),
+        targets: Vec::new(),
+        extra: Vec::new(),
         json: None,
     };
     let mut parser = lexopt::Parser::from_env();
@@ -73,6 +79,16 @@ fn options() -> Result<Option<Options>, String> {
                     ));
                 }
                 options.cases.push(name);
+            }
+            Long("target") => {
+                options
+                    .targets
+                    .push(parser.value().and_then(|v| v.string()).map_err(text)?);
+            }
+            Long("pericarp-arg") => {
+                options
+                    .extra
+                    .push(parser.value().and_then(|v| v.string()).map_err(text)?);
             }
             Long("help") | Short('h') => return Ok(None),
             other => return Err(text(other.unexpected())),
@@ -110,7 +126,6 @@ type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 fn compare(options: &Options) -> Outcome<()> {
     prepare(&options.file)?;
     let scratch = Scratch::new();
-    let turn = Duration::from_secs(options.seconds);
     let mut raw = Vec::new();
     for case in CASES
         .iter()
@@ -120,8 +135,12 @@ fn compare(options: &Options) -> Outcome<()> {
             // Into the page cache, all of it.
             std::io::copy(&mut File::open(&options.file)?, &mut std::io::sink())?;
         }
-        let mut rows: Vec<(Target, Vec<Measured>)> =
-            case.targets.iter().map(|t| (*t, Vec::new())).collect();
+        let mut rows: Vec<(Target, Vec<Measured>)> = case
+            .targets
+            .iter()
+            .filter(|t| options.targets.is_empty() || options.targets.iter().any(|n| n == t.name()))
+            .map(|t| (*t, Vec::new()))
+            .collect();
         for round in 0..options.rounds {
             for (target, results) in &mut rows {
                 eprintln!(
@@ -131,7 +150,7 @@ fn compare(options: &Options) -> Outcome<()> {
                     options.rounds,
                     target.name()
                 );
-                let measured = case.run(*target, &options.file, &scratch, turn)?;
+                let measured = case.run(*target, options, &scratch)?;
                 raw.push(json!({
                     "case": case.name, "target": target.name(), "round": round,
                     "iops": measured.iops, "p50_us": measured.p50_us, "p99_us": measured.p99_us,
@@ -179,16 +198,11 @@ fn prepare(path: &Path) -> Outcome<()> {
 }
 
 impl Case {
-    fn run(
-        &self,
-        target: Target,
-        file: &Path,
-        scratch: &Scratch,
-        turn: Duration,
-    ) -> Outcome<Measured> {
+    fn run(&self, target: Target, options: &Options, scratch: &Scratch) -> Outcome<Measured> {
+        let turn = Duration::from_secs(options.seconds);
         match target {
-            Target::HostFio => fio::run(self, file, turn),
-            Target::Backend(kind) => load::run(self, kind, file, scratch, turn),
+            Target::HostFio => fio::run(self, &options.file, turn),
+            Target::Backend(kind) => load::run(self, kind, options, scratch, turn),
         }
     }
 }
