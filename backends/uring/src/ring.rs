@@ -16,7 +16,7 @@ use io_uring::register::Restriction;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 use crate::files::{FileSlot, Files};
-use crate::{Completion, EngineError, MAX_TOKEN, Transfer};
+use crate::{Completion, EngineError, EngineOptions, MAX_TOKEN, Transfer};
 
 /// Register operations a started ring may still use: registering its own
 /// descriptor, and updating the file table when front ends come and go.
@@ -27,11 +27,12 @@ const REGISTER_OPS: [u8; 3] = [
 ];
 
 /// Operations a ring may submit.
-const OPERATIONS: [u8; 6] = [
+const OPERATIONS: [u8; 7] = [
     opcode::Readv::CODE,
     opcode::Writev::CODE,
     opcode::Write::CODE,
     opcode::Fsync::CODE,
+    opcode::Fallocate::CODE,
     opcode::PollAdd::CODE,
     opcode::AsyncCancel::CODE,
 ];
@@ -70,8 +71,9 @@ pub struct Ring {
 }
 
 impl Ring {
-    pub(crate) fn new(depth: u32, files: u32) -> Result<Self, EngineError> {
-        let (ring, mode) = build(depth)?;
+    pub(crate) fn new(options: &EngineOptions) -> Result<Self, EngineError> {
+        let files = options.files;
+        let (ring, mode) = build(options.depth)?;
         let setup = |step| move |source| EngineError::Setup { step, source };
         let submitter = ring.submitter();
         // Sparse tables came with 5.19; before, every entry is said to be empty.
@@ -79,8 +81,17 @@ impl Ring {
             .register_files_sparse(files)
             .or_else(|_| submitter.register_files(&vec![-1; files as usize]))
             .map_err(setup("register files"))?;
+        if let Some(threads) = options.threads {
+            // Reads and writes of files, and all else; the second stays.
+            let mut limits = [threads, 0];
+            submitter
+                .register_iowq_max_workers(&mut limits)
+                .map_err(setup("raise the number of threads"))?;
+        }
+        let commands = options.commands.then_some(opcode::UringCmd16::CODE);
         let mut restrictions: Vec<Restriction> = OPERATIONS
             .into_iter()
+            .chain(commands)
             .map(Restriction::sqe_op)
             .chain(REGISTER_OPS.into_iter().map(Restriction::register_op))
             .collect();
@@ -229,11 +240,19 @@ impl Ring {
     pub(crate) fn sync(&mut self, file: FileSlot, token: u64) {
         let entry = opcode::Fsync::new(types::Fixed(file.0))
             .flags(types::FsyncFlags::DATASYNC)
-            .build()
-            .user_data(token);
-        self.in_kernel += 1;
+            .build();
         // SAFETY: an fsync refers to no memory.
-        unsafe { self.push(entry) };
+        unsafe { self.operate(entry, token) };
+    }
+
+    /// Queues a file operation whose completion carries `token`.
+    ///
+    /// # Safety
+    /// The memory the entry names stays valid until its completion.
+    pub(crate) unsafe fn operate(&mut self, entry: squeue::Entry, token: u64) {
+        self.in_kernel += 1;
+        // SAFETY: the caller's promise.
+        unsafe { self.push(entry.user_data(token)) };
     }
 
     /// Queues an entry, making room first when the submission queue is full.
