@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use log::{debug, error, warn};
-use pericarp_uring::{Engine, EngineError, EngineKind};
+use pericarp_uring::{Engine, EngineError, EngineKind, EngineOptions};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use thiserror::Error;
 
@@ -31,6 +31,11 @@ pub struct PoolOptions {
     /// Descriptors one worker can have registered: kick, call and error of its
     /// queues, and the files of every device.
     pub files: u32,
+    /// Devices discard on block devices.
+    pub commands: bool,
+    /// Threads the kernel may use for each worker's operations that would
+    /// block; its own choice where this is not given.
+    pub threads: Option<u32>,
     /// CPUs the workers are pinned to, in turn; empty leaves them free.
     pub cpus: Vec<usize>,
 }
@@ -81,7 +86,13 @@ impl<D: Device> Pool<D> {
         let mut mailboxes = Vec::with_capacity(options.workers);
         for _ in 0..options.workers.max(1) {
             // One more descriptor than asked for: the mailbox.
-            let engine = Engine::new(options.engine, options.depth, options.files + 1)?;
+            let engine = Engine::with(&EngineOptions {
+                kind: options.engine,
+                depth: options.depth,
+                files: options.files + 1,
+                commands: options.commands,
+                threads: options.threads,
+            })?;
             let mailbox = Arc::new(Mailbox::new()?);
             mailboxes.push(Arc::clone(&mailbox));
             if options.engine == EngineKind::Auto && engine.is_synchronous() {

@@ -11,6 +11,7 @@
 
 mod active;
 mod ringer;
+mod syncs;
 mod token;
 
 use std::collections::HashMap;
@@ -24,6 +25,7 @@ use crate::device::Device;
 use crate::mailbox::{Bell, Command, Mailbox, QueueId, StartQueue, Stopped};
 use active::{Active, State};
 use ringer::Ringer;
+use syncs::{Syncs, Waiter};
 use token::Token;
 
 /// A worker before and while it runs.
@@ -39,6 +41,7 @@ pub(crate) struct Worker<D: Device> {
     /// Tells a kick watch from earlier ones of the same queue slot.
     generation: u32,
     completions: Vec<Completion>,
+    syncs: Syncs,
 }
 
 impl<D: Device> Worker<D> {
@@ -50,6 +53,7 @@ impl<D: Device> Worker<D> {
             files: HashMap::new(),
             generation: 0,
             completions: Vec::new(),
+            syncs: Syncs::default(),
         }
     }
 
@@ -72,6 +76,8 @@ impl<D: Device> Worker<D> {
             for slot in 0..self.queues.len() {
                 more |= self.serve(slot)?;
             }
+            self.syncs
+                .start(|file, token| self.engine.sync(file, token));
             self.engine.submit(!more)?;
             let mut completions = mem::take(&mut self.completions);
             self.engine.completions(&mut completions);
@@ -82,6 +88,7 @@ impl<D: Device> Worker<D> {
                             active.complete(&mut self.engine, slot, head, completion.result);
                         }
                     }
+                    Token::Sync(index) => self.synced(index, completion.result),
                     Token::Mailbox if completion.result < 0 => {
                         let error = std::io::Error::from_raw_os_error(-completion.result);
                         return Err(EngineError::Failed(error));
@@ -90,6 +97,16 @@ impl<D: Device> Worker<D> {
                 }
             }
             self.completions = completions;
+        }
+    }
+
+    /// Tells everybody who waited for a sync how it went.
+    fn synced(&mut self, index: usize, result: i32) {
+        for Waiter { slot, head } in self.syncs.ended(index) {
+            // A queue stays as long as anything of it is in flight.
+            if let Some(Some(active)) = self.queues.get_mut(slot) {
+                active.complete(&mut self.engine, slot, head, result);
+            }
         }
     }
 
@@ -181,6 +198,9 @@ impl<D: Device> Worker<D> {
                 Ok(left) => more = left,
                 Err(error) => active.break_down(&mut self.engine, &error),
             }
+        }
+        for (file, head) in active.syncs.drain(..) {
+            self.syncs.join(file, Waiter { slot, head });
         }
         if active.requests.ring().publish()
             && let Some(call) = &active.call
