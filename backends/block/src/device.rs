@@ -95,6 +95,8 @@ pub struct BlockDevice {
     /// The write cache is on: a write is durable only after a flush.
     writeback: AtomicBool,
     zeroing: Zeroing,
+    /// The file's reads cannot be told not to wait.
+    waits: bool,
 }
 
 impl BlockDevice {
@@ -105,6 +107,7 @@ impl BlockDevice {
         let length = serial.len().min(ID_BYTES);
         id[..length].copy_from_slice(&serial.as_bytes()[..length]);
         Self {
+            waits: disk.needs_threads(),
             disk: disk.geometry,
             files: [disk.file],
             serial: id,
@@ -308,6 +311,10 @@ impl Device for BlockDevice {
 
     fn files(&self) -> &[OwnedFd] {
         &self.files
+    }
+
+    fn files_wait(&self) -> bool {
+        self.waits
     }
 
     fn start(

@@ -187,6 +187,14 @@ impl Engine {
         }
     }
 
+    /// Reads and writes of this file make whoever starts them wait: a ring does
+    /// them on threads of the kernel's from now on.
+    pub fn expect_waiting(&mut self, slot: FileSlot) {
+        if let Self::Uring(ring) = self {
+            ring.expect_waiting(slot);
+        }
+    }
+
     /// Forgets a descriptor. Operations that use it still complete.
     pub fn remove_file(&mut self, slot: FileSlot) {
         match self {

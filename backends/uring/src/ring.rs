@@ -7,7 +7,7 @@
 #![expect(unsafe_code)]
 // UNSAFETY: submission entries carry raw pointers the kernel follows.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::os::fd::RawFd;
@@ -61,6 +61,8 @@ pub struct Ring {
     watches: HashMap<u64, Watch>,
     /// The kernel can leave out the completion of an operation that succeeds.
     can_skip: bool,
+    /// Slots of files whose reads and writes would make the submitter wait.
+    waits: HashSet<u32>,
     /// The kernel refused a submission; nothing works any more.
     broken: Option<io::Error>,
     /// File operations the kernel still owns.
@@ -98,7 +100,8 @@ impl Ring {
         let fixed = squeue::Flags::FIXED_FILE.bits();
         let skip = squeue::Flags::SKIP_SUCCESS.bits();
         let can_skip = ring.params().is_feature_skip_cqe_on_success();
-        restrictions.push(Restriction::sqe_flags_allowed(fixed | skip));
+        let threads = squeue::Flags::ASYNC.bits();
+        restrictions.push(Restriction::sqe_flags_allowed(fixed | skip | threads));
         restrictions.push(Restriction::sqe_flags_required(fixed));
         ring.submitter()
             .register_restrictions(&mut restrictions)
@@ -110,6 +113,7 @@ impl Ring {
             started: false,
             watches: HashMap::new(),
             can_skip,
+            waits: HashSet::new(),
             broken: None,
             in_kernel: 0,
             early: Vec::new(),
@@ -149,7 +153,23 @@ impl Ring {
         }
     }
 
+    pub(crate) fn expect_waiting(&mut self, slot: FileSlot) {
+        self.waits.insert(slot.0);
+    }
+
+    /// What keeps an operation on this file from making us wait. The kernel
+    /// takes a file that can be polled and says that it is ready, as every
+    /// FUSE file does, for one that does not wait, and waits in our thread.
+    fn willing(&self, slot: FileSlot) -> squeue::Flags {
+        if self.waits.contains(&slot.0) {
+            squeue::Flags::ASYNC
+        } else {
+            squeue::Flags::empty()
+        }
+    }
+
     pub(crate) fn remove_file(&mut self, slot: FileSlot) {
+        self.waits.remove(&slot.0);
         self.files.remove(slot);
         // Failing leaves a reference to a descriptor of ours behind, until the
         // slot is used again.
@@ -215,7 +235,8 @@ impl Ring {
         )
         .offset(t.offset)
         .rw_flags(t.flags)
-        .build();
+        .build()
+        .flags(self.willing(t.file));
         self.in_kernel += 1;
         // SAFETY: the caller keeps list and memory in place.
         unsafe { self.push(entry.user_data(t.token)) };
@@ -231,7 +252,8 @@ impl Ring {
         )
         .offset(t.offset)
         .rw_flags(t.flags)
-        .build();
+        .build()
+        .flags(self.willing(t.file));
         self.in_kernel += 1;
         // SAFETY: the caller keeps list and memory in place.
         unsafe { self.push(entry.user_data(t.token)) };

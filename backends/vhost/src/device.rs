@@ -121,6 +121,12 @@ pub trait Device: Debug + Send + Sync + 'static {
     /// The files requests act on, open as long as the device lives.
     fn files(&self) -> &[OwnedFd];
 
+    /// Reads and writes of the files make whoever starts them wait, because
+    /// their file system knows no other way.
+    fn files_wait(&self) -> bool {
+        false
+    }
+
     /// A request arrived. `loaded` tells whether its chain is sound.
     fn start(
         &self,

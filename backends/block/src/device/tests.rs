@@ -102,6 +102,7 @@ impl Case {
             features: AtomicU64::new(0),
             writeback: AtomicBool::new(true),
             zeroing: Zeroing::default(),
+            waits: false,
         };
         device.negotiated(feature::FLUSH | feature::CONFIG_WCE | SPACE);
         Self {

@@ -183,6 +183,9 @@ impl<D: Device> Worker<D> {
             .map(|f| self.engine.add_file(f.as_raw_fd()))
             .collect();
         let slots: Arc<[FileSlot]> = slots?.into();
+        if device.files_wait() {
+            slots.iter().for_each(|s| self.engine.expect_waiting(*s));
+        }
         self.files.insert(id, Arc::clone(&slots));
         Ok(slots)
     }
