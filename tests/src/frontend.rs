@@ -76,6 +76,10 @@ pub struct Setup {
     pub event_idx: bool,
     /// Take INDIRECT_DESC if offered.
     pub indirect: bool,
+    /// More device features to take if offered.
+    pub extra: u64,
+    /// Features not to take.
+    pub without: u64,
     /// Configure the rings; without this the test does it.
     pub rings: bool,
     /// Enable the rings; without this the test does it.
@@ -91,6 +95,8 @@ impl Default for Setup {
             queue_size: 128,
             event_idx: true,
             indirect: true,
+            extra: 0,
+            without: 0,
             rings: true,
             enable: true,
             limit: Duration::from_secs(5),
@@ -148,7 +154,7 @@ impl Driver {
         if setup.indirect {
             wanted |= bit(virtio_ring::VIRTIO_RING_F_INDIRECT_DESC);
         }
-        let features = offered & wanted;
+        let features = offered & (wanted | setup.extra) & !setup.without;
         let known = VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::CONFIG

@@ -146,6 +146,14 @@ pub fn skip(test: &str, why: &str) -> bool {
     false
 }
 
+/// As [`skip`], for what a kernel has or has not and no package can bring:
+/// never a failure, but as loud.
+pub fn absent(test: &str, what: &str) -> bool {
+    let line = format!("SKIPPED {test}: {what}\n");
+    let _ = std::io::stderr().lock().write_all(line.as_bytes());
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,7 +2,11 @@
 //!
 //! Workers of `pericarp-vhost` call it; it does no I/O and knows no ring. All
 //! checks of what the guest asks for are here: direction, range, alignment,
-//! read-only.
+//! read-only. DISCARD and WRITE_ZEROES are in `space`, the configuration space
+//! in `config`.
+
+mod config;
+mod space;
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,7 +14,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use pericarp_ring::{Buffer, Chain, ChainError};
 use pericarp_vhost::{ConfigRefused, Device, Step};
 
-use crate::disk::{CacheMode, Disk, Geometry, SECTOR};
+use crate::disk::{CacheMode, DiscardBy, Disk, Geometry, SECTOR};
+use config::WRITEBACK_OFFSET;
+use space::{Ranges, Zeroing};
 
 /// Feature bits (virtio 1.3, 5.2.3).
 mod feature {
@@ -21,6 +27,8 @@ mod feature {
     pub(super) const TOPOLOGY: u64 = 1 << 10;
     pub(super) const CONFIG_WCE: u64 = 1 << 11;
     pub(super) const MQ: u64 = 1 << 12;
+    pub(super) const DISCARD: u64 = 1 << 13;
+    pub(super) const WRITE_ZEROES: u64 = 1 << 14;
 }
 
 /// Request types (virtio 1.3, 5.2.6).
@@ -28,6 +36,8 @@ const T_IN: u32 = 0;
 const T_OUT: u32 = 1;
 const T_FLUSH: u32 = 4;
 const T_GET_ID: u32 = 8;
+const T_DISCARD: u32 = 11;
+const T_WRITE_ZEROES: u32 = 13;
 
 /// Status bytes (virtio 1.3, 5.2.6).
 const S_OK: u8 = 0;
@@ -36,15 +46,6 @@ const S_UNSUPP: u8 = 2;
 
 /// Bytes of the answer to GET_ID.
 const ID_BYTES: usize = 20;
-/// Offset of the writeback byte in the configuration space.
-const WRITEBACK_OFFSET: usize = 32;
-/// Length of the configuration space up to and including num_queues and the
-/// fields that are zero because their features are not offered.
-const CONFIG_BYTES: usize = 60;
-
-/// Linux rejects more than this in a vectored call, less header and status.
-const SEG_MAX_LIMIT: u16 = 254;
-
 /// preadv2 and pwritev2 flags.
 const RWF_DSYNC: i32 = 2;
 pub(crate) const RWF_DONTCACHE: i32 = 0x80;
@@ -63,6 +64,8 @@ enum Operation {
     Read,
     Write,
     Flush,
+    Discard,
+    WriteZeroes,
 }
 
 /// One request in flight.
@@ -76,6 +79,8 @@ pub struct Request {
     /// Data bytes put into the chain, for the used element.
     written: u32,
     retries: u8,
+    /// What DISCARD and WRITE_ZEROES still have to do.
+    ranges: Ranges,
 }
 
 /// A virtio block device over one disk.
@@ -89,6 +94,9 @@ pub struct BlockDevice {
     features: AtomicU64,
     /// The write cache is on: a write is durable only after a flush.
     writeback: AtomicBool,
+    zeroing: Zeroing,
+    /// The file's reads cannot be told not to wait.
+    waits: bool,
 }
 
 impl BlockDevice {
@@ -99,6 +107,7 @@ impl BlockDevice {
         let length = serial.len().min(ID_BYTES);
         id[..length].copy_from_slice(&serial.as_bytes()[..length]);
         Self {
+            waits: disk.needs_threads(),
             disk: disk.geometry,
             files: [disk.file],
             serial: id,
@@ -106,7 +115,13 @@ impl BlockDevice {
             queue_size,
             features: AtomicU64::new(0),
             writeback: AtomicBool::new(true),
+            zeroing: Zeroing::default(),
         }
+    }
+
+    /// Bytes on the disk, as requests may use them now.
+    fn size(&self) -> u64 {
+        self.disk.size
     }
 
     /// Writes go to stable storage before they complete: the driver cannot
@@ -121,7 +136,8 @@ impl BlockDevice {
     }
 
     /// Ends a request with a status byte.
-    fn finish(chain: &mut Chain<'_>, request: &Request, status: u8) -> Step {
+    fn finish(chain: &mut Chain<'_>, request: &mut Request, status: u8) -> Step {
+        request.ranges = Ranges::default();
         let status_bytes = u32::from(chain.write_status(status));
         Step::Done {
             written: request.written + status_bytes,
@@ -152,6 +168,13 @@ impl BlockDevice {
                 request.operation = Operation::Write;
             }
             T_FLUSH => request.operation = Operation::Flush,
+            T_DISCARD | T_WRITE_ZEROES => {
+                request.ranges = self.ranges(kind, chain)?;
+                request.operation = match kind {
+                    T_DISCARD => Operation::Discard,
+                    _ => Operation::WriteZeroes,
+                };
+            }
             T_GET_ID => {
                 let fits = chain.writable_len().min(ID_BYTES as u64) as usize;
                 request.written = chain.write(&self.serial[..fits]) as u32;
@@ -164,23 +187,34 @@ impl BlockDevice {
 
     /// Checks that a transfer consists of whole blocks inside the disk.
     fn place(&self, sector: u64, len: u64, request: &mut Request) -> Result<(), u8> {
-        let offset = sector.checked_mul(SECTOR).ok_or(S_IOERR)?;
-        let end = offset.checked_add(len).ok_or(S_IOERR)?;
-        let block = u64::from(self.disk.logical_block);
-        if len == 0 || end > self.disk.size || (offset | len) & (block - 1) != 0 {
-            return Err(S_IOERR);
-        }
-        request.offset = offset;
+        request.offset = self.offset(sector, len)?;
         request.left = len;
         Ok(())
     }
 
-    /// The I/O that is left to do for a request.
-    fn next(&self, chain: &mut Chain<'_>, request: &Request) -> Step {
-        let uncached = match self.disk.cache {
+    /// The byte offset of a sector from which `len` bytes are whole blocks
+    /// inside the disk.
+    fn offset(&self, sector: u64, len: u64) -> Result<u64, u8> {
+        let offset = sector.checked_mul(SECTOR).ok_or(S_IOERR)?;
+        let end = offset.checked_add(len).ok_or(S_IOERR)?;
+        let block = u64::from(self.disk.logical_block);
+        if len == 0 || end > self.size() || (offset | len) & (block - 1) != 0 {
+            return Err(S_IOERR);
+        }
+        Ok(offset)
+    }
+
+    /// RWF_* flags of every transfer.
+    fn uncached(&self) -> i32 {
+        match self.disk.cache {
             CacheMode::DontCache => RWF_DONTCACHE,
             CacheMode::Direct | CacheMode::Buffered => 0,
-        };
+        }
+    }
+
+    /// The I/O that is left to do for a request.
+    fn next(&self, chain: &mut Chain<'_>, request: &mut Request) -> Step {
+        let uncached = self.uncached();
         let (file, offset) = (FILE, request.offset);
         match request.operation {
             Operation::Read => Step::Read {
@@ -197,6 +231,7 @@ impl BlockDevice {
                 buffer: self
                     .buffer(chain.readable_aligned(self.address_align(), self.length_align())),
             },
+            Operation::Discard | Operation::WriteZeroes => self.next_range(chain, request),
             Operation::Flush if !self.disk.read_only => Step::Sync { file },
             Operation::Flush | Operation::None => Self::finish(chain, request, S_OK),
         }
@@ -232,6 +267,11 @@ impl Device for BlockDevice {
             | feature::MQ;
         if self.disk.read_only {
             features |= feature::RO;
+        } else {
+            features |= feature::WRITE_ZEROES;
+            if self.disk.topology.discard != DiscardBy::Nothing {
+                features |= feature::DISCARD;
+            }
         }
         features
     }
@@ -245,28 +285,7 @@ impl Device for BlockDevice {
     }
 
     fn config(&self) -> Vec<u8> {
-        let seg_max = (self.queue_size - 2).min(SEG_MAX_LIMIT);
-        let logical = self.disk.logical_block;
-        // min_io_size has 16 bits: no more than 2^15 blocks fit.
-        let ratio = self.disk.physical_block / logical;
-        let exponent = ratio.trailing_zeros().min(15) as u8;
-        let mut space = vec![0; CONFIG_BYTES];
-        let mut put = |offset: usize, bytes: &[u8]| {
-            space[offset..offset + bytes.len()].copy_from_slice(bytes);
-        };
-        put(0, &(self.disk.size / SECTOR).to_le_bytes());
-        put(12, &u32::from(seg_max).to_le_bytes());
-        put(20, &logical.to_le_bytes());
-        put(24, &[exponent, 0]);
-        // min_io_size and opt_io_size, in logical blocks.
-        put(26, &(1u16 << exponent).to_le_bytes());
-        put(28, &0u32.to_le_bytes());
-        put(
-            WRITEBACK_OFFSET,
-            &[u8::from(self.writeback.load(Ordering::Relaxed))],
-        );
-        put(34, &self.queues.to_le_bytes());
-        space
+        self.config_space()
     }
 
     fn write_config(&self, offset: usize, bytes: &[u8]) -> Result<(), ConfigRefused> {
@@ -294,6 +313,10 @@ impl Device for BlockDevice {
         &self.files
     }
 
+    fn files_wait(&self) -> bool {
+        self.waits
+    }
+
     fn start(
         &self,
         loaded: Result<(), ChainError>,
@@ -308,6 +331,11 @@ impl Device for BlockDevice {
     }
 
     fn resume(&self, mut chain: Chain<'_>, request: &mut Request, result: i32) -> Step {
+        if result == -libc::EOPNOTSUPP
+            && let Some(step) = self.otherwise(&mut chain, request)
+        {
+            return step;
+        }
         let Ok(moved) = u64::try_from(result) else {
             let again = matches!(-result, libc::EINTR | libc::EAGAIN);
             if again && request.retries < MAX_RETRIES {
@@ -331,6 +359,9 @@ impl Device for BlockDevice {
                     return self.next(&mut chain, request);
                 }
                 Self::finish(&mut chain, request, S_OK)
+            }
+            Operation::Discard | Operation::WriteZeroes => {
+                self.range_done(&mut chain, request, moved)
             }
             Operation::Flush | Operation::None => Self::finish(&mut chain, request, S_OK),
         }

@@ -12,6 +12,10 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, StatxFlags, statx};
 use thiserror::Error;
 
+mod topology;
+
+pub(crate) use topology::{DiscardBy, Topology};
+
 /// Bytes of a virtio-blk sector, whatever the disk's own block size.
 pub(crate) const SECTOR: u64 = 512;
 
@@ -90,6 +94,8 @@ pub enum DiskError {
 pub struct Disk {
     pub(crate) file: OwnedFd,
     pub(crate) geometry: Geometry,
+    /// Reads can be told not to wait.
+    nowait: bool,
 }
 
 /// What a device has to know of its disk.
@@ -105,10 +111,11 @@ pub(crate) struct Geometry {
     pub(crate) physical_block: u32,
     /// What a buffer's address must be a multiple of.
     pub(crate) memory_align: u32,
+    pub(crate) topology: Topology,
 }
 
 impl Disk {
-    /// Opens and measures a disk. Nothing is created or changed.
+    /// Opens and measures a disk. Nothing of what it holds is changed.
     ///
     /// # Errors
     /// [`DiskError`].
@@ -131,9 +138,21 @@ impl Disk {
             probe_dontcache(&file)?;
         }
         Ok(Self {
+            nowait: topology::reads_without_waiting(&file, geometry.logical_block),
             file: file.into(),
             geometry,
         })
+    }
+
+    /// A ring needs a thread of the kernel's for every read of this disk: its
+    /// file system knows no NOWAIT, as FUSE, memory and network ones.
+    pub fn needs_threads(&self) -> bool {
+        !self.nowait
+    }
+
+    /// Discards go to a block device by a command of its own.
+    pub fn discards_by_command(&self) -> bool {
+        self.geometry.topology.discard == DiscardBy::Command
     }
 
     /// Bytes.
@@ -197,7 +216,8 @@ fn measure(mut file: &File, options: &DiskOptions) -> io::Result<Geometry> {
     let stat = statx(file, c"", AtFlags::EMPTY_PATH, wanted)?;
     let known = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::DIOALIGN)
         && stat.stx_dio_offset_align != 0;
-    let (mut logical, physical) = if metadata.file_type().is_block_device() {
+    let is_device = metadata.file_type().is_block_device();
+    let (mut logical, physical) = if is_device {
         (
             rustix::fs::ioctl_blksszget(file)?,
             rustix::fs::ioctl_blkpbszget(file)?,
@@ -214,13 +234,20 @@ fn measure(mut file: &File, options: &DiskOptions) -> io::Result<Geometry> {
         }
     }
     let logical = logical.next_power_of_two();
+    let physical = physical.next_power_of_two().max(logical);
+    let topology = if is_device {
+        topology::of_device(file, logical, physical, options.read_only)?
+    } else {
+        topology::of_file(file, size, physical, options.read_only)
+    };
     Ok(Geometry {
         read_only: options.read_only,
         cache: options.cache,
         size,
         logical_block: logical,
-        physical_block: physical.next_power_of_two().max(logical),
+        physical_block: physical,
         memory_align: memory_align.next_power_of_two(),
+        topology,
     })
 }
 

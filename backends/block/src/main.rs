@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use log::{Level, log, warn};
+use log::{Level, info, log, warn};
 use pericarp_block::{
     BadOption, BlockDevice, Command, DeviceOptions, Disk, HELP, Options, SocketOption, parse,
     start_logging,
@@ -24,6 +24,13 @@ const PROGRAM: &str = "pericarp-block";
 
 /// Operations a worker submits at once; more wait for the next turn.
 const RING_DEPTH: u32 = 256;
+
+/// Threads the kernel may use for one worker where a disk's file system makes
+/// it wait for every read: so many reads go on at a time.
+const MAX_THREADS: u32 = 64;
+
+/// `BLKDISCARD`, for the synchronous engine.
+const BLKDISCARD: u32 = 0x1277;
 
 /// How long requests in flight may take to end after SIGTERM.
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
@@ -88,7 +95,10 @@ fn serve(options: &Options) -> Result<(), Failure> {
         }
     }
     check_cpus(&options.cpus)?;
-    let devices = open_disks(options)?;
+    let disks = open_disks(options)?;
+    let commands = disks.iter().any(Disk::discards_by_command);
+    let threads = disks.iter().any(Disk::needs_threads).then_some(MAX_THREADS);
+    let devices = make_devices(options, disks);
 
     let stop = Stop::new().map_err(|e| Failure::run_time(format_args!("signals: {e}")))?;
     raise_descriptor_limit();
@@ -99,12 +109,14 @@ fn serve(options: &Options) -> Result<(), Failure> {
         depth: RING_DEPTH,
         files: 3 * queues + options.devices.len() as u32,
         poll_limit: options.poll_limit,
+        commands,
+        threads,
         cpus: options.cpus.clone(),
     })
     .map_err(|e| Failure::run_time(causes(&e)))?;
 
     let mut sockets = Vec::new();
-    let result = bind_and_run(options, &devices, pool, &stop, &mut sockets);
+    let result = bind_and_run(options, &devices, (pool, commands), &stop, &mut sockets);
     for socket in sockets {
         if let Err(e) = socket.remove() {
             warn!("cannot remove a socket: {e}");
@@ -140,7 +152,7 @@ fn check_cpus(cpus: &[usize]) -> Result<(), Failure> {
     }
 }
 
-fn open_disks(options: &Options) -> Result<Vec<Arc<BlockDevice>>, Failure> {
+fn open_disks(options: &Options) -> Result<Vec<Disk>, Failure> {
     let open = |device: &DeviceOptions| {
         let disk = Disk::open(&device.disk).map_err(|rule| {
             Failure::input(BadOption {
@@ -149,10 +161,24 @@ fn open_disks(options: &Options) -> Result<Vec<Arc<BlockDevice>>, Failure> {
                 rule: rule.to_string(),
             })
         })?;
-        let device = BlockDevice::new(disk, &device.serial, device.queues, device.queue_size);
-        Ok(Arc::new(device))
+        if disk.needs_threads() {
+            info!(
+                "{}: its file system knows no I/O without waiting; \
+                 the kernel may use {MAX_THREADS} threads for each worker",
+                device.disk.file.display()
+            );
+        }
+        Ok(disk)
     };
     options.devices.iter().map(open).collect()
+}
+
+fn make_devices(options: &Options, disks: Vec<Disk>) -> Vec<Arc<BlockDevice>> {
+    let make = |(device, disk): (&DeviceOptions, Disk)| {
+        let (queues, size) = (device.queues, device.queue_size);
+        Arc::new(BlockDevice::new(disk, &device.serial, queues, size))
+    };
+    options.devices.iter().zip(disks).map(make).collect()
 }
 
 /// The name of an option as this command line has it.
@@ -176,7 +202,7 @@ fn socket_mistake(device: &DeviceOptions, rule: &dyn Display) -> BadOption {
 fn bind_and_run(
     options: &Options,
     devices: &[Arc<BlockDevice>],
-    pool: Pool<BlockDevice>,
+    (pool, commands): (Pool<BlockDevice>, bool),
     stop: &Stop,
     sockets: &mut Vec<SocketFile>,
 ) -> Result<(), Failure> {
@@ -202,7 +228,7 @@ fn bind_and_run(
     if options.confine {
         let profile = Profile {
             syscalls: &[],
-            ioctls: &[],
+            ioctls: if commands { &[BLKDISCARD] } else { &[] },
             namespaces: Namespaces::ALL,
         };
         let confinement = pericarp_confine::enter(&profile, sockets).map_err(|e| {

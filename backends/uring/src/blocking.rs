@@ -17,7 +17,7 @@ use crate::{Completion, EngineError, Transfer};
 pub struct Blocking {
     pub(crate) files: Files,
     watches: Vec<(u64, FileSlot)>,
-    done: Vec<Completion>,
+    pub(crate) done: Vec<Completion>,
 }
 
 impl Blocking {

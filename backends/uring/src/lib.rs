@@ -12,6 +12,7 @@
 mod blocking;
 mod files;
 mod ring;
+mod space;
 
 use std::fmt;
 use std::io;
@@ -21,6 +22,7 @@ use libc::iovec;
 use thiserror::Error;
 
 pub use files::FileSlot;
+pub use space::{ZEROES, can_discard};
 
 use blocking::Blocking;
 use ring::Ring;
@@ -86,6 +88,35 @@ pub struct Transfer<'a> {
     pub token: u64,
 }
 
+/// A part of a file, for an operation that moves no bytes of the caller's.
+#[derive(Debug, Clone, Copy)]
+pub struct Extent {
+    /// The registered file.
+    pub file: FileSlot,
+    /// First byte.
+    pub offset: u64,
+    /// Number of bytes.
+    pub len: u64,
+    /// Comes back in the completion.
+    pub token: u64,
+}
+
+/// What an engine is to be able to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// Which engine.
+    pub kind: EngineKind,
+    /// Operations it has room for at a time, about.
+    pub depth: u32,
+    /// Descriptors that can be registered.
+    pub files: u32,
+    /// [`Engine::discard`] is used: a ring without it is allowed less.
+    pub commands: bool,
+    /// Threads the kernel may use for operations that would block, where its
+    /// own limit (four per CPU) is less than the depth wanted.
+    pub threads: Option<u32>,
+}
+
 /// A worker's way into the kernel.
 #[derive(Debug)]
 pub enum Engine {
@@ -106,10 +137,25 @@ impl Engine {
     /// [`EngineError`] when `kind` is [`EngineKind::Uring`] and io_uring cannot
     /// be had, or when memory runs out.
     pub fn new(kind: EngineKind, depth: u32, files: u32) -> Result<Self, EngineError> {
-        match kind {
+        Self::with(&EngineOptions {
+            kind,
+            depth,
+            files,
+            commands: false,
+            threads: None,
+        })
+    }
+
+    /// As [`new`](Self::new), with all there is to choose.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with(options: &EngineOptions) -> Result<Self, EngineError> {
+        let files = options.files;
+        match options.kind {
             EngineKind::Sync => Ok(Self::Sync(Blocking::new(files))),
-            EngineKind::Uring => Ok(Self::Uring(Box::new(Ring::new(depth, files)?))),
-            EngineKind::Auto => match Ring::new(depth, files) {
+            EngineKind::Uring => Ok(Self::Uring(Box::new(Ring::new(options)?))),
+            EngineKind::Auto => match Ring::new(options) {
                 Ok(ring) => Ok(Self::Uring(Box::new(ring))),
                 Err(EngineError::Unavailable(_)) => Ok(Self::Sync(Blocking::new(files))),
                 Err(error) => Err(error),
@@ -138,6 +184,14 @@ impl Engine {
         match self {
             Self::Uring(ring) => ring.add_file(fd),
             Self::Sync(blocking) => blocking.files.add(fd),
+        }
+    }
+
+    /// Reads and writes of this file make whoever starts them wait: a ring does
+    /// them on threads of the kernel's from now on.
+    pub fn expect_waiting(&mut self, slot: FileSlot) {
+        if let Self::Uring(ring) = self {
+            ring.expect_waiting(slot);
         }
     }
 
@@ -222,6 +276,32 @@ impl Engine {
         match self {
             Self::Uring(ring) => ring.sync(file, token),
             Self::Sync(blocking) => blocking.sync(file, token),
+        }
+    }
+
+    /// Starts a fallocate of this mode.
+    pub fn allocate(&mut self, extent: Extent, mode: i32) {
+        match self {
+            Self::Uring(ring) => ring.allocate(extent, mode),
+            Self::Sync(blocking) => blocking.allocate(extent, mode),
+        }
+    }
+
+    /// Starts a discard on a block device, on an engine with
+    /// [`EngineOptions::commands`].
+    pub fn discard(&mut self, extent: Extent) {
+        match self {
+            Self::Uring(ring) => ring.discard(extent),
+            Self::Sync(blocking) => blocking.discard(extent),
+        }
+    }
+
+    /// Starts a write of zeroes, of [`ZEROES`] bytes at most; `flags` are those
+    /// of pwritev2.
+    pub fn write_zeroes(&mut self, extent: Extent, flags: i32) {
+        match self {
+            Self::Uring(ring) => ring.write_zeroes(extent, flags),
+            Self::Sync(blocking) => blocking.write_zeroes(extent, flags),
         }
     }
 

@@ -7,7 +7,7 @@
 #![expect(unsafe_code)]
 // UNSAFETY: submission entries carry raw pointers the kernel follows.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::os::fd::RawFd;
@@ -16,7 +16,7 @@ use io_uring::register::Restriction;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 use crate::files::{FileSlot, Files};
-use crate::{Completion, EngineError, MAX_TOKEN, Transfer};
+use crate::{Completion, EngineError, EngineOptions, MAX_TOKEN, Transfer};
 
 /// Register operations a started ring may still use: registering its own
 /// descriptor, and updating the file table when front ends come and go.
@@ -27,11 +27,12 @@ const REGISTER_OPS: [u8; 3] = [
 ];
 
 /// Operations a ring may submit.
-const OPERATIONS: [u8; 6] = [
+const OPERATIONS: [u8; 7] = [
     opcode::Readv::CODE,
     opcode::Writev::CODE,
     opcode::Write::CODE,
     opcode::Fsync::CODE,
+    opcode::Fallocate::CODE,
     opcode::PollAdd::CODE,
     opcode::AsyncCancel::CODE,
 ];
@@ -60,6 +61,8 @@ pub struct Ring {
     watches: HashMap<u64, Watch>,
     /// The kernel can leave out the completion of an operation that succeeds.
     can_skip: bool,
+    /// Slots of files whose reads and writes would make the submitter wait.
+    waits: HashSet<u32>,
     /// The kernel refused a submission; nothing works any more.
     broken: Option<io::Error>,
     /// File operations the kernel still owns.
@@ -70,8 +73,9 @@ pub struct Ring {
 }
 
 impl Ring {
-    pub(crate) fn new(depth: u32, files: u32) -> Result<Self, EngineError> {
-        let (ring, mode) = build(depth)?;
+    pub(crate) fn new(options: &EngineOptions) -> Result<Self, EngineError> {
+        let files = options.files;
+        let (ring, mode) = build(options.depth)?;
         let setup = |step| move |source| EngineError::Setup { step, source };
         let submitter = ring.submitter();
         // Sparse tables came with 5.19; before, every entry is said to be empty.
@@ -79,15 +83,25 @@ impl Ring {
             .register_files_sparse(files)
             .or_else(|_| submitter.register_files(&vec![-1; files as usize]))
             .map_err(setup("register files"))?;
+        if let Some(threads) = options.threads {
+            // Reads and writes of files, and all else; the second stays.
+            let mut limits = [threads, 0];
+            submitter
+                .register_iowq_max_workers(&mut limits)
+                .map_err(setup("raise the number of threads"))?;
+        }
+        let commands = options.commands.then_some(opcode::UringCmd16::CODE);
         let mut restrictions: Vec<Restriction> = OPERATIONS
             .into_iter()
+            .chain(commands)
             .map(Restriction::sqe_op)
             .chain(REGISTER_OPS.into_iter().map(Restriction::register_op))
             .collect();
         let fixed = squeue::Flags::FIXED_FILE.bits();
         let skip = squeue::Flags::SKIP_SUCCESS.bits();
         let can_skip = ring.params().is_feature_skip_cqe_on_success();
-        restrictions.push(Restriction::sqe_flags_allowed(fixed | skip));
+        let threads = squeue::Flags::ASYNC.bits();
+        restrictions.push(Restriction::sqe_flags_allowed(fixed | skip | threads));
         restrictions.push(Restriction::sqe_flags_required(fixed));
         ring.submitter()
             .register_restrictions(&mut restrictions)
@@ -99,6 +113,7 @@ impl Ring {
             started: false,
             watches: HashMap::new(),
             can_skip,
+            waits: HashSet::new(),
             broken: None,
             in_kernel: 0,
             early: Vec::new(),
@@ -138,7 +153,23 @@ impl Ring {
         }
     }
 
+    pub(crate) fn expect_waiting(&mut self, slot: FileSlot) {
+        self.waits.insert(slot.0);
+    }
+
+    /// What keeps an operation on this file from making us wait. The kernel
+    /// takes a file that can be polled and says that it is ready, as every
+    /// FUSE file does, for one that does not wait, and waits in our thread.
+    fn willing(&self, slot: FileSlot) -> squeue::Flags {
+        if self.waits.contains(&slot.0) {
+            squeue::Flags::ASYNC
+        } else {
+            squeue::Flags::empty()
+        }
+    }
+
     pub(crate) fn remove_file(&mut self, slot: FileSlot) {
+        self.waits.remove(&slot.0);
         self.files.remove(slot);
         // Failing leaves a reference to a descriptor of ours behind, until the
         // slot is used again.
@@ -204,7 +235,8 @@ impl Ring {
         )
         .offset(t.offset)
         .rw_flags(t.flags)
-        .build();
+        .build()
+        .flags(self.willing(t.file));
         self.in_kernel += 1;
         // SAFETY: the caller keeps list and memory in place.
         unsafe { self.push(entry.user_data(t.token)) };
@@ -220,7 +252,8 @@ impl Ring {
         )
         .offset(t.offset)
         .rw_flags(t.flags)
-        .build();
+        .build()
+        .flags(self.willing(t.file));
         self.in_kernel += 1;
         // SAFETY: the caller keeps list and memory in place.
         unsafe { self.push(entry.user_data(t.token)) };
@@ -229,11 +262,19 @@ impl Ring {
     pub(crate) fn sync(&mut self, file: FileSlot, token: u64) {
         let entry = opcode::Fsync::new(types::Fixed(file.0))
             .flags(types::FsyncFlags::DATASYNC)
-            .build()
-            .user_data(token);
-        self.in_kernel += 1;
+            .build();
         // SAFETY: an fsync refers to no memory.
-        unsafe { self.push(entry) };
+        unsafe { self.operate(entry, token) };
+    }
+
+    /// Queues a file operation whose completion carries `token`.
+    ///
+    /// # Safety
+    /// The memory the entry names stays valid until its completion.
+    pub(crate) unsafe fn operate(&mut self, entry: squeue::Entry, token: u64) {
+        self.in_kernel += 1;
+        // SAFETY: the caller's promise.
+        unsafe { self.push(entry.user_data(token)) };
     }
 
     /// Queues an entry, making room first when the submission queue is full.

@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use libc::iovec;
-use pericarp_uring::{Completion, Engine, EngineKind, FileSlot, Transfer};
+use pericarp_uring::{Completion, Engine, EngineKind, Extent, FileSlot, Transfer, ZEROES};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, memfd_create};
 
@@ -269,4 +269,56 @@ fn dropping_an_engine_waits_for_what_the_kernel_still_does() {
         drop(engine);
         assert!(buffer.iter().all(|&b| b == 0));
     }
+}
+
+#[test]
+fn zeroes_holes_and_refusals() {
+    const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    for mut engine in engines() {
+        let mut disk = file();
+        disk.write_all(&[7; 3 * ZEROES]).unwrap();
+        let slot = engine.add_file(disk.as_raw_fd()).unwrap();
+        let extent = |offset, len, token| Extent {
+            file: slot,
+            offset,
+            len,
+            token,
+        };
+        engine.allocate(extent(0, 4096, 1), PUNCH);
+        // No more than the buffer holds.
+        engine.write_zeroes(extent(8192, 2 * ZEROES as u64, 2), 0);
+        // A memory file system has no such mode, and a file no such command.
+        engine.allocate(extent(0, 4096, 3), libc::FALLOC_FL_ZERO_RANGE);
+        engine.discard(extent(0, 4096, 4));
+        let mut done = collect(&mut engine, 4);
+        done.sort_by_key(|c| c.token);
+        let results: Vec<_> = done.iter().map(|c| c.result).collect();
+        assert_eq!(results[..3], [0, ZEROES as i32, -libc::EOPNOTSUPP]);
+        assert!(results[3] < 0, "{engine}: {results:?}");
+        disk.rewind().unwrap();
+        let mut bytes = Vec::new();
+        disk.read_to_end(&mut bytes).unwrap();
+        let zero = |n: usize| n < 4096 || (8192..8192 + ZEROES).contains(&n);
+        for (n, byte) in bytes.iter().enumerate() {
+            assert_eq!(*byte, if zero(n) { 0 } else { 7 }, "{engine}: byte {n}");
+        }
+    }
+}
+
+#[test]
+fn a_ring_without_commands_refuses_them() {
+    let mut engine = Engine::new(EngineKind::Auto, 8, 4).unwrap();
+    engine.start().unwrap();
+    if engine.is_synchronous() {
+        return;
+    }
+    let disk = file();
+    let file = engine.add_file(disk.as_raw_fd()).unwrap();
+    engine.discard(Extent {
+        file,
+        offset: 0,
+        len: 512,
+        token: 1,
+    });
+    assert_eq!(collect(&mut engine, 1)[0].result, -libc::EACCES);
 }

@@ -58,6 +58,38 @@ pub enum Step {
         /// Index into [`Device::files`].
         file: usize,
     },
+    /// Change how the file's space is allocated.
+    Allocate {
+        /// Index into [`Device::files`].
+        file: usize,
+        /// Byte offset in the file.
+        offset: u64,
+        /// Number of bytes.
+        len: u64,
+        /// FALLOC_FL_* flags of fallocate.
+        mode: i32,
+    },
+    /// Discard a part of a block device, with workers that were
+    /// made for it ([`crate::PoolOptions::commands`]).
+    Discard {
+        /// Index into [`Device::files`].
+        file: usize,
+        /// Byte offset in the file.
+        offset: u64,
+        /// Number of bytes.
+        len: u64,
+    },
+    /// Write zeroes to the file; fewer than asked for may be written.
+    WriteZeroes {
+        /// Index into [`Device::files`].
+        file: usize,
+        /// Byte offset in the file.
+        offset: u64,
+        /// Number of bytes.
+        len: u64,
+        /// RWF_* flags of pwritev2.
+        flags: i32,
+    },
 }
 
 /// A virtio device served over vhost-user.
@@ -88,6 +120,12 @@ pub trait Device: Debug + Send + Sync + 'static {
 
     /// The files requests act on, open as long as the device lives.
     fn files(&self) -> &[OwnedFd];
+
+    /// Reads and writes of the files make whoever starts them wait, because
+    /// their file system knows no other way.
+    fn files_wait(&self) -> bool {
+        false
+    }
 
     /// A request arrived. `loaded` tells whether its chain is sound.
     fn start(

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use log::{debug, error, warn};
-use pericarp_uring::{Engine, EngineError, EngineKind};
+use pericarp_uring::{Engine, EngineError, EngineKind, EngineOptions};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use thiserror::Error;
 
@@ -34,6 +34,11 @@ pub struct PoolOptions {
     pub files: u32,
     /// The longest time a worker polls before it sleeps; zero for never.
     pub poll_limit: Duration,
+    /// Devices discard on block devices.
+    pub commands: bool,
+    /// Threads the kernel may use for each worker's operations that would
+    /// block; its own choice where this is not given.
+    pub threads: Option<u32>,
     /// CPUs the workers are pinned to, in turn; empty leaves them free.
     pub cpus: Vec<usize>,
 }
@@ -84,7 +89,13 @@ impl<D: Device> Pool<D> {
         let mut mailboxes = Vec::with_capacity(options.workers);
         for _ in 0..options.workers.max(1) {
             // One more descriptor than asked for: the mailbox.
-            let engine = Engine::new(options.engine, options.depth, options.files + 1)?;
+            let engine = Engine::with(&EngineOptions {
+                kind: options.engine,
+                depth: options.depth,
+                files: options.files + 1,
+                commands: options.commands,
+                threads: options.threads,
+            })?;
             let mailbox = Arc::new(Mailbox::new()?);
             mailboxes.push(Arc::clone(&mailbox));
             if options.engine == EngineKind::Auto && engine.is_synchronous() {

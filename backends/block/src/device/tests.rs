@@ -8,22 +8,25 @@ use std::sync::Arc;
 use pericarp_ring::{GuestMemory, QueueLayout, Region, RegionSpec, RequestQueue, SplitQueue};
 use rustix::fs::{MemfdFlags, memfd_create};
 
+use super::config::CONFIG_BYTES;
 use super::*;
+use crate::disk::Topology;
 
-const HEADER: u64 = 0x4000;
-const DATA: u64 = 0x1_0000;
-const STATUS: u64 = 0x5000;
-const DISK_SECTORS: u64 = 64;
+pub(super) const HEADER: u64 = 0x4000;
+pub(super) const DATA: u64 = 0x1_0000;
+pub(super) const STATUS: u64 = 0x5000;
+pub(super) const DISK_SECTORS: u64 = 64;
+const SPACE: u64 = feature::DISCARD | feature::WRITE_ZEROES;
 
 /// One guest with one request, and the device that looks at it.
-struct Case {
-    device: BlockDevice,
+pub(super) struct Case {
+    pub(super) device: BlockDevice,
     guest: File,
-    queue: RequestQueue<Request>,
-    head: u16,
+    pub(super) queue: RequestQueue<Request>,
+    pub(super) head: u16,
 }
 
-fn geometry() -> Geometry {
+pub(super) fn geometry() -> Geometry {
     Geometry {
         read_only: false,
         cache: CacheMode::Direct,
@@ -31,10 +34,17 @@ fn geometry() -> Geometry {
         logical_block: 512,
         physical_block: 4096,
         memory_align: 512,
+        topology: Topology {
+            min_io: 4096,
+            discard: DiscardBy::Hole,
+            granularity: 4096,
+            unmap_zeroes: true,
+            ..Topology::default()
+        },
     }
 }
 
-fn memfd(size: u64) -> File {
+pub(super) fn memfd(size: u64) -> File {
     let file = File::from(memfd_create("test", MemfdFlags::CLOEXEC).unwrap());
     file.set_len(size).unwrap();
     file
@@ -58,7 +68,7 @@ impl Case {
         Self::with_chain(disk, guest, &chain)
     }
 
-    fn with_chain(disk: Geometry, guest: File, chain: &[(u64, u32, u16)]) -> Self {
+    pub(super) fn with_chain(disk: Geometry, guest: File, chain: &[(u64, u32, u16)]) -> Self {
         for (n, (address, len, flags)) in chain.iter().enumerate() {
             let next = u16::from(n + 1 < chain.len());
             let mut raw = address.to_le_bytes().to_vec();
@@ -91,8 +101,10 @@ impl Case {
             queue_size: 16,
             features: AtomicU64::new(0),
             writeback: AtomicBool::new(true),
+            zeroing: Zeroing::default(),
+            waits: false,
         };
-        device.negotiated(feature::FLUSH | feature::CONFIG_WCE);
+        device.negotiated(feature::FLUSH | feature::CONFIG_WCE | SPACE);
         Self {
             device,
             guest,
@@ -101,7 +113,7 @@ impl Case {
         }
     }
 
-    fn start(&mut self) -> Step {
+    pub(super) fn start(&mut self) -> Step {
         let (head, loaded) = self.queue.pop().unwrap().unwrap();
         self.head = head;
         let (chain, request) = self.queue.request(head);
@@ -109,7 +121,7 @@ impl Case {
     }
 
     /// As a worker does when I/O ends.
-    fn resume(&mut self, last: Step, result: i32) -> Step {
+    pub(super) fn resume(&mut self, last: Step, result: i32) -> Step {
         if let Ok(bytes) = u64::try_from(result) {
             match last {
                 Step::Read { buffer, .. } => self.queue.read_done(self.head, buffer, bytes),
@@ -121,7 +133,7 @@ impl Case {
         self.device.resume(chain, request, result)
     }
 
-    fn status(&self) -> u8 {
+    pub(super) fn status(&self) -> u8 {
         let mut byte = [0];
         self.guest.read_exact_at(&mut byte, STATUS).unwrap();
         byte[0]
@@ -363,6 +375,44 @@ fn the_configuration_space_says_what_the_disk_is() {
     assert_eq!(space[..8], DISK_SECTORS.to_le_bytes());
     assert_eq!(space[12..16], 14u32.to_le_bytes());
     assert_eq!(space[20..24], 512u32.to_le_bytes());
-    assert_eq!(space[24], 3, "eight logical blocks in a physical one");
+    assert_eq!(
+        space[24..26],
+        [3, 0],
+        "eight logical blocks in a physical one"
+    );
+    assert_eq!(space[26..28], 8u16.to_le_bytes(), "smallest good transfer");
     assert_eq!(space[34..36], 1u16.to_le_bytes());
+    assert_eq!(space[44..48], 8u32.to_le_bytes(), "unit of discards");
+    assert_eq!(space[56], 1, "zeroes may unmap");
+    for limit in [36, 40, 48, 52] {
+        assert_ne!(space[limit..limit + 4], [0; 4]);
+    }
+}
+
+#[test]
+fn the_configuration_space_of_a_block_device_has_its_topology() {
+    let disk = Geometry {
+        logical_block: 4096,
+        physical_block: 16384,
+        topology: Topology {
+            min_io: 65536,
+            opt_io: 1 << 20,
+            align_offset: 12288,
+            discard: DiscardBy::Nothing,
+            granularity: 4096,
+            unmap_zeroes: false,
+        },
+        ..geometry()
+    };
+    let case = Case::new(disk, T_IN, 0, (DATA, 4096));
+    let space = case.device.config();
+    assert_eq!(space[20..24], 4096u32.to_le_bytes());
+    assert_eq!(space[24..26], [2, 3], "in logical blocks");
+    assert_eq!(space[26..28], 16u16.to_le_bytes());
+    assert_eq!(space[28..32], 256u32.to_le_bytes());
+    assert_eq!(space[36..48], [0; 12], "no discard");
+    assert_eq!(space[56], 0);
+    assert_eq!(case.device.features() & feature::DISCARD, 0);
+    // Of no use, and so not offered: SIZE_MAX (1) and GEOMETRY (4).
+    assert_eq!(case.device.features() & (1 << 1 | 1 << 4), 0);
 }

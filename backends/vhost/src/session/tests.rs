@@ -65,6 +65,8 @@ fn play(messages: &[(FrontendReq, &[u8])]) -> (Vec<Vec<u8>>, Vec<u64>) {
         engine: EngineKind::Sync,
         depth: 8,
         files: 8,
+        commands: false,
+        threads: None,
         cpus: Vec::new(),
     })
     .unwrap();

@@ -10,7 +10,7 @@ use std::sync::mpsc::SyncSender;
 
 use log::warn;
 use pericarp_ring::{Buffer, QueueError, RequestQueue};
-use pericarp_uring::{Engine, FileSlot, Transfer};
+use pericarp_uring::{Engine, Extent, FileSlot, Transfer};
 
 use super::ringer::Ringer;
 use super::token::Token;
@@ -45,6 +45,9 @@ pub(super) struct Active<D: Device> {
     /// The last step of each in-flight request, by head.
     steps: Box<[Step]>,
     files: Arc<[FileSlot]>,
+    /// Requests of this turn that wait for a sync of a file. The worker takes
+    /// them: those of all its queues share one.
+    pub(super) syncs: Vec<(FileSlot, u16)>,
     pub(super) kick_slot: FileSlot,
     pub(super) kick_token: u64,
     /// Keeps the descriptor open for as long as the engine watches it.
@@ -71,6 +74,7 @@ impl<D: Device> Active<D> {
             requests: RequestQueue::new(start.queue),
             steps: steps.into_boxed_slice(),
             files,
+            syncs: Vec::new(),
             kick_slot,
             kick_token,
             _kick: start.kick,
@@ -144,7 +148,7 @@ impl<D: Device> Active<D> {
             match self.steps[usize::from(head)] {
                 Step::Read { buffer, .. } => self.requests.read_done(head, buffer, bytes),
                 Step::Write { .. } => self.requests.write_done(head, bytes),
-                Step::Sync { .. } | Step::Done { .. } => {}
+                _ => {}
             }
         }
         let (chain, request) = self.requests.request(head);
@@ -167,7 +171,10 @@ impl<D: Device> Active<D> {
                     self.issue(engine, slot, head);
                 }
             }
-            Step::Sync { .. } => self.issue(engine, slot, head),
+            Step::Sync { .. }
+            | Step::Allocate { .. }
+            | Step::Discard { .. }
+            | Step::WriteZeroes { .. } => self.issue(engine, slot, head),
         }
     }
 
@@ -179,6 +186,12 @@ impl<D: Device> Active<D> {
             segments,
             offset,
             flags,
+            token,
+        };
+        let extent = |file: usize, offset, len| Extent {
+            file: self.files[file],
+            offset,
+            len,
             token,
         };
         match self.steps[usize::from(head)] {
@@ -205,7 +218,20 @@ impl<D: Device> Active<D> {
                 // SAFETY: as for the read above.
                 unsafe { engine.write(transfer(file, offset, flags, segments)) };
             }
-            Step::Sync { file } => engine.sync(self.files[file], token),
+            Step::Sync { file } => self.syncs.push((self.files[file], head)),
+            Step::Allocate {
+                file,
+                offset,
+                len,
+                mode,
+            } => engine.allocate(extent(file, offset, len), mode),
+            Step::Discard { file, offset, len } => engine.discard(extent(file, offset, len)),
+            Step::WriteZeroes {
+                file,
+                offset,
+                len,
+                flags,
+            } => engine.write_zeroes(extent(file, offset, len), flags),
             Step::Done { .. } => {}
         }
     }

@@ -16,6 +16,7 @@
 mod active;
 mod poller;
 mod ringer;
+mod syncs;
 mod token;
 
 use std::collections::HashMap;
@@ -31,6 +32,7 @@ use crate::mailbox::{Bell, Command, Mailbox, QueueId, StartQueue, Stopped};
 use active::{Active, State};
 use poller::Poller;
 use ringer::Ringer;
+use syncs::{Syncs, Waiter};
 use token::Token;
 
 /// A worker before and while it runs.
@@ -47,6 +49,7 @@ pub(crate) struct Worker<D: Device> {
     generation: u32,
     completions: Vec<Completion>,
     poller: Poller,
+    syncs: Syncs,
 }
 
 impl<D: Device> Worker<D> {
@@ -59,6 +62,7 @@ impl<D: Device> Worker<D> {
             generation: 0,
             completions: Vec::new(),
             poller: Poller::new(poll_limit),
+            syncs: Syncs::default(),
         }
     }
 
@@ -81,6 +85,8 @@ impl<D: Device> Worker<D> {
             for slot in 0..self.queues.len() {
                 more |= self.serve(slot)?;
             }
+            self.syncs
+                .start(|file, token| self.engine.sync(file, token));
             let busy = self.is_busy();
             if !more && self.poller.wants_to(busy) {
                 // The kernel has work to start with, so that there is something
@@ -99,6 +105,7 @@ impl<D: Device> Worker<D> {
                             active.complete(&mut self.engine, slot, head, completion.result);
                         }
                     }
+                    Token::Sync(index) => self.synced(index, completion.result),
                     Token::Mailbox if completion.result < 0 => {
                         let error = std::io::Error::from_raw_os_error(-completion.result);
                         return Err(EngineError::Failed(error));
@@ -135,6 +142,16 @@ impl<D: Device> Worker<D> {
             }
         }
         more
+    }
+
+    /// Tells everybody who waited for a sync how it went.
+    fn synced(&mut self, index: usize, result: i32) {
+        for Waiter { slot, head } in self.syncs.ended(index) {
+            // A queue stays as long as anything of it is in flight.
+            if let Some(Some(active)) = self.queues.get_mut(slot) {
+                active.complete(&mut self.engine, slot, head, result);
+            }
+        }
     }
 
     fn obey(&mut self, command: Command<D>) -> Result<(), EngineError> {
@@ -210,6 +227,9 @@ impl<D: Device> Worker<D> {
             .map(|f| self.engine.add_file(f.as_raw_fd()))
             .collect();
         let slots: Arc<[FileSlot]> = slots?.into();
+        if device.files_wait() {
+            slots.iter().for_each(|s| self.engine.expect_waiting(*s));
+        }
         self.files.insert(id, Arc::clone(&slots));
         Ok(slots)
     }
@@ -226,6 +246,9 @@ impl<D: Device> Worker<D> {
                 Ok(left) => more = left,
                 Err(error) => active.break_down(&mut self.engine, &error),
             }
+        }
+        for (file, head) in active.syncs.drain(..) {
+            self.syncs.join(file, Waiter { slot, head });
         }
         active.publish(&mut self.engine);
         if active.requests.in_flight() == 0 && matches!(active.state, State::Stopping { .. }) {

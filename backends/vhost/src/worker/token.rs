@@ -5,6 +5,7 @@ const KIND_SHIFT: u32 = 56;
 const KIND_IO: u64 = 0;
 const KIND_KICK: u64 = 1;
 const KIND_MAILBOX: u64 = 2;
+const KIND_SYNC: u64 = 3;
 
 /// Names what a completion belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +21,8 @@ pub(super) enum Token {
     Kick,
     /// Orders in the mailbox.
     Mailbox,
+    /// The sync that several requests wait for: its place in [`super::syncs`].
+    Sync(usize),
 }
 
 impl Token {
@@ -37,6 +40,11 @@ impl Token {
     /// The token of the mailbox.
     pub(super) const MAILBOX: u64 = KIND_MAILBOX << KIND_SHIFT;
 
+    /// The token of a shared sync.
+    pub(super) fn sync(index: usize) -> u64 {
+        KIND_SYNC << KIND_SHIFT | index as u64 & 0xffff_ffff
+    }
+
     /// Reads a token back.
     pub(super) fn parse(token: u64) -> Self {
         match token >> KIND_SHIFT {
@@ -45,6 +53,7 @@ impl Token {
                 head: token as u16,
             },
             KIND_MAILBOX => Self::Mailbox,
+            KIND_SYNC => Self::Sync(token as u32 as usize),
             _ => Self::Kick,
         }
     }
@@ -64,5 +73,6 @@ mod tests {
         }
         assert_eq!(Token::parse(Token::kick(0xffff, u32::MAX)), Token::Kick);
         assert_eq!(Token::parse(Token::MAILBOX), Token::Mailbox);
+        assert_eq!(Token::parse(Token::sync(70_000)), Token::Sync(70_000));
     }
 }

@@ -1,0 +1,263 @@
+//! A file system of one file that does as it is told: slow reads, slow or
+//! failing syncs, no fallocate. It counts what reaches it, so a test sees which
+//! operations a backend really made. Used by `tests/device.rs`.
+//!
+//! It speaks the kernel's protocol on /dev/fuse itself (linux/fuse.h, 7.31) and
+//! is mounted in a mount namespace of the calling thread: nothing of it is left
+//! when the test ends, however it ends.
+#![expect(unsafe_code)]
+// UNSAFETY: a thread leaves the process's mount namespace.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{JoinHandle, sleep, spawn};
+use std::time::Duration;
+
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::thread::UnshareFlags;
+
+use crate::parts::absent;
+
+/// Largest write; also the room for one request.
+const MAX_WRITE: u32 = 128 * 1024;
+const ROOT: u64 = 1;
+const DISK: u64 = 2;
+const HEADER: usize = 40;
+
+/// What the file holds, how it behaves and what it saw.
+#[derive(Debug, Default)]
+pub struct Behaviour {
+    bytes: Mutex<Vec<u8>>,
+    /// Milliseconds that a read takes.
+    pub read_ms: AtomicU64,
+    /// Milliseconds that a sync takes.
+    pub sync_ms: AtomicU64,
+    /// The errno that syncs end with, 0 for none.
+    pub sync_error: AtomicI32,
+    /// The errno that writes end with, 0 for none.
+    pub write_error: AtomicI32,
+    /// Syncs seen.
+    pub syncs: AtomicU64,
+    /// Writes that had to be durable before they ended.
+    pub durable_writes: AtomicU64,
+    reading: AtomicUsize,
+    /// The most reads at a time.
+    pub most_reading: AtomicUsize,
+}
+
+impl Behaviour {
+    fn bytes(&self) -> std::sync::MutexGuard<'_, Vec<u8>> {
+        self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes every byte this one.
+    pub fn fill(&self, byte: u8) {
+        self.bytes().fill(byte);
+    }
+
+    /// What the file holds now.
+    pub fn content(&self) -> Vec<u8> {
+        self.bytes().clone()
+    }
+}
+
+/// The mounted file system.
+#[derive(Debug)]
+pub struct Fuse {
+    dir: PathBuf,
+    /// How it behaves.
+    pub behaviour: Arc<Behaviour>,
+    server: Option<JoinHandle<()>>,
+}
+
+/// True when this machine lets us mount one.
+pub fn usable(test: &str) -> bool {
+    if !rustix::process::geteuid().is_root() {
+        return absent(test, "mounting a file system needs root (run as root)");
+    }
+    Path::new("/dev/fuse").exists() || absent(test, "/dev/fuse is missing")
+}
+
+impl Fuse {
+    /// Mounts it on `dir` with a file `disk` that holds `bytes`. The calling
+    /// thread and the processes it starts see the mount.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn mount(dir: &Path, bytes: Vec<u8>) -> io::Result<Self> {
+        let device = File::options().read(true).write(true).open("/dev/fuse")?;
+        // SAFETY: only this thread leaves, and its descriptors stay shared.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS)? };
+        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        rustix::mount::mount_change("/", private)?;
+        std::fs::create_dir_all(dir)?;
+        let fd = device.as_raw_fd();
+        let data = format!("fd={fd},rootmode=40000,user_id=0,group_id=0\0");
+        let data =
+            std::ffi::CStr::from_bytes_with_nul(data.as_bytes()).map_err(io::Error::other)?;
+        rustix::mount::mount("test", dir, "fuse", MountFlags::NOSUID, Some(data))?;
+        let behaviour = Arc::new(Behaviour::default());
+        *behaviour.bytes() = bytes;
+        let shared = Arc::clone(&behaviour);
+        let server = spawn(move || serve(&Arc::new(device), &shared));
+        Ok(Fuse {
+            dir: dir.to_owned(),
+            behaviour,
+            server: Some(server),
+        })
+    }
+
+    /// The file.
+    pub fn file(&self) -> PathBuf {
+        self.dir.join("disk")
+    }
+}
+
+impl Drop for Fuse {
+    fn drop(&mut self) {
+        let gone = rustix::mount::unmount(&self.dir, UnmountFlags::DETACH).is_ok();
+        if let Some(server) = self.server.take()
+            && gone
+        {
+            let _ = server.join();
+        }
+    }
+}
+
+/// A number out of a request.
+fn number<const N: usize>(request: &[u8], at: usize) -> u64 {
+    let mut bytes = [0; 8];
+    bytes[..N].copy_from_slice(&request[at..at + N]);
+    u64::from_le_bytes(bytes)
+}
+
+fn words(values: &[u32]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+fn longs(values: &[u64]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+/// struct fuse_attr.
+fn attributes(node: u64, size: u64) -> Vec<u8> {
+    let mode = if node == ROOT { 0o40755 } else { 0o100_644 };
+    let mut bytes = longs(&[node, size, size / 512, 0, 0, 0]);
+    bytes.extend(words(&[0, 0, 0, mode, 1, 0, 0, 0, 4096, 0]));
+    bytes
+}
+
+fn serve(device: &Arc<File>, behaviour: &Arc<Behaviour>) {
+    let mut room = vec![0; MAX_WRITE as usize + 4096];
+    loop {
+        match (&**device).read(&mut room) {
+            Ok(len) if len >= HEADER => {
+                let request = room[..len].to_vec();
+                let (device, behaviour) = (Arc::clone(device), Arc::clone(behaviour));
+                let slow = matches!(number::<4>(&request, 4), 15 | 20);
+                let act = move || answer(&device, &behaviour, &request);
+                if slow {
+                    spawn(act);
+                } else {
+                    act();
+                }
+            }
+            Ok(_) => return,
+            Err(error) if matches!(error.raw_os_error(), Some(2 | 4 | 11)) => {}
+            // Unmounted.
+            Err(_) => return,
+        }
+    }
+}
+
+fn answer(device: &File, behaviour: &Behaviour, request: &[u8]) {
+    const ENOENT: i32 = 2;
+    const ENOSYS: i32 = 38;
+    const O_DSYNC: u64 = 0o10000;
+    let node = number::<8>(request, 16);
+    let size = behaviour.bytes().len() as u64;
+    let body = match number::<4>(request, 4) {
+        // FORGET, INTERRUPT and BATCH_FORGET have no answer.
+        2 | 36 | 42 => return,
+        // LOOKUP
+        1 if &request[HEADER..] == b"disk\0" => {
+            let mut entry = longs(&[DISK, 1, 3600, 3600, 0]);
+            entry.extend(attributes(DISK, size));
+            Ok(entry)
+        }
+        1 => Err(ENOENT),
+        // GETATTR, SETATTR
+        3 | 4 => {
+            let mut answer = longs(&[3600, 0]);
+            answer.extend(attributes(node, size));
+            Ok(answer)
+        }
+        // OPEN: past the page cache, so that every read and write comes here.
+        14 => Ok([longs(&[0]), words(&[1, 0])].concat()),
+        15 => Ok(read(behaviour, request)),
+        16 if behaviour.write_error.load(Ordering::SeqCst) != 0 => {
+            Err(behaviour.write_error.load(Ordering::SeqCst))
+        }
+        16 => {
+            let at = number::<8>(request, HEADER + 8) as usize;
+            let data = &request[HEADER + 40..];
+            behaviour.bytes()[at..at + data.len()].copy_from_slice(data);
+            if number::<4>(request, HEADER + 32) & O_DSYNC != 0 {
+                behaviour.durable_writes.fetch_add(1, Ordering::SeqCst);
+            }
+            Ok(words(&[data.len() as u32, 0]))
+        }
+        // STATFS
+        17 => Ok(vec![0; 80]),
+        // RELEASE, FLUSH
+        18 | 25 => Ok(Vec::new()),
+        // FSYNC
+        20 => {
+            behaviour.syncs.fetch_add(1, Ordering::SeqCst);
+            let pause = behaviour.sync_ms.load(Ordering::SeqCst);
+            sleep(Duration::from_millis(pause));
+            match behaviour.sync_error.load(Ordering::SeqCst) {
+                0 => Ok(Vec::new()),
+                errno => Err(errno),
+            }
+        }
+        // INIT: reads side by side, 256 at a time. Not FUSE_ASYNC_DIO: as with
+        // most file systems, whoever reads waits.
+        26 => {
+            let flags = 1 | 1 << 5;
+            let mut answer = words(&[7, 31, 0, flags, 256 | 256 << 16, MAX_WRITE, 1, 32]);
+            answer.resize(64, 0);
+            Ok(answer)
+        }
+        _ => Err(ENOSYS),
+    };
+    let (error, body) = match body {
+        Ok(body) => (0, body),
+        Err(errno) => (-errno, Vec::new()),
+    };
+    let mut bytes = words(&[16 + body.len() as u32, error.cast_unsigned()]);
+    bytes.extend_from_slice(&request[8..16]);
+    bytes.extend(body);
+    // One that was aborted has nobody waiting.
+    let _ = (&*device).write(&bytes);
+}
+
+fn read(behaviour: &Behaviour, request: &[u8]) -> Vec<u8> {
+    let now = behaviour.reading.fetch_add(1, Ordering::SeqCst) + 1;
+    behaviour.most_reading.fetch_max(now, Ordering::SeqCst);
+    sleep(Duration::from_millis(
+        behaviour.read_ms.load(Ordering::SeqCst),
+    ));
+    let at = number::<8>(request, HEADER + 8) as usize;
+    let len = number::<4>(request, HEADER + 16) as usize;
+    let data = {
+        let bytes = behaviour.bytes();
+        bytes[at.min(bytes.len())..(at + len).min(bytes.len())].to_vec()
+    };
+    behaviour.reading.fetch_sub(1, Ordering::SeqCst);
+    data
+}
