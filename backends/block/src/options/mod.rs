@@ -55,6 +55,8 @@ many devices:
 the process:
   --workers N           I/O threads, 1 to 64 (default: one per queue, at most one per CPU)
   --cpus LIST           pin the workers to these CPUs in turn, such as 0,2-3
+  --inflight-file PATH  keep requests in flight there, for the successor of a killed process;
+                        made if missing, best on a memory file system such as /run
   --io-engine ENGINE    auto (default), uring or sync
   --log-level LEVEL     error, warn (default), info, debug or off
   --no-confine          keep all privileges; for debugging only
@@ -111,6 +113,8 @@ pub struct Options {
     pub cpus: Vec<usize>,
     /// Engine.
     pub engine: EngineKind,
+    /// Where requests in flight are kept for front ends that do not keep them.
+    pub inflight_file: Option<PathBuf>,
     /// Log level.
     pub log_level: LevelFilter,
     /// Confine the process.
@@ -149,6 +153,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
     let mut seen = HashSet::new();
     let (mut workers, mut cpus, mut engine, mut level) = (None, None, None, None);
     let mut confine = true;
+    let mut inflight_file = None;
     while let Some(argument) = parser
         .next()
         .map_err(|e| bad("command line", "", format!("{e}; see --help")))?
@@ -187,6 +192,13 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
             "--device" => drafts.push(Draft::from_keys(&value()?)?),
             "--workers" => workers = Some(number(&name, &value()?, 1, MAX_WORKERS)?),
             "--cpus" => cpus = Some(cpu_list(&name, &value()?)?),
+            "--inflight-file" => {
+                let path = value()?;
+                if path.is_empty() {
+                    return Err(bad(&name, "\"\"", "empty: give the path of a file"));
+                }
+                inflight_file = Some(PathBuf::from(path));
+            }
             "--io-engine" => engine = Some(io_engine(&name, &value()?)?),
             "--log-level" => level = Some(log_level(&name, &value()?)?),
             "--socket-path" | "--fd" if single.socket.is_some() => {
@@ -214,7 +226,9 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
         }
         drafts.push(single);
     }
-    finish(drafts, workers, cpus, engine, level, confine).map(|o| Command::Serve(Box::new(o)))
+    let mut options = finish(drafts, workers, cpus, engine, level, confine)?;
+    options.inflight_file = inflight_file;
+    Ok(Command::Serve(Box::new(options)))
 }
 
 fn finish(
@@ -262,6 +276,7 @@ fn finish(
         workers: workers.unwrap_or(default).min(MAX_WORKERS),
         cpus: cpus.unwrap_or_default(),
         engine: engine.unwrap_or_default(),
+        inflight_file: None,
         log_level: level.unwrap_or(LevelFilter::Warn),
         confine,
     })
