@@ -3,16 +3,24 @@
 //! land late. `PERICARP_CRASH_SECONDS` makes it longer than CI has time for.
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use pericarp_tests::bounded::poll;
+use pericarp_tests::bounded::{Alone, poll};
 use pericarp_tests::frontend::{Driver, Op, Setup};
-use pericarp_tests::parts::{Part, have};
+use pericarp_tests::guest::{Assets, MARK, initramfs};
+use pericarp_tests::model::Sequence;
+use pericarp_tests::parts::{Part, have, skip};
 use pericarp_tests::process::{Process, command};
 use pericarp_tests::scratch::Scratch;
 use pericarp_tests::verified::{BLOCK, BLOCKS, Load};
+use rustix::fs::{MemfdFlags, SealFlags, memfd_create};
 use rustix::process::Signal;
+use vhost::vhost_user::VhostUserFrontend;
+use vhost::vhost_user::message::VhostUserInflight;
 
 /// How long a test kills.
 fn patience(default: u64) -> Duration {
@@ -259,4 +267,219 @@ fn wait_for(path: &Path) -> std::path::PathBuf {
     let limit = Duration::from_secs(10);
     poll(limit, || path.exists().then_some(())).expect("a socket");
     path.to_owned()
+}
+
+/// Verified I/O for a while, then the number of rounds.
+const GUEST: &str = r#"
+end=$(($(cut -d. -f1 /proc/uptime) + SECONDS_HERE))
+round=0
+# Large reads without a check keep the disk busy where the CPU is emulated.
+fio --name=busy --filename=/dev/vda --direct=1 --ioengine=io_uring --iodepth=16 --rw=randread \
+    --bs=1m --offset=32m --size=32m --time_based --runtime=SECONDS_HERE --eta=never \
+    --output=busy.log &
+busy=$!
+echo fio begins
+while [ "$(cut -d. -f1 /proc/uptime)" -lt $end ]; do
+    round=$((round + 1))
+    fio --name=verify --filename=/dev/vda --direct=1 --ioengine=io_uring --iodepth=32 \
+        --rw=randrw --rwmixread=40 --bsrange=4k-256k --size=24m --verify=crc32c --verify_fatal=1 \
+        --do_verify=1 --verify_backlog=64 --randseed=$round --eta=never --output=fio.log ||
+        { cat fio.log; dmesg | tail; exit 1; }
+done
+wait $busy || { cat busy.log; exit 1; }
+dmesg | grep -i -e 'i/o error' -e 'blocked for more' && exit 1
+echo "rounds: $round"
+"#;
+
+/// A stock kernel in QEMU, whose backend is killed every three seconds.
+#[test]
+fn qemu_reconnects_to_successors() {
+    let test = "qemu_reconnects_to_successors";
+    let parts = [
+        Part::QemuSystem,
+        Part::Busybox,
+        Part::Fio,
+        Part::PERICARP_BLOCK,
+    ];
+    if !have(test, &parts) {
+        return;
+    }
+    let Some(assets) = Assets::find() else {
+        skip(
+            test,
+            "the guest's kernel is missing (make it: cargo xtask setup)",
+        );
+        return;
+    };
+    let _alone = Alone::turn();
+    let scratch = Scratch::new();
+    scratch.sparse("disk", 64 << 20);
+    let seconds = patience(20);
+    let script = GUEST.replace("SECONDS_HERE", &seconds.as_secs().to_string());
+    let image = initramfs(&scratch, &assets, &["fio"], &script).unwrap();
+    let mut backend = block(&scratch, &[]);
+    let socket = wait_for(&scratch.path("s"));
+    let mut qemu = command(&Part::QemuSystem.find().unwrap());
+    qemu.args(["-machine", "q35,memory-backend=mem", "-m", "512M"])
+        .args(["-accel", "tcg,thread=single", "-cpu", "max"])
+        .args(["-object", "memory-backend-memfd,id=mem,share=on,size=512M"])
+        .args([
+            "-nodefaults",
+            "-no-reboot",
+            "-display",
+            "none",
+            "-serial",
+            "stdio",
+        ])
+        .arg("-kernel")
+        .arg(assets.kernel())
+        .arg("-initrd")
+        .arg(image)
+        .args([
+            "-append",
+            "console=ttyS0 no_timer_check cryptomgr.notests quiet panic=-1",
+        ])
+        .arg("-chardev")
+        .arg(format!(
+            "socket,id=disk,path={},reconnect=1",
+            socket.display()
+        ))
+        .args([
+            "-device",
+            "vhost-user-blk-pci,chardev=disk,num-queues=1,queue-size=128",
+        ]);
+    let limit = seconds * 2 + Duration::from_secs(120);
+    let mut machine = Process::start(&mut qemu, limit).unwrap();
+    let console = machine.output().clone();
+    let begun = poll(Duration::from_secs(90), || console.find("fio begins"));
+    assert!(begun.is_some(), "{}", console.last(40));
+    let (mut kills, mut again, mut kept) = (0, 0, 0);
+    while machine.wait(Duration::from_secs(3)).is_none() {
+        if console.find(MARK).is_some() {
+            continue;
+        }
+        again += usize::from(backend.output().find("done again").is_some());
+        // Confined processes show this to root only.
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", backend.pid()));
+        kept += usize::from(maps.map_or(true, |maps| maps.contains("memfd:inflight")));
+        backend.kill();
+        backend = block(&scratch, &[]);
+        kills += 1;
+    }
+    let text = console.last(60);
+    let code = text.rsplit_once(MARK).map(|(_, code)| code.trim());
+    let code = code.and_then(|code| code.lines().next());
+    assert_eq!(code, Some("0"), "{text}\n{}", backend.output().last(20));
+    eprintln!(
+        "{test}: {kills} kills, {again} successors had some to do again, {}",
+        console.find("rounds: ").unwrap_or_default()
+    );
+    // An emulated guest is slow: the disk may have been idle at each kill. But
+    // the front end must have kept the record, and handed it on.
+    assert!(
+        kills >= 3 && 2 * kept > kills,
+        "{kills} kills, {kept} records"
+    );
+}
+
+/// Memory for records that is none, or that is full of lies.
+#[test]
+fn records_that_lie_are_refused_or_dropped() {
+    if !have(
+        "records_that_lie_are_refused_or_dropped",
+        &[Part::PERICARP_BLOCK],
+    ) {
+        return;
+    }
+    let scratch = Scratch::new();
+    disk(&scratch);
+    let mut backend = block(&scratch, &[]);
+    let socket = wait_for(&scratch.path("s"));
+    let connect = || Driver::connect(&socket, &setup(true)).unwrap();
+    let (pipe, _end) = rustix::pipe::pipe().unwrap();
+    let regular = File::options()
+        .read(true)
+        .write(true)
+        .open(scratch.path("disk"))
+        .unwrap();
+    let memory = |len: u64| {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = File::from(memfd_create("lies", flags).unwrap());
+        file.set_len(len).unwrap();
+        file
+    };
+    let sealed = memory(1 << 20);
+    rustix::fs::fcntl_add_seals(&sealed, SealFlags::WRITE | SealFlags::SHRINK).unwrap();
+    let unsealable = File::from(memfd_create("lies", MemfdFlags::CLOEXEC).unwrap());
+    unsealable.set_len(1 << 20).unwrap();
+    let noise = memory(1 << 20);
+    noise
+        .write_all_at(&Sequence::new(3).bytes(1 << 20), 0)
+        .unwrap();
+    let short = memory(4096);
+    let bad = [
+        ("a pipe", pipe.as_fd()),
+        ("a file", regular.as_fd()),
+        ("a short memfd", short.as_fd()),
+        ("a read-only memfd", sealed.as_fd()),
+        ("a memfd that may shrink", unsealable.as_fd()),
+        ("noise", noise.as_fd()),
+    ];
+    for (name, fd) in bad {
+        let mut driver = connect();
+        let (inflight, _) = driver.inflight.take().unwrap();
+        let set = driver.frontend.set_inflight_fd(&inflight, fd.as_raw_fd());
+        assert!(set.is_err(), "{name}");
+        // The ring goes on, with the record that it has.
+        driver
+            .request(0, &Op::Flush)
+            .unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+    // A good size, and every other field wrong.
+    let mut driver = connect();
+    let (inflight, memory) = driver.inflight.take().unwrap();
+    for (queues, size, offset) in [
+        (2, 256, 0),
+        (1, 0, 0),
+        (1, 2048, 0),
+        (1, 256, 1),
+        (1, 128, 0),
+        (1, 256, u64::MAX - 4095),
+    ] {
+        let wrong = VhostUserInflight {
+            num_queues: queues,
+            queue_size: size,
+            mmap_offset: offset,
+            ..inflight
+        };
+        let set = driver.frontend.set_inflight_fd(&wrong, memory.as_raw_fd());
+        assert!(set.is_err(), "{queues} {size} {offset}");
+    }
+    for (queues, size) in [(0, 256), (2, 256), (1, 0), (1, 2048), (u16::MAX, u16::MAX)] {
+        let wanted = VhostUserInflight::new(0, 0, queues, size);
+        assert!(
+            driver.frontend.get_inflight_fd(&wanted).is_err(),
+            "{queues} {size}"
+        );
+    }
+    driver.request(0, &Op::Flush).unwrap();
+    // Noise behind a good header, again and again, under a ring that starts.
+    let mut sequence = Sequence::new(11);
+    for round in 0..200 {
+        let len = inflight.mmap_size as usize - 128;
+        let mut noise = sequence.bytes(len);
+        if round % 2 == 0 {
+            // Flags that are none would drop it all at once.
+            noise.iter_mut().for_each(|byte| *byte &= 1);
+        }
+        memory.write_all_at(&noise, 128).unwrap();
+        driver
+            .frontend
+            .set_inflight_fd(&inflight, memory.as_raw_fd())
+            .unwrap();
+        let _ = driver.request(0, &Op::Flush);
+    }
+    drop(driver);
+    connect().request(0, &Op::Flush).unwrap();
+    assert!(backend.ended().is_none(), "{}", backend.epitaph());
 }
