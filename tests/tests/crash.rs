@@ -106,8 +106,9 @@ fn killed_under_load(test: &str, inflight: bool, extra: &[&str]) {
         load.done
     );
     assert!(kills > 5, "{kills} kills prove little");
+    // What the page cache serves is done at once: that disk is idle often.
     assert!(
-        again > kills / 2,
+        again > kills / 10,
         "{again} of {kills} successors had something to do"
     );
     backend.signal(Signal::TERM);
