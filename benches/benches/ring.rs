@@ -107,7 +107,7 @@ fn requests(criterion: &mut Criterion) {
                         queue.request(head).0.write_status(0);
                         queue.finish(head, 4097);
                     }
-                    black_box(queue.ring().publish())
+                    black_box(queue.publish())
                 });
             });
         }

@@ -4,19 +4,22 @@
 //!
 //! [`Driver`] holds a connection and its rings, [`Ring`] one split ring,
 //! [`Chain`] the pieces of one request, [`Op`] a well-formed request.
-//! Used by `tests/hostile.rs` and `tests/differential.rs`.
+//! Used by `tests/hostile.rs`, `tests/crash.rs` and `tests/differential.rs`.
 
 mod memory;
 mod request;
 mod ring;
 
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 use thiserror::Error;
 use vhost::vhost_user::message::{
-    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
+    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight, VhostUserProtocolFeatures,
+    VhostUserVirtioFeatures,
 };
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VringConfigData};
@@ -84,6 +87,8 @@ pub struct Setup {
     pub rings: bool,
     /// Enable the rings; without this the test does it.
     pub enable: bool,
+    /// Keep the backend's record of requests in flight, if offered.
+    pub inflight: bool,
     /// The longest wait for a completion and for a call.
     pub limit: Duration,
 }
@@ -99,6 +104,7 @@ impl Default for Setup {
             without: 0,
             rings: true,
             enable: true,
+            inflight: false,
             limit: Duration::from_secs(5),
         }
     }
@@ -120,10 +126,62 @@ pub struct Driver {
     pub protocol: VhostUserProtocolFeatures,
     /// The longest wait for a completion and for a call.
     pub limit: Duration,
+    /// Where the backend records what is in flight, kept for its successor.
+    pub inflight: Option<(VhostUserInflight, File)>,
+    setup: Setup,
 }
 
 fn step<T>(step: &'static str, answer: vhost::Result<T>) -> Result<T, DriverError> {
     answer.map_err(|source| DriverError::Protocol { step, source })
+}
+
+/// Connects and agrees on features.
+fn negotiate(
+    socket: &Path,
+    setup: &Setup,
+) -> Result<(UnixStream, Frontend, u64, VhostUserProtocolFeatures), DriverError> {
+    let stream = peer::connect(socket)?;
+    let mut frontend = Frontend::from_stream(stream.try_clone()?, 1);
+    step("SET_OWNER", frontend.set_owner())?;
+    let offered = step("GET_FEATURES", frontend.get_features())?;
+    let mut wanted = bit(virtio_config::VIRTIO_F_VERSION_1)
+        | bit(virtio_blk::VIRTIO_BLK_F_FLUSH)
+        | bit(virtio_blk::VIRTIO_BLK_F_RO)
+        | bit(virtio_blk::VIRTIO_BLK_F_MQ)
+        | bit(virtio_blk::VIRTIO_BLK_F_SEG_MAX)
+        | bit(virtio_blk::VIRTIO_BLK_F_BLK_SIZE)
+        | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+    if setup.event_idx {
+        wanted |= bit(virtio_ring::VIRTIO_RING_F_EVENT_IDX);
+    }
+    if setup.indirect {
+        wanted |= bit(virtio_ring::VIRTIO_RING_F_INDIRECT_DESC);
+    }
+    let features = offered & (wanted | setup.extra) & !setup.without;
+    let known = VhostUserProtocolFeatures::MQ
+        | VhostUserProtocolFeatures::REPLY_ACK
+        | VhostUserProtocolFeatures::CONFIG
+        | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+        | VhostUserProtocolFeatures::RESET_DEVICE
+        | if setup.inflight {
+            VhostUserProtocolFeatures::INFLIGHT_SHMFD
+        } else {
+            VhostUserProtocolFeatures::empty()
+        };
+    let protocol = step("GET_PROTOCOL_FEATURES", frontend.get_protocol_features())? & known;
+    step(
+        "SET_PROTOCOL_FEATURES",
+        frontend.set_protocol_features(protocol),
+    )?;
+    if protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
+        // Every step is then known to be done, or refused, when it returns.
+        frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+    }
+    if protocol.contains(VhostUserProtocolFeatures::MQ) {
+        step("GET_QUEUE_NUM", frontend.get_queue_num())?;
+    }
+    step("SET_FEATURES", frontend.set_features(features))?;
+    Ok((stream, frontend, features, protocol))
 }
 
 /// A feature bit by its number.
@@ -137,42 +195,7 @@ impl Driver {
     /// # Errors
     /// When the backend is not there or refuses a step.
     pub fn connect(socket: &Path, setup: &Setup) -> Result<Self, DriverError> {
-        let stream = peer::connect(socket)?;
-        let mut frontend = Frontend::from_stream(stream.try_clone()?, 1);
-        step("SET_OWNER", frontend.set_owner())?;
-        let offered = step("GET_FEATURES", frontend.get_features())?;
-        let mut wanted = bit(virtio_config::VIRTIO_F_VERSION_1)
-            | bit(virtio_blk::VIRTIO_BLK_F_FLUSH)
-            | bit(virtio_blk::VIRTIO_BLK_F_RO)
-            | bit(virtio_blk::VIRTIO_BLK_F_MQ)
-            | bit(virtio_blk::VIRTIO_BLK_F_SEG_MAX)
-            | bit(virtio_blk::VIRTIO_BLK_F_BLK_SIZE)
-            | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
-        if setup.event_idx {
-            wanted |= bit(virtio_ring::VIRTIO_RING_F_EVENT_IDX);
-        }
-        if setup.indirect {
-            wanted |= bit(virtio_ring::VIRTIO_RING_F_INDIRECT_DESC);
-        }
-        let features = offered & (wanted | setup.extra) & !setup.without;
-        let known = VhostUserProtocolFeatures::MQ
-            | VhostUserProtocolFeatures::REPLY_ACK
-            | VhostUserProtocolFeatures::CONFIG
-            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
-            | VhostUserProtocolFeatures::RESET_DEVICE;
-        let protocol = step("GET_PROTOCOL_FEATURES", frontend.get_protocol_features())? & known;
-        step(
-            "SET_PROTOCOL_FEATURES",
-            frontend.set_protocol_features(protocol),
-        )?;
-        if protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
-            // Every step is then known to be done, or refused, when it returns.
-            frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-        }
-        if protocol.contains(VhostUserProtocolFeatures::MQ) {
-            step("GET_QUEUE_NUM", frontend.get_queue_num())?;
-        }
-        step("SET_FEATURES", frontend.set_features(features))?;
+        let (stream, frontend, features, protocol) = negotiate(socket, setup)?;
         let guest = Guest::new();
         let event_idx = features & bit(virtio_ring::VIRTIO_RING_F_EVENT_IDX) != 0;
         let rings = (0..setup.queues)
@@ -186,17 +209,57 @@ impl Driver {
             features,
             protocol,
             limit: setup.limit,
+            setup: setup.clone(),
+            inflight: None,
         };
-        driver.send_memory()?;
-        for queue in 0..usize::from(setup.queues) {
-            if setup.rings {
-                driver.configure(queue)?;
+        driver.begin()?;
+        Ok(driver)
+    }
+
+    /// Connects to a successor, with the memory, the rings and all that is in
+    /// flight as they are.
+    ///
+    /// # Errors
+    /// When the backend is not there or refuses a step.
+    pub fn reconnect(&mut self, socket: &Path) -> Result<(), DriverError> {
+        // A backend that lives must see the end of this connection first.
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+        let (stream, frontend, features, protocol) = negotiate(socket, &self.setup)?;
+        (self.stream, self.frontend) = (stream, frontend);
+        (self.features, self.protocol) = (features, protocol);
+        self.begin()
+    }
+
+    /// Memory, records and rings.
+    fn begin(&mut self) -> Result<(), DriverError> {
+        self.send_memory()?;
+        if self
+            .protocol
+            .contains(VhostUserProtocolFeatures::INFLIGHT_SHMFD)
+        {
+            if self.inflight.is_none() {
+                let wanted = VhostUserInflight {
+                    num_queues: self.setup.queues,
+                    queue_size: self.setup.queue_size,
+                    ..VhostUserInflight::default()
+                };
+                let got = self.frontend.get_inflight_fd(&wanted);
+                self.inflight = Some(step("GET_INFLIGHT_FD", got)?);
             }
-            if setup.enable {
-                driver.enable(queue, true)?;
+            if let Some((inflight, memory)) = &self.inflight {
+                let set = self.frontend.set_inflight_fd(inflight, memory.as_raw_fd());
+                step("SET_INFLIGHT_FD", set)?;
             }
         }
-        Ok(driver)
+        for queue in 0..usize::from(self.setup.queues) {
+            if self.setup.rings {
+                self.configure(queue)?;
+            }
+            if self.setup.enable {
+                self.enable(queue, true)?;
+            }
+        }
+        Ok(())
     }
 
     /// Sends the memory table.

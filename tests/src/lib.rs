@@ -18,4 +18,5 @@ pub mod peer;
 pub mod process;
 pub mod scratch;
 pub mod uml;
+pub mod verified;
 pub mod wire;

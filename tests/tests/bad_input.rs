@@ -170,6 +170,20 @@ const TABLE: &[Bad] = &[
         &["--cache", "none", "direct"],
     ),
     bad(
+        "empty file for requests in flight",
+        &["--socket-path=@/s", "--blk-file=@/disk", "--inflight-file="],
+        &["--inflight-file"],
+    ),
+    bad(
+        "the disk as file for requests in flight",
+        &[
+            "--socket-path=@/s",
+            "--blk-file=@/disk",
+            "--inflight-file=@/disk",
+        ],
+        &["--inflight-file", "@/disk"],
+    ),
+    bad(
         "unknown engine",
         &["--socket-path=@/s", "--blk-file=@/disk", "--io-engine=aio"],
         &["--io-engine", "aio", "uring"],

@@ -7,6 +7,7 @@
 
 use std::fmt::Display;
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -17,8 +18,11 @@ use pericarp_block::{
     BadOption, BlockDevice, Command, DeviceOptions, Disk, HELP, Options, SocketOption, parse,
     start_logging,
 };
-use pericarp_confine::{Namespaces, Profile, SocketFile};
-use pericarp_vhost::{Ending, Endpoint, Pool, PoolOptions, Server, Stop, causes};
+use pericarp_confine::{Measure, Namespaces, Profile, SocketFile};
+use pericarp_vhost::{
+    CrashSafety, Ending, Endpoint, InflightFile, Pool, PoolOptions, RecordOf, Reopener, Server,
+    Stop, causes,
+};
 
 const PROGRAM: &str = "pericarp-block";
 
@@ -99,6 +103,7 @@ fn serve(options: &Options) -> Result<(), Failure> {
     let commands = disks.iter().any(Disk::discards_by_command);
     let threads = disks.iter().any(Disk::needs_threads).then_some(MAX_THREADS);
     let devices = make_devices(options, disks);
+    let records = open_records(options)?;
 
     let stop = Stop::new().map_err(|e| Failure::run_time(format_args!("signals: {e}")))?;
     raise_descriptor_limit();
@@ -107,7 +112,7 @@ fn serve(options: &Options) -> Result<(), Failure> {
         workers: options.workers,
         engine: options.engine,
         depth: RING_DEPTH,
-        files: 3 * queues + options.devices.len() as u32,
+        files: 4 * queues + options.devices.len() as u32,
         poll_limit: options.poll_limit,
         commands,
         threads,
@@ -116,7 +121,14 @@ fn serve(options: &Options) -> Result<(), Failure> {
     .map_err(|e| Failure::run_time(causes(&e)))?;
 
     let mut sockets = Vec::new();
-    let result = bind_and_run(options, &devices, (pool, commands), &stop, &mut sockets);
+    let result = bind_and_run(
+        options,
+        &devices,
+        records,
+        (pool, commands),
+        &stop,
+        &mut sockets,
+    );
     for socket in sockets {
         if let Err(e) = socket.remove() {
             warn!("cannot remove a socket: {e}");
@@ -125,7 +137,7 @@ fn serve(options: &Options) -> Result<(), Failure> {
     result
 }
 
-/// A queue takes three descriptors, and the default limit is 1024.
+/// A queue takes four descriptors, and the default limit is 1024.
 fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
@@ -181,6 +193,32 @@ fn make_devices(options: &Options, disks: Vec<Disk>) -> Vec<Arc<BlockDevice>> {
     options.devices.iter().zip(disks).map(make).collect()
 }
 
+/// The file for requests in flight, if one was asked for.
+fn open_records(options: &Options) -> Result<Option<InflightFile>, Failure> {
+    let Some(path) = &options.inflight_file else {
+        return Ok(None);
+    };
+    let devices: Vec<RecordOf<'_>> = options
+        .devices
+        .iter()
+        .map(|device| RecordOf {
+            id: &device.id,
+            store: &device.disk.file,
+            queues: device.queues,
+            queue_size: device.queue_size,
+        })
+        .collect();
+    InflightFile::open(path, &devices)
+        .map(Some)
+        .map_err(|rule| {
+            Failure::input(BadOption {
+                option: "--inflight-file".to_owned(),
+                value: path.display().to_string(),
+                rule: rule.to_string(),
+            })
+        })
+}
+
 /// The name of an option as this command line has it.
 fn spelled<'a>(options: &Options, single: &'a str, key: &'a str) -> &'a str {
     let only = options.devices.len() == 1 && options.devices[0].id == "disk";
@@ -202,6 +240,7 @@ fn socket_mistake(device: &DeviceOptions, rule: &dyn Display) -> BadOption {
 fn bind_and_run(
     options: &Options,
     devices: &[Arc<BlockDevice>],
+    records: Option<InflightFile>,
     (pool, commands): (Pool<BlockDevice>, bool),
     stop: &Stop,
     sockets: &mut Vec<SocketFile>,
@@ -225,15 +264,23 @@ fn bind_and_run(
             &pool,
         ));
     }
+    let mut reopener = Reopener::new().map_err(|e| e.to_string());
     if options.confine {
         let profile = Profile {
-            syscalls: &[],
+            // Of the records of requests in flight: their memory and its lock.
+            syscalls: &[libc::SYS_memfd_create, libc::SYS_ftruncate, libc::SYS_flock],
             ioctls: if commands { &[BLKDISCARD] } else { &[] },
             namespaces: Namespaces::ALL,
         };
-        let confinement = pericarp_confine::enter(&profile, sockets).map_err(|e| {
-            Failure::run_time(format_args!("cannot confine itself: {}", causes(&e)))
-        })?;
+        let confinement = pericarp_confine::enter_reopening(
+            &profile,
+            sockets,
+            reopener.as_ref().ok().map(|r| r.as_fd()),
+        )
+        .map_err(|e| Failure::run_time(format_args!("cannot confine itself: {}", causes(&e))))?;
+        if !confinement.has(Measure::Landlock) {
+            reopener = Err("landlock does not hold".to_owned());
+        }
         // What the kernel or the system's policy withholds must be seen.
         let level = if confinement.is_complete() {
             Level::Info
@@ -243,6 +290,20 @@ fn bind_and_run(
         log!(level, "{confinement}");
     } else {
         warn!("not confined, as asked");
+    }
+
+    let reopener = match reopener {
+        Ok(reopener) => Some(Arc::new(reopener)),
+        Err(why) => {
+            warn!("front ends cannot keep requests in flight (INFLIGHT_SHMFD): {why}");
+            None
+        }
+    };
+    for (index, server) in servers.iter_mut().enumerate() {
+        server.keep_records(CrashSafety {
+            reopener: reopener.clone(),
+            file: records.as_ref().and_then(|file| file.device(index)),
+        });
     }
 
     let running = pool

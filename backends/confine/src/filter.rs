@@ -4,6 +4,7 @@
 //! a plan for failure get an error instead.
 
 use std::collections::BTreeMap;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use libc::*;
 use seccompiler::{
@@ -91,7 +92,14 @@ const REGISTERED_RING: u64 = 1 << 31;
 
 const SOCKET_OPTIONS: &[c_int] = &[SO_RCVTIMEO, SO_SNDTIMEO, SO_RCVBUF, SO_SNDBUF];
 
-pub(crate) fn install(profile: &Profile<'_>, report: &mut Confinement) -> Result<(), ConfineError> {
+/// The one way to open a descriptor anew: rustix adds O_LARGEFILE.
+const REOPEN: c_int = O_RDWR | O_CLOEXEC | 0o100_000;
+
+pub(crate) fn install(
+    profile: &Profile<'_>,
+    descriptors: Option<BorrowedFd<'_>>,
+    report: &mut Confinement,
+) -> Result<(), ConfineError> {
     if rustix::thread::secure_computing_mode().is_err() {
         report.lacks(Measure::Seccomp, "seccomp (not in this kernel)");
         return Ok(());
@@ -104,12 +112,17 @@ pub(crate) fn install(profile: &Profile<'_>, report: &mut Confinement) -> Result
             .collect()
     };
     let absent = refuse(&wanted(ABSENT), ENOSYS).map_err(ConfineError::Build)?;
-    let refused = wanted(&[REFUSED, REFUSED_LEGACY].concat());
+    let mut refused = wanted(&[REFUSED, REFUSED_LEGACY].concat());
+    let reopening = descriptors.map_or(Ok(BpfProgram::new()), |directory| {
+        refused.retain(|call| *call != SYS_openat);
+        refuse_other_opens(directory)
+    });
+    let reopening = reopening.map_err(ConfineError::Build)?;
     let refused = refuse(&refused, EPERM).map_err(ConfineError::Build)?;
     // The strictest answer of all filters counts, and an error is stricter than
     // permission but milder than death: what the two refuse, the list allows.
     // Each filter must let `seccomp` itself pass, so the list comes last.
-    for program in [&absent, &refused] {
+    for program in [&absent, &refused, &reopening] {
         if !program.is_empty() {
             apply_filter(program).map_err(ConfineError::Filter)?;
         }
@@ -117,6 +130,20 @@ pub(crate) fn install(profile: &Profile<'_>, report: &mut Confinement) -> Result
     apply_filter_all_threads(&allowed).map_err(ConfineError::Filter)?;
     report.holds(Measure::Seccomp, format!("seccomp ({count} system calls)"));
     Ok(())
+}
+
+/// Refuses `openat` unless it is through this descriptor, with these flags.
+fn refuse_other_opens(directory: BorrowedFd<'_>) -> Result<BpfProgram, BackendError> {
+    let other = |argument, value| {
+        let condition = SeccompCondition::new(argument, Len::Dword, Op::Ne, number(value))?;
+        rule(&[condition])
+    };
+    let others = vec![other(0, directory.as_raw_fd())?, other(2, REOPEN)?];
+    compile(
+        BTreeMap::from([(SYS_openat, others)]),
+        SeccompAction::Allow,
+        SeccompAction::Errno(EPERM.unsigned_abs()),
+    )
 }
 
 /// The filter that kills on all but the listed calls, and how many these are.

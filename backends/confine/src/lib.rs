@@ -74,6 +74,17 @@
 //! rests on the empty root. Without it, absolute paths lead to every socket of
 //! the host, unless Landlock of ABI 9 or later stands in the way.
 //!
+//! **Opening own descriptors anew.** A memfd that came from a front end can be
+//! locked for this process alone only through a file description of its own, and
+//! only `/proc/self/fd` gives one. [`enter_reopening`] keeps that directory
+//! within reach. From it a path leads to all of `/proc`, and `..` further up
+//! where the root is not empty; it is Landlock that refuses to open anything
+//! there, while memfds and pipes of this process lie on file systems of the
+//! kernel's own, which Landlock lets pass. Without Landlock it is therefore
+//! refused altogether. O_PATH, which Landlock does not see, is refused by the
+//! filter: it compares the flags. Neither makes the open of a file on a hostile
+//! file system safe from waiting: look that it is a memfd first.
+//!
 //! # Cost for the host's tools
 //!
 //! A process that cannot be dumped owns its `/proc` entries as root: only root
@@ -87,6 +98,7 @@ mod report;
 mod socket;
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use namespaces::Namespaces;
@@ -175,6 +187,23 @@ pub fn enter(
     profile: &Profile<'_>,
     sockets: &mut [SocketFile],
 ) -> Result<Confinement, ConfineError> {
+    enter_reopening(profile, sockets, None)
+}
+
+/// As [`enter`], for a program that must open descriptors of its own anew, to
+/// have a file description that nobody else holds. `descriptors` is an open
+/// `/proc/self/fd`; the filter then lets `openat` pass with exactly this
+/// descriptor, for reading and writing. Where Landlock does not hold, it lets
+/// nothing pass: see "Opening own descriptors anew" above.
+///
+/// # Errors
+///
+/// As [`enter`].
+pub fn enter_reopening(
+    profile: &Profile<'_>,
+    sockets: &mut [SocketFile],
+    descriptors: Option<BorrowedFd<'_>>,
+) -> Result<Confinement, ConfineError> {
     static ENTERED: AtomicBool = AtomicBool::new(false);
     if ENTERED.load(Ordering::Relaxed) {
         return Err(ConfineError::Again);
@@ -192,7 +221,8 @@ pub fn enter(
     }
     privileges::drop_all(&mut report)?;
     files::forbid(sockets, &mut report)?;
-    filter::install(profile, &mut report)?;
+    let descriptors = descriptors.filter(|_| report.has(Measure::Landlock));
+    filter::install(profile, descriptors, &mut report)?;
     Ok(report)
 }
 

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use thiserror::Error;
 
+use crate::inflight::cut;
 use crate::memory::GuestMemory;
 
 /// The largest queue this implementation serves.
@@ -78,6 +79,15 @@ pub(crate) struct Descriptor {
     pub(crate) len: u32,
     pub(crate) flags: u16,
     pub(crate) next: u16,
+}
+
+impl Descriptor {
+    /// All its bytes, to be compared.
+    pub(crate) fn words(self) -> [u64; 2] {
+        let low = u64::from(self.len);
+        let high = u64::from(self.flags) << 32 | u64::from(self.next) << 48;
+        [self.address, low | high]
+    }
 }
 
 /// A split virtqueue, device side.
@@ -198,6 +208,22 @@ impl SplitQueue {
         u16::from_le(self.avail_idx().load(Ordering::Relaxed)) != self.next_avail
     }
 
+    /// Pops `next_avail` next, which is what a record of requests in flight says.
+    pub(crate) fn resume_at(&mut self, next_avail: u16) {
+        self.next_avail = next_avail;
+        self.avail_seen = next_avail;
+    }
+
+    /// The driver's index, now.
+    pub(crate) fn available(&self) -> u16 {
+        u16::from_le(self.avail_idx().load(Ordering::Acquire))
+    }
+
+    /// used.idx as last stored.
+    pub(crate) fn published(&self) -> u16 {
+        self.published
+    }
+
     /// Takes the last [`pop`](Self::pop) back.
     pub(crate) fn undo_pop(&mut self) {
         self.next_avail = self.next_avail.wrapping_sub(1);
@@ -240,6 +266,7 @@ impl SplitQueue {
         if old != new {
             // Release: the elements are visible before the index.
             self.used_idx().store(new.to_le(), Ordering::Release);
+            cut();
             self.published = new;
         }
         if std::mem::take(&mut self.must_signal) {

@@ -16,6 +16,7 @@ use std::collections::VecDeque;
 use libc::iovec;
 
 use crate::chain::{Chain, ChainError, Segments};
+use crate::inflight::{QueueRecord, Recovered};
 use crate::queue::{QueueError, SplitQueue};
 
 /// Bytes of one bounce buffer; longer requests go in several steps.
@@ -53,6 +54,10 @@ pub struct RequestQueue<R> {
     bounce_made: usize,
     /// Heads waiting for a bounce buffer, first come first served.
     waiting: VecDeque<u16>,
+    /// For a successor, where one is provided for.
+    record: Option<QueueRecord>,
+    /// What a predecessor left in flight, the oldest last.
+    again: Vec<u16>,
 }
 
 impl<R: Default> RequestQueue<R> {
@@ -66,7 +71,44 @@ impl<R: Default> RequestQueue<R> {
             idle_bounce: Vec::new(),
             bounce_made: 0,
             waiting: VecDeque::new(),
+            record: None,
+            again: Vec::new(),
         }
+    }
+
+    /// Keeps this record from now on. What it says was in flight comes out of
+    /// [`pop_again`](Self::pop_again), which must be emptied before the first pop.
+    #[must_use]
+    pub fn with_record(mut self, recovered: Option<Recovered>) -> Self {
+        if let Some(Recovered { record, again }) = recovered {
+            self.record = Some(record);
+            self.again = again;
+        }
+        self
+    }
+
+    /// The next request of a predecessor, oldest first, as if popped just now.
+    pub fn pop_again(&mut self) -> Option<(u16, Result<(), ChainError>)> {
+        let head = self.again.pop()?;
+        Some((head, self.load(head)))
+    }
+
+    fn load(&mut self, head: u16) -> Result<(), ChainError> {
+        let slot = &mut self.slots[usize::from(head)];
+        slot.busy = true;
+        slot.state = R::default();
+        self.in_flight += 1;
+        slot.segments.load(&self.queue, head)
+    }
+
+    /// Makes all finished requests visible; see [`SplitQueue::publish`].
+    #[inline]
+    pub fn publish(&mut self) -> bool {
+        let call = self.queue.publish();
+        if let Some(record) = &mut self.record {
+            record.published(self.queue.published());
+        }
+        call
     }
 
     /// Requests popped and not yet finished.
@@ -90,16 +132,17 @@ impl<R: Default> RequestQueue<R> {
         let Some(head) = self.queue.pop()? else {
             return Ok(None);
         };
-        let slot = &mut self.slots[usize::from(head)];
-        if slot.busy {
+        if self.slots[usize::from(head)].busy {
             self.queue.undo_pop();
             return Err(QueueError::DuplicateHead(head));
         }
-        slot.busy = true;
-        slot.state = R::default();
-        self.in_flight += 1;
-        let loaded = slot.segments.load(&self.queue, head);
-        Ok(Some((head, loaded)))
+        // Before anything of it is done.
+        if let Some(record) = &mut self.record
+            && let Some(descriptor) = self.queue.descriptor(head)
+        {
+            record.submitted(head, descriptor);
+        }
+        Ok(Some((head, self.load(head))))
     }
 
     /// The chain and state of an in-flight request.
@@ -119,6 +162,9 @@ impl<R: Default> RequestQueue<R> {
         slot.segments.trim();
         self.in_flight -= 1;
         self.queue.push_used(head, written);
+        if let Some(record) = &mut self.record {
+            record.completed(head);
+        }
         let bounce = slot.bounce.take()?;
         let next = self.waiting.pop_front();
         match next {
@@ -277,7 +323,7 @@ mod tests {
         let head = pop(&mut queue);
         *queue.request(head).1 = 7;
         assert_eq!(queue.finish(head, 3), None);
-        queue.ring().publish();
+        queue.publish();
         assert_eq!(guest.used(0), (u32::from(head), 3));
         guest.offer(head);
         assert_eq!(pop(&mut queue), head);

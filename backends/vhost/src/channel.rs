@@ -5,14 +5,18 @@
 //! longer than its regions, pipes for descriptors), and wait for a message and
 //! for the end of the program at once. Message layouts are the crate's.
 
-use std::io::{IoSliceMut, Read};
+use std::io::{IoSlice, IoSliceMut, Read};
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, recvmsg, sendmsg,
+};
 use thiserror::Error;
 use vhost::vhost_user::message::{FrontendReq, MAX_MSG_SIZE};
 use vm_memory::ByteValued;
@@ -151,6 +155,25 @@ impl Channel {
         }
     }
 
+    /// Waits for nothing but the time, the end of the program, and the end of
+    /// the front end; the last two are errors.
+    pub(crate) fn pause(&self, time: Duration) -> Result<(), ChannelError> {
+        let mut fds = [
+            PollFd::new(&self.stream, PollFlags::RDHUP),
+            PollFd::from_borrowed_fd(self.stop.event(), PollFlags::IN),
+        ];
+        let time = Timespec {
+            tv_sec: time.as_secs() as i64,
+            tv_nsec: i64::from(time.subsec_nanos()),
+        };
+        match poll(&mut fds, Some(&time)) {
+            Ok(_) if fds[1].revents().contains(PollFlags::IN) => Err(ChannelError::Stopped),
+            Ok(_) if !fds[0].revents().is_empty() => Err(ChannelError::Closed),
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
     fn receive_some(
         &self,
         buffer: &mut [u8],
@@ -186,6 +209,16 @@ impl Channel {
 
     /// Answers a request.
     pub(crate) fn reply(&mut self, code: u32, payload: &[u8]) -> Result<(), ChannelError> {
+        self.reply_with(code, payload, None)
+    }
+
+    /// Answers a request, with a descriptor.
+    pub(crate) fn reply_with(
+        &mut self,
+        code: u32,
+        payload: &[u8],
+        fd: Option<BorrowedFd<'_>>,
+    ) -> Result<(), ChannelError> {
         let mut bytes = Vec::with_capacity(HEADER_SIZE + payload.len());
         for word in [code, FLAG_VERSION | FLAG_REPLY, payload.len() as u32] {
             bytes.extend_from_slice(&word.to_ne_bytes());
@@ -207,7 +240,15 @@ impl Channel {
                 Err(errno) => return Err(errno.into()),
             }
             let flags = rustix::net::SendFlags::NOSIGNAL | rustix::net::SendFlags::DONTWAIT;
-            match rustix::net::send(&self.stream, &bytes[sent..], flags) {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            // It goes with the first byte.
+            let fds = fd.filter(|_| sent == 0).map(|fd| [fd]);
+            if let Some(fds) = &fds {
+                control.push(SendAncillaryMessage::ScmRights(fds));
+            }
+            let rest = [IoSlice::new(&bytes[sent..])];
+            match sendmsg(&self.stream, &rest, &mut control, flags) {
                 Ok(n) => sent += n,
                 Err(Errno::INTR | Errno::AGAIN) => {}
                 Err(Errno::PIPE | Errno::CONNRESET) => return Err(ChannelError::Closed),

@@ -13,6 +13,7 @@ mod channel;
 mod device;
 mod mailbox;
 mod pool;
+mod records;
 mod server;
 mod session;
 mod stop;
@@ -20,6 +21,7 @@ mod worker;
 
 pub use device::{ConfigRefused, Device, Step};
 pub use pool::{Pool, PoolError, PoolOptions};
+pub use records::{CrashSafety, InflightFile, InflightFileError, RecordOf, Records, Reopener};
 pub use server::{Endpoint, EndpointError, Server};
 pub use stop::{Ending, Stop};
 

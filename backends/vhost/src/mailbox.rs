@@ -14,6 +14,7 @@ use pericarp_uring::EngineError;
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::device::Device;
+use crate::session::Kept;
 
 /// Names one virtqueue of one device in this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +32,8 @@ pub(crate) struct StartQueue<D> {
     pub(crate) kick: Arc<OwnedFd>,
     pub(crate) call: Option<Bell>,
     pub(crate) error: Option<Bell>,
+    /// For a successor of this process.
+    pub(crate) record: Option<Kept>,
 }
 
 /// A descriptor that tells the driver something. Cloning shares it.

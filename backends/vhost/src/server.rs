@@ -13,17 +13,21 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::{debug, info, warn};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use thiserror::Error;
 
 use crate::device::Device;
 use crate::pool::{Handles, Pool};
+use crate::records::CrashSafety;
 use crate::session::Session;
 use crate::stop::Stop;
+
+/// How long a process that was killed may need to let go of its socket.
+const DYING: Duration = Duration::from_secs(1);
 
 /// Why a socket cannot be used. The text is what an operator reads.
 #[derive(Debug, Error)]
@@ -68,11 +72,21 @@ impl Endpoint {
         }
         match fs::symlink_metadata(path) {
             Ok(found) if !found.file_type().is_socket() => Err(EndpointError::NotASocket),
-            Ok(_) => match UnixStream::connect(path) {
-                Ok(_) => Err(EndpointError::Live),
-                Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
-                Err(e) => Err(EndpointError::Bind(e)),
-            },
+            Ok(_) => {
+                let begin = Instant::now();
+                loop {
+                    let stream = match UnixStream::connect(path) {
+                        Ok(stream) => stream,
+                        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => return Ok(()),
+                        Err(e) => return Err(EndpointError::Bind(e)),
+                    };
+                    // Whoever was killed a moment ago hangs up in a moment.
+                    let left = DYING.saturating_sub(begin.elapsed());
+                    if left.is_zero() || !hangs_up(&stream, left) {
+                        return Err(EndpointError::Live);
+                    }
+                }
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
                 match fs::metadata(parent.unwrap_or(Path::new("."))) {
@@ -152,6 +166,16 @@ impl Endpoint {
     }
 }
 
+/// Waits for the other end to go away.
+fn hangs_up(stream: &UnixStream, limit: Duration) -> bool {
+    let mut fds = [PollFd::new(stream, PollFlags::RDHUP)];
+    let limit = Timespec {
+        tv_sec: limit.as_secs() as i64,
+        tv_nsec: i64::from(limit.subsec_nanos()),
+    };
+    poll(&mut fds, Some(&limit)).is_ok_and(|count| count > 0)
+}
+
 /// One device behind one socket.
 #[derive(Debug)]
 pub struct Server<D: Device> {
@@ -159,6 +183,7 @@ pub struct Server<D: Device> {
     device: Arc<D>,
     device_id: u16,
     workers: Handles<D>,
+    safety: CrashSafety,
 }
 
 impl<D: Device> Server<D> {
@@ -170,7 +195,13 @@ impl<D: Device> Server<D> {
             device,
             device_id,
             workers: pool.handles(),
+            safety: CrashSafety::default(),
         }
+    }
+
+    /// Provides for a successor that goes on when this process is killed.
+    pub fn keep_records(&mut self, safety: CrashSafety) {
+        self.safety = safety;
     }
 
     /// Serves on a thread of its own until `stop` is requested.
@@ -209,6 +240,7 @@ impl<D: Device> Server<D> {
             &self.device,
             self.device_id,
             &self.workers,
+            &self.safety,
         );
         session.run();
         info!("device {}: front end gone", self.device_id);

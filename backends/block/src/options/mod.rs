@@ -62,6 +62,8 @@ the process:
   --cpus LIST           pin the workers to these CPUs in turn, such as 0,2-3
   --poll-us N           poll up to N microseconds before sleeping, where that has been
                         paying, 0 to 1000 (default 5)
+  --inflight-file PATH  keep requests in flight there, for the successor of a killed process;
+                        made if missing, best on a memory file system such as /run
   --io-engine ENGINE    auto (default), uring or sync
   --log-level LEVEL     error, warn (default), info, debug or off
   --no-confine          keep all privileges; for debugging only
@@ -120,6 +122,8 @@ pub struct Options {
     pub engine: EngineKind,
     /// The longest time a worker polls before it sleeps.
     pub poll_limit: Duration,
+    /// Where requests in flight are kept for front ends that do not keep them.
+    pub inflight_file: Option<PathBuf>,
     /// Log level.
     pub log_level: LevelFilter,
     /// Confine the process.
@@ -159,6 +163,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
     let (mut workers, mut cpus, mut engine, mut level) = (None, None, None, None);
     let mut poll_limit = None;
     let mut confine = true;
+    let mut inflight_file = None;
     while let Some(argument) = parser
         .next()
         .map_err(|e| bad("command line", "", format!("{e}; see --help")))?
@@ -201,6 +206,13 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
             }
             "--workers" => workers = Some(number(&name, &value()?, 1, MAX_WORKERS)?),
             "--cpus" => cpus = Some(cpu_list(&name, &value()?)?),
+            "--inflight-file" => {
+                let path = value()?;
+                if path.is_empty() {
+                    return Err(bad(&name, "\"\"", "empty: give the path of a file"));
+                }
+                inflight_file = Some(PathBuf::from(path));
+            }
             "--io-engine" => engine = Some(io_engine(&name, &value()?)?),
             "--log-level" => level = Some(log_level(&name, &value()?)?),
             "--socket-path" | "--fd" if single.socket.is_some() => {
@@ -230,6 +242,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
     }
     let mut options = finish(drafts, workers, cpus, engine, level, confine)?;
     options.poll_limit = poll_limit.unwrap_or(POLL_LIMIT);
+    options.inflight_file = inflight_file;
     Ok(Command::Serve(Box::new(options)))
 }
 
@@ -279,6 +292,7 @@ fn finish(
         cpus: cpus.unwrap_or_default(),
         engine: engine.unwrap_or_default(),
         poll_limit: POLL_LIMIT,
+        inflight_file: None,
         log_level: level.unwrap_or(LevelFilter::Warn),
         confine,
     })

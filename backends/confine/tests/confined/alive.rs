@@ -12,7 +12,9 @@ use std::path::Path;
 use std::sync::mpsc;
 
 use io_uring::{IoUring, opcode, squeue, types};
-use pericarp_confine::{ConfineError, Measure, Namespaces, Profile, SocketFile, enter};
+use pericarp_confine::{
+    ConfineError, Measure, Namespaces, Profile, SocketFile, enter, enter_reopening,
+};
 use rustix::fs::{AtFlags, CWD, MemfdFlags, Mode, OFlags, memfd_create, openat, statat, unlinkat};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap};
@@ -433,4 +435,72 @@ pub(crate) fn profile_adds(_: &Path) {
     rustix::fs::ftruncate(&file, 4096).unwrap();
     memfd_create("y", MemfdFlags::CLOEXEC).unwrap();
     IoUring::new(8).unwrap();
+}
+
+pub(crate) fn reopening(dir: &Path) {
+    let image = dir.join("image");
+    fs::write(&image, b"x").unwrap();
+    let image = File::options().read(true).write(true).open(&image).unwrap();
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let own = openat(CWD, "/proc/self/fd", flags, Mode::empty()).unwrap();
+    let leaked = path_fd(dir);
+    let memory = memfd_create("record", MemfdFlags::CLOEXEC).unwrap();
+    let report = enter_reopening(&PROFILE, &mut [], Some(own.as_fd())).unwrap();
+    std::thread::spawn(move || {
+        let open = |name: &str, flags| openat(&own, name, flags | OFlags::CLOEXEC, Mode::empty());
+        let number = memory.as_raw_fd().to_string();
+        if !report.has(Measure::Landlock) {
+            assert_eq!(open(&number, OFlags::RDWR).unwrap_err(), Errno::PERM);
+            return;
+        }
+        // A description of its own: one lock keeps the other out.
+        let again = open(&number, OFlags::RDWR).unwrap();
+        rustix::io::write(&again, b"same").unwrap();
+        assert_eq!(rustix::io::pread(&memory, &mut [0; 4], 0).unwrap(), 4);
+        assert_eq!(rustix::fs::tell(&memory).unwrap(), 0);
+        // A path, however it is put, and a file of a real file system.
+        for path in [
+            "../../../etc/passwd",
+            "../../etc/passwd",
+            "../../sys/kernel/hostname",
+            "../environ",
+            "../mem",
+            "../root/etc/passwd",
+            "../cwd",
+            "../../1/root/etc/passwd",
+            "../../self/root/etc/passwd",
+            "/etc/passwd",
+            "../exe",
+            "../task",
+            ".",
+            &image.as_raw_fd().to_string(),
+            &format!("{}/image", leaked.as_raw_fd()),
+        ] {
+            let error = open(path, OFlags::RDWR).map(drop).unwrap_err();
+            let refused = [
+                Errno::ACCESS,
+                Errno::NOENT,
+                Errno::ISDIR,
+                Errno::LOOP,
+                Errno::NOTDIR,
+                Errno::TXTBSY,
+            ];
+            assert!(refused.contains(&error), "{path}: {error}");
+        }
+        // Other flags, and other directories.
+        for flags in [OFlags::RDONLY, OFlags::PATH, OFlags::RDWR | OFlags::CREATE] {
+            assert_eq!(open(&number, flags).unwrap_err(), Errno::PERM, "{flags:?}");
+        }
+        let other = openat(
+            &leaked,
+            "image",
+            OFlags::RDWR | OFlags::CLOEXEC,
+            Mode::empty(),
+        );
+        assert_eq!(other.unwrap_err(), Errno::PERM);
+        let none = openat(CWD, "/", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+        assert_eq!(none.unwrap_err(), Errno::PERM);
+    })
+    .join()
+    .unwrap();
 }

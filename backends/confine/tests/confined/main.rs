@@ -41,6 +41,10 @@ const ALIVE: &[Case<fn(&Path)>] = &[
     ("a_second_thread_is_an_error", alive::second_thread),
     ("what_a_kernel_lacks_is_reported", alive::less),
     ("a_landlock_failure_is_an_error", alive::landlock_fails),
+    (
+        "own_memory_can_be_opened_anew_and_nothing_else",
+        alive::reopening,
+    ),
     ("a_profile_adds_calls_and_ioctls", alive::profile_adds),
 ];
 

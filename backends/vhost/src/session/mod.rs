@@ -5,6 +5,7 @@
 //! reads the next. Whatever the front end does, the session ends with every
 //! queue taken back and drained, so that the next front end starts clean.
 
+mod inflight;
 mod memory;
 #[cfg(test)]
 mod tests;
@@ -15,7 +16,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use log::{debug, warn};
-use pericarp_ring::{GuestMemory, MAX_REGIONS, MemoryError, QueueError, Region};
+use pericarp_ring::{GuestMemory, InflightError, MAX_REGIONS, MemoryError, QueueError, Region};
 use pericarp_uring::EngineError;
 use thiserror::Error;
 use vhost::vhost_user::message::{
@@ -28,7 +29,9 @@ use crate::channel::{Channel, ChannelError, Message};
 use crate::device::Device;
 use crate::features;
 use crate::pool::Handles;
+use crate::records::{CrashSafety, Records};
 use crate::stop::Stop;
+pub(crate) use inflight::Kept;
 use vring::Vring;
 
 /// What we can do beyond the base protocol. BACKEND_REQ is offered because
@@ -81,6 +84,16 @@ enum Refusal {
     Engine(#[from] EngineError),
     #[error("the worker is gone")]
     WorkerGone,
+    #[error("it is not memory that can be kept from shrinking")]
+    NotMemory,
+    #[error("requests in flight")]
+    Inflight(#[from] InflightError),
+    #[error("another process still owns the records of requests in flight, or its I/O goes on")]
+    Fenced,
+    #[error("the system refused it")]
+    System(#[from] std::io::Error),
+    #[error("the system refused it")]
+    Kernel(#[from] rustix::io::Errno),
 }
 
 /// The state of one connection.
@@ -90,6 +103,7 @@ pub(crate) struct Session<'s, D: Device> {
     device: &'s Arc<D>,
     device_id: u16,
     workers: &'s Handles<D>,
+    safety: &'s CrashSafety,
     features: u64,
     protocol: VhostUserProtocolFeatures,
     regions: Vec<Region>,
@@ -97,6 +111,8 @@ pub(crate) struct Session<'s, D: Device> {
     vrings: Vec<Vring>,
     /// The channel for requests of ours, once the front end gave one.
     backend_channel: Option<OwnedFd>,
+    /// The records that the front end keeps, once it gave them.
+    shared: Option<Records>,
 }
 
 impl<'s, D: Device> Session<'s, D> {
@@ -106,6 +122,7 @@ impl<'s, D: Device> Session<'s, D> {
         device: &'s Arc<D>,
         device_id: u16,
         workers: &'s Handles<D>,
+        safety: &'s CrashSafety,
     ) -> Self {
         // Nothing of an earlier front end may linger in the device.
         device.negotiated(0);
@@ -114,6 +131,7 @@ impl<'s, D: Device> Session<'s, D> {
             device,
             device_id,
             workers,
+            safety,
             features: 0,
             protocol: VhostUserProtocolFeatures::empty(),
             regions: Vec::new(),
@@ -122,6 +140,7 @@ impl<'s, D: Device> Session<'s, D> {
                 .map(|_| Vring::default())
                 .collect(),
             backend_channel: None,
+            shared: None,
         }
     }
 
@@ -145,6 +164,9 @@ impl<'s, D: Device> Session<'s, D> {
     fn turn(&mut self) -> Result<(), ChannelError> {
         let mut message = self.channel.receive()?;
         let code = message.code;
+        if message.request() == Some(FrontendReq::GET_INFLIGHT_FD) {
+            return self.answer_inflight(&message);
+        }
         let answered = message.request().is_some_and(|r| ANSWERED.contains(&r));
         match self.handle(&mut message) {
             Ok(Some(answer)) => self.channel.reply(code, &answer),
@@ -179,7 +201,9 @@ impl<'s, D: Device> Session<'s, D> {
         let number = |value: u64| Ok(Some(value.to_ne_bytes().to_vec()));
         match request {
             FrontendReq::GET_FEATURES => return number(self.offered()),
-            FrontendReq::GET_PROTOCOL_FEATURES => return number(PROTOCOL_FEATURES.bits()),
+            FrontendReq::GET_PROTOCOL_FEATURES => {
+                return number((PROTOCOL_FEATURES | self.inflight_feature()).bits());
+            }
             FrontendReq::GET_QUEUE_NUM => return number(self.vrings.len() as u64),
             FrontendReq::GET_MAX_MEM_SLOTS => return number(MAX_REGIONS as u64),
             FrontendReq::GET_CONFIG => return self.get_config(message).map(Some),
@@ -195,10 +219,11 @@ impl<'s, D: Device> Session<'s, D> {
             FrontendReq::SET_PROTOCOL_FEATURES => {
                 let bits = number_in(message)?;
                 let known = VhostUserProtocolFeatures::from_bits(bits)
-                    .filter(|f| PROTOCOL_FEATURES.contains(*f));
+                    .filter(|f| (PROTOCOL_FEATURES | self.inflight_feature()).contains(*f));
                 self.protocol = known.ok_or(Refusal::Features(bits))?;
             }
             FrontendReq::SET_CONFIG => self.set_config(message)?,
+            FrontendReq::SET_INFLIGHT_FD => self.set_inflight(message)?,
             FrontendReq::SET_MEM_TABLE => self.set_mem_table(message)?,
             FrontendReq::ADD_MEM_REG => self.add_region(message)?,
             FrontendReq::REM_MEM_REG => self.remove_region(message)?,

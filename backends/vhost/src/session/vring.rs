@@ -191,7 +191,9 @@ impl<D: Device> Session<'_, D> {
             used: addresses.used,
         };
         let event_idx = self.features & features::EVENT_IDX != 0;
-        let queue = SplitQueue::new(Arc::clone(&self.memory), layout, vring.base, event_idx)?;
+        let mut queue = SplitQueue::new(Arc::clone(&self.memory), layout, vring.base, event_idx)?;
+        // Where there is a record, it knows better than SET_VRING_BASE.
+        let record = self.recover(index, &mut queue, &layout)?;
         let (reply, answer) = sync_channel(1);
         let start = Box::new(StartQueue {
             id,
@@ -200,6 +202,7 @@ impl<D: Device> Session<'_, D> {
             kick: Arc::clone(kick),
             call: vring.call.clone(),
             error: vring.error.clone(),
+            record,
         });
         self.workers.of(id).send(Command::Start(start, reply));
         answer.recv().map_err(|_| Refusal::WorkerGone)??;

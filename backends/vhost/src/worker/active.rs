@@ -16,6 +16,7 @@ use super::ringer::Ringer;
 use super::token::Token;
 use crate::device::{Device, Step};
 use crate::mailbox::{QueueId, StartQueue, Stopped};
+use crate::records::Fence;
 
 /// Requests that are popped before those so far are handed to the kernel. The
 /// disk starts early and the cost of the entry is shared all the same. On a
@@ -52,6 +53,10 @@ pub(super) struct Active<D: Device> {
     pub(super) kick_token: u64,
     /// Keeps the descriptor open for as long as the engine watches it.
     _kick: Arc<OwnedFd>,
+    /// The lock that outlives us until the last I/O ended, and its place in the
+    /// engine.
+    _fence: Option<Arc<Fence>>,
+    pub(super) fence_slot: Option<FileSlot>,
     pub(super) call: Option<Ringer>,
     pub(super) error: Option<Ringer>,
     pub(super) state: State,
@@ -60,28 +65,43 @@ pub(super) struct Active<D: Device> {
 }
 
 impl<D: Device> Active<D> {
-    /// A queue that has nothing in flight and nobody to call yet.
+    /// A queue that has nobody to call yet.
     pub(super) fn new(
         start: StartQueue<D>,
         files: Arc<[FileSlot]>,
         kick_slot: FileSlot,
         kick_token: u64,
     ) -> Self {
+        let (recovered, fence) = match start.record {
+            Some(kept) => (Some(kept.recovered), Some(kept.fence)),
+            None => (None, None),
+        };
         let steps = vec![Step::Done { written: 0 }; usize::from(start.queue.size())];
         Self {
             id: start.id,
             device: start.device,
-            requests: RequestQueue::new(start.queue),
+            requests: RequestQueue::new(start.queue).with_record(recovered),
             steps: steps.into_boxed_slice(),
             files,
             syncs: Vec::new(),
             kick_slot,
             kick_token,
             _kick: start.kick,
+            _fence: fence,
+            fence_slot: None,
             call: None,
             error: None,
             state: State::Running,
             armed: false,
+        }
+    }
+
+    /// Starts what a predecessor left in flight, in the order it was started in.
+    pub(super) fn start_again(&mut self, engine: &mut Engine, slot: usize) {
+        while let Some((head, loaded)) = self.requests.pop_again() {
+            let (chain, request) = self.requests.request(head);
+            let step = self.device.start(loaded, chain, request);
+            self.take_step(engine, slot, head, step);
         }
     }
 
@@ -117,7 +137,7 @@ impl<D: Device> Active<D> {
 
     /// Makes finished requests visible to the driver and calls it if it asked.
     pub(super) fn publish(&mut self, engine: &mut Engine) {
-        if self.requests.ring().publish()
+        if self.requests.publish()
             && let Some(call) = &self.call
         {
             call.ring(engine);

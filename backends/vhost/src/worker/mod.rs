@@ -201,6 +201,10 @@ impl<D: Device> Worker<D> {
         let kick_slot = self.engine.add_file(start.kick.as_raw_fd())?;
         let call = Ringer::new(&mut self.engine, start.call.take())?;
         let error = Ringer::new(&mut self.engine, start.error.take())?;
+        let fence = match &start.record {
+            Some(kept) => Some(self.engine.add_file(kept.fence.descriptor())?),
+            None => None,
+        };
         let slot = self.queues.iter().position(Option::is_none);
         let slot = slot.unwrap_or_else(|| {
             self.queues.push(None);
@@ -212,6 +216,8 @@ impl<D: Device> Worker<D> {
         let mut active = Active::new(start, files, kick_slot, kick_token);
         active.call = call;
         active.error = error;
+        active.fence_slot = fence;
+        active.start_again(&mut self.engine, slot);
         self.queues[slot] = Some(active);
         Ok(())
     }
@@ -267,6 +273,9 @@ impl<D: Device> Worker<D> {
         Ringer::retire(active.call.take(), &mut self.engine)?;
         Ringer::retire(active.error.take(), &mut self.engine)?;
         self.engine.remove_file(active.kick_slot);
+        if let Some(fence) = active.fence_slot.take() {
+            self.engine.remove_file(fence);
+        }
         if let State::Stopping { reply, broken } = mem::replace(&mut active.state, State::Broken) {
             // The queue and its hold on guest memory are gone before the
             // session goes on.
