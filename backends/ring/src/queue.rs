@@ -191,6 +191,15 @@ impl SplitQueue {
         Ok(Some(head))
     }
 
+    /// How many chains may be popped: reads avail.idx anew.
+    ///
+    /// # Errors
+    /// [`QueueError::AvailJump`].
+    pub fn available(&mut self) -> Result<u16, QueueError> {
+        self.refresh()?;
+        Ok(self.avail_seen.wrapping_sub(self.next_avail))
+    }
+
     /// Takes the last [`pop`](Self::pop) back.
     pub(crate) fn undo_pop(&mut self) {
         self.next_avail = self.next_avail.wrapping_sub(1);
