@@ -25,5 +25,5 @@ mod connection;
 mod operations;
 mod server;
 
-pub use operations::{Answer, Arguments, Operations};
+pub use operations::{Answer, Arguments, Operations, only};
 pub use server::Server;

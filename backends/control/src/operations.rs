@@ -111,11 +111,15 @@ impl std::fmt::Debug for Operations {
     }
 }
 
-/// Refuses arguments that no operation of that name knows.
-fn only(arguments: &Arguments, known: &[&str]) -> Result<(), String> {
+/// Refuses arguments other than the known ones, for an operation to begin with.
+///
+/// # Errors
+/// The answer that names the first one.
+pub fn only(arguments: &Arguments, known: &[&str]) -> Result<(), String> {
     match arguments.keys().find(|key| !known.contains(&key.as_str())) {
         None => Ok(()),
-        Some(key) => Err(format!("{key}: unknown argument: leave it out")),
+        Some(key) if known.is_empty() => Err(format!("{key}: unknown argument: leave it out")),
+        Some(key) => Err(format!("{key}: unknown argument: use {}", known.join(", "))),
     }
 }
 

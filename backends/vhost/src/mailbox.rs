@@ -14,6 +14,7 @@ use pericarp_uring::EngineError;
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::device::Device;
+use crate::oversight::MaybeOverseen;
 
 /// Names one virtqueue of one device in this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +32,7 @@ pub(crate) struct StartQueue<D> {
     pub(crate) kick: Arc<OwnedFd>,
     pub(crate) call: Option<Bell>,
     pub(crate) error: Option<Bell>,
+    pub(crate) oversight: MaybeOverseen,
 }
 
 /// A descriptor that tells the driver something. Cloning shares it.
@@ -39,6 +41,7 @@ pub(crate) struct Bell {
     pub(crate) fd: Arc<OwnedFd>,
     /// An eventfd, as opposed to a pipe or socket.
     pub(crate) is_eventfd: bool,
+    pub(crate) is_socket: bool,
 }
 
 /// How a queue was when its worker gave it back.
@@ -60,6 +63,8 @@ pub(crate) enum Command<D> {
     /// Signal completions of the queue here from now on. It is answered, so
     /// that a front end cannot fill the mailbox with descriptors.
     SetCall(QueueId, Option<Bell>, SyncSender<Result<(), EngineError>>),
+    /// Look at all queues again: limits have changed.
+    Look,
     /// Return once nothing is left to do.
     End,
 }

@@ -76,7 +76,7 @@ fn play(messages: &[(FrontendReq, &[u8])]) -> (Vec<Vec<u8>>, Vec<u64>) {
     }
     theirs.shutdown(std::net::Shutdown::Write).unwrap();
     let handles = pool.handles();
-    Session::new(ours, Stop::new().unwrap(), &device, 0, &handles).run();
+    Session::new(ours, Stop::new().unwrap(), &device, 0, &handles, None).run();
     let mut bytes = Vec::new();
     // A session that ends with messages unread resets the connection.
     let _ = theirs.read_to_end(&mut bytes);

@@ -15,7 +15,9 @@ use pericarp_uring::{Engine, FileSlot, Transfer};
 use super::ringer::Ringer;
 use super::token::Token;
 use crate::device::{Device, Step};
+use crate::limiter::Gate;
 use crate::mailbox::{QueueId, StartQueue, Stopped};
+use crate::stats::Timing;
 
 /// How a queue stands.
 #[derive(Debug)]
@@ -48,6 +50,12 @@ pub(super) struct Active<D: Device> {
     pub(super) state: State,
     /// The driver was asked to kick and the ring was empty after that.
     armed: bool,
+    /// When this turn began.
+    now: u64,
+    gate: Option<Gate>,
+    pub(super) timing: Option<Timing>,
+    /// A limit keeps requests waiting, until then.
+    pub(super) held_until: Option<u64>,
 }
 
 impl<D: Device> Active<D> {
@@ -57,7 +65,12 @@ impl<D: Device> Active<D> {
         files: Arc<[FileSlot]>,
         kick_slot: FileSlot,
         kick_token: u64,
+        synchronous: bool,
     ) -> Self {
+        let timing = start.oversight.as_ref().and_then(|oversight| {
+            let (size, next) = (start.queue.size(), start.queue.next_avail());
+            Timing::new(oversight, start.id.queue, size, next, synchronous)
+        });
         let steps = vec![Step::Done { written: 0 }; usize::from(start.queue.size())];
         Self {
             id: start.id,
@@ -72,14 +85,33 @@ impl<D: Device> Active<D> {
             error: None,
             state: State::Running,
             armed: false,
+            now: 0,
+            gate: start.oversight.map(Gate::new),
+            timing,
+            held_until: None,
         }
     }
 
     /// Starts every available request, at most one ring full per turn so that
     /// the other queues of this worker get theirs.
-    pub(super) fn pop_all(&mut self, engine: &mut Engine, slot: usize) -> Result<bool, QueueError> {
+    pub(super) fn pop_all(
+        &mut self,
+        engine: &mut Engine,
+        slot: usize,
+        now: u64,
+    ) -> Result<bool, QueueError> {
+        self.now = now;
+        if let Some(timing) = &mut self.timing {
+            let ring = self.requests.ring();
+            let up_to = ring.next_avail().wrapping_add(ring.available()?);
+            timing.look(up_to, now);
+        }
         let limit = self.requests.ring().size();
         for _ in 0..limit {
+            if self.is_held()? {
+                return Ok(false);
+            }
+            let index = self.requests.ring().next_avail();
             let Some((head, loaded)) = self.requests.pop()? else {
                 // Looked at here, where nothing else is to do: lost memory reads
                 // as zeros and so ends in an empty or a broken ring.
@@ -101,12 +133,53 @@ impl<D: Device> Active<D> {
             }
             let (chain, request) = self.requests.request(head);
             let step = self.device.start(loaded, chain, request);
+            if let Some(gate) = &mut self.gate {
+                gate.charge(now, self.device.account(request).bytes);
+            }
+            if let Some(timing) = &mut self.timing {
+                timing.pop(index, head, now);
+            }
             self.take_step(engine, slot, head, step);
         }
         Ok(true)
     }
 
-    pub(super) fn complete(&mut self, engine: &mut Engine, slot: usize, head: u16, result: i32) {
+    /// Whether a limit keeps the requests waiting that are there. Kicks are
+    /// left off for as long: a timer looks again.
+    fn is_held(&mut self) -> Result<bool, QueueError> {
+        self.held_until = None;
+        let now = self.now;
+        if self.gate.as_mut().is_none_or(|gate| gate.open(now)) {
+            return Ok(false);
+        }
+        // Lost memory reads as an empty ring or for ever as the same request.
+        if self.requests.ring().memory().is_lost() {
+            return Err(QueueError::MemoryLost);
+        }
+        if self.requests.ring().available()? == 0 {
+            return Ok(false);
+        }
+        if mem::take(&mut self.armed) {
+            self.requests.ring().disable_kicks();
+        }
+        self.held_until = self.gate.as_mut().map(|gate| gate.wait(now));
+        if let Some(timing) = &mut self.timing {
+            timing.hold();
+        }
+        Ok(true)
+    }
+
+    pub(super) fn complete(
+        &mut self,
+        engine: &mut Engine,
+        slot: usize,
+        (head, result): (u16, i32),
+        now: u64,
+    ) {
+        self.now = now;
+        if let Some(timing) = &mut self.timing {
+            timing.back(head, now);
+        }
         if let Ok(bytes) = u64::try_from(result) {
             match self.steps[usize::from(head)] {
                 Step::Read { buffer, .. } => self.requests.read_done(head, buffer, bytes),
@@ -124,6 +197,10 @@ impl<D: Device> Active<D> {
         self.steps[usize::from(head)] = step;
         match step {
             Step::Done { written } => {
+                if let Some(timing) = &mut self.timing {
+                    let (_, request) = self.requests.request(head);
+                    timing.finish(head, self.device.account(request));
+                }
                 // A request that waited for this one's bounce buffer has it now.
                 if let Some(waiter) = self.requests.finish(head, written) {
                     self.issue(engine, slot, waiter);
@@ -141,6 +218,9 @@ impl<D: Device> Active<D> {
     /// Starts the I/O of the request's current step.
     fn issue(&mut self, engine: &mut Engine, slot: usize, head: u16) {
         let token = Token::io(slot, head);
+        if let Some(timing) = &mut self.timing {
+            timing.hand(head, self.now);
+        }
         let transfer = |file: usize, offset, flags, segments| Transfer {
             file: self.files[file],
             segments,

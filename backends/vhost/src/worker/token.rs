@@ -16,8 +16,12 @@ pub(super) enum Token {
         /// Descriptor head.
         head: u16,
     },
-    /// A kick; nothing but a reason to look at the rings.
-    Kick,
+    /// A kick; nothing but a reason to look at the rings. The slot may have
+    /// another queue by now.
+    Kick {
+        /// Index of the queue.
+        slot: usize,
+    },
     /// Orders in the mailbox.
     Mailbox,
 }
@@ -45,7 +49,9 @@ impl Token {
                 head: token as u16,
             },
             KIND_MAILBOX => Self::Mailbox,
-            _ => Self::Kick,
+            _ => Self::Kick {
+                slot: token as usize & 0xffff,
+            },
         }
     }
 }
@@ -62,7 +68,10 @@ mod tests {
                 Token::Io { slot, head }
             );
         }
-        assert_eq!(Token::parse(Token::kick(0xffff, u32::MAX)), Token::Kick);
+        for slot in [0, 7, 0xffff] {
+            let token = Token::kick(slot, u32::MAX);
+            assert_eq!(Token::parse(token), Token::Kick { slot });
+        }
         assert_eq!(Token::parse(Token::MAILBOX), Token::Mailbox);
     }
 }
