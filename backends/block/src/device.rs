@@ -8,9 +8,9 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use pericarp_ring::{Buffer, Chain, ChainError};
-use pericarp_vhost::{ConfigRefused, Device, Step};
+use pericarp_vhost::{Account, ConfigRefused, Device, Step};
 
-use crate::disk::{CacheMode, Disk, Geometry, SECTOR};
+use crate::disk::{CacheMode, Disk, DiskError, Geometry, SECTOR};
 
 /// Feature bits (virtio 1.3, 5.2.3).
 mod feature {
@@ -28,6 +28,8 @@ const T_IN: u32 = 0;
 const T_OUT: u32 = 1;
 const T_FLUSH: u32 = 4;
 const T_GET_ID: u32 = 8;
+const T_DISCARD: u32 = 11;
+const T_WRITE_ZEROES: u32 = 13;
 
 /// Status bytes (virtio 1.3, 5.2.6).
 const S_OK: u8 = 0;
@@ -48,6 +50,19 @@ const SEG_MAX_LIMIT: u16 = 254;
 /// preadv2 and pwritev2 flags.
 const RWF_DSYNC: i32 = 2;
 pub(crate) const RWF_DONTCACHE: i32 = 0x80;
+
+/// Index of a request type's class in [`Device::CLASSES`].
+fn class(kind: u32) -> usize {
+    match kind {
+        T_IN => 1,
+        T_OUT => 2,
+        T_FLUSH => 3,
+        T_DISCARD => 4,
+        T_WRITE_ZEROES => 5,
+        T_GET_ID => 6,
+        _ => 0,
+    }
+}
 
 /// How often a request that the kernel asked to repeat is repeated.
 const MAX_RETRIES: u8 = 16;
@@ -76,12 +91,15 @@ pub struct Request {
     /// Data bytes put into the chain, for the used element.
     written: u32,
     retries: u8,
+    account: Account,
 }
 
 /// A virtio block device over one disk.
 #[derive(Debug)]
 pub struct BlockDevice {
     disk: Geometry,
+    /// Bytes; changes when an operator resizes the disk.
+    size: AtomicU64,
     files: [OwnedFd; 1],
     serial: [u8; ID_BYTES],
     queues: u16,
@@ -100,6 +118,7 @@ impl BlockDevice {
         id[..length].copy_from_slice(&serial.as_bytes()[..length]);
         Self {
             disk: disk.geometry,
+            size: AtomicU64::new(disk.size),
             files: [disk.file],
             serial: id,
             queues,
@@ -107,6 +126,18 @@ impl BlockDevice {
             features: AtomicU64::new(0),
             writeback: AtomicBool::new(true),
         }
+    }
+
+    /// Measures the file again and takes its size on, for requests from now on
+    /// and for the configuration space. A disk may become smaller: requests
+    /// beyond its end then fail. Returns the size in bytes.
+    ///
+    /// # Errors
+    /// [`DiskError`] when the file cannot be a disk like that; the size stays.
+    pub fn resize(&self) -> Result<u64, DiskError> {
+        let size = self.disk.size_of(&self.files[FILE])?;
+        self.size.store(size, Ordering::Relaxed);
+        Ok(size)
     }
 
     /// Writes go to stable storage before they complete: the driver cannot
@@ -121,7 +152,8 @@ impl BlockDevice {
     }
 
     /// Ends a request with a status byte.
-    fn finish(chain: &mut Chain<'_>, request: &Request, status: u8) -> Step {
+    fn finish(chain: &mut Chain<'_>, request: &mut Request, status: u8) -> Step {
+        request.account.failed = status != S_OK;
         let status_bytes = u32::from(chain.write_status(status));
         Step::Done {
             written: request.written + status_bytes,
@@ -139,6 +171,7 @@ impl BlockDevice {
         let (kind, rest) = header.split_first_chunk::<4>().ok_or(S_IOERR)?;
         let sector = rest.last_chunk::<8>().ok_or(S_IOERR)?;
         let (kind, sector) = (u32::from_le_bytes(*kind), u64::from_le_bytes(*sector));
+        request.account.class = class(kind);
         match kind {
             T_IN => {
                 self.place(sector, chain.writable_len(), request)?;
@@ -167,16 +200,18 @@ impl BlockDevice {
         let offset = sector.checked_mul(SECTOR).ok_or(S_IOERR)?;
         let end = offset.checked_add(len).ok_or(S_IOERR)?;
         let block = u64::from(self.disk.logical_block);
-        if len == 0 || end > self.disk.size || (offset | len) & (block - 1) != 0 {
+        if len == 0 || end > self.size.load(Ordering::Relaxed) || (offset | len) & (block - 1) != 0
+        {
             return Err(S_IOERR);
         }
         request.offset = offset;
         request.left = len;
+        request.account.bytes = len;
         Ok(())
     }
 
     /// The I/O that is left to do for a request.
-    fn next(&self, chain: &mut Chain<'_>, request: &Request) -> Step {
+    fn next(&self, chain: &mut Chain<'_>, request: &mut Request) -> Step {
         let uncached = match self.disk.cache {
             CacheMode::DontCache => RWF_DONTCACHE,
             CacheMode::Direct | CacheMode::Buffered => 0,
@@ -223,6 +258,20 @@ impl BlockDevice {
 impl Device for BlockDevice {
     type Request = Request;
 
+    const CLASSES: &'static [&'static str] = &[
+        "other",
+        "read",
+        "write",
+        "flush",
+        "discard",
+        "write_zeroes",
+        "get_id",
+    ];
+
+    fn account(&self, request: &Request) -> Account {
+        request.account
+    }
+
     fn features(&self) -> u64 {
         let mut features = feature::SEG_MAX
             | feature::BLK_SIZE
@@ -254,7 +303,10 @@ impl Device for BlockDevice {
         let mut put = |offset: usize, bytes: &[u8]| {
             space[offset..offset + bytes.len()].copy_from_slice(bytes);
         };
-        put(0, &(self.disk.size / SECTOR).to_le_bytes());
+        put(
+            0,
+            &(self.size.load(Ordering::Relaxed) / SECTOR).to_le_bytes(),
+        );
         put(12, &u32::from(seg_max).to_le_bytes());
         put(20, &logical.to_le_bytes());
         put(24, &[exponent, 0]);

@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use lexopt::prelude::*;
 use log::LevelFilter;
 use pericarp_uring::EngineKind;
+use pericarp_vhost::Limits;
 use thiserror::Error;
 
 use crate::disk::DiskOptions;
@@ -46,16 +47,24 @@ one device:
   --queue-size N        largest virtqueue, a power of two from 16 to 1024 (default 1024)
   --cache MODE          direct (default), buffered or dontcache
   --serial ID           answer to GET_ID, at most 20 ASCII characters
+  --iops N              requests per second, 0 for no limit (default); K, M and G are 1024^n
+  --iops-burst N        requests that may come at once after an idle time
+  --bandwidth BYTES     bytes read and written per second, 0 for no limit (default)
+  --bandwidth-burst BYTES  bytes that may come at once after an idle time
 
 many devices:
   --device KEYS         id=, socket=, file=, and optionally read-only=on|off,
-                        num-queues=, queue-size=, cache=, serial=; may be repeated;
+                        num-queues=, queue-size=, cache=, serial=, iops=, iops-burst=,
+                        bandwidth=, bandwidth-burst=; may be repeated;
                         a comma in a value is written twice
 
 the process:
   --workers N           I/O threads, 1 to 64 (default: one per queue, at most one per CPU)
   --cpus LIST           pin the workers to these CPUs in turn, such as 0,2-3
   --io-engine ENGINE    auto (default), uring or sync
+  --control-path PATH   answer here what one asks and changes while it runs: one JSON
+                        object per line, {\"op\":\"stats\"}, and ops version, metrics,
+                        limits, resize; HTTP GET /metrics, too
   --log-level LEVEL     error, warn (default), info, debug or off
   --no-confine          keep all privileges; for debugging only
   --print-capabilities  print what this program can do as JSON
@@ -98,6 +107,8 @@ pub struct DeviceOptions {
     pub queue_size: u16,
     /// The answer to GET_ID.
     pub serial: String,
+    /// Limits to begin with.
+    pub limits: Limits,
 }
 
 /// The whole command line.
@@ -111,6 +122,8 @@ pub struct Options {
     pub cpus: Vec<usize>,
     /// Engine.
     pub engine: EngineKind,
+    /// Where the control socket is bound.
+    pub control: Option<PathBuf>,
     /// Log level.
     pub log_level: LevelFilter,
     /// Confine the process.
@@ -149,6 +162,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
     let mut seen = HashSet::new();
     let (mut workers, mut cpus, mut engine, mut level) = (None, None, None, None);
     let mut confine = true;
+    let mut control = None;
     while let Some(argument) = parser
         .next()
         .map_err(|e| bad("command line", "", format!("{e}; see --help")))?
@@ -188,6 +202,12 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
             "--workers" => workers = Some(number(&name, &value()?, 1, MAX_WORKERS)?),
             "--cpus" => cpus = Some(cpu_list(&name, &value()?)?),
             "--io-engine" => engine = Some(io_engine(&name, &value()?)?),
+            "--control-path" => match value()? {
+                path if path.is_empty() => {
+                    return Err(bad(&name, "\"\"", "empty: give the path of a socket"));
+                }
+                path => control = Some(PathBuf::from(path)),
+            },
             "--log-level" => level = Some(log_level(&name, &value()?)?),
             "--socket-path" | "--fd" if single.socket.is_some() => {
                 return Err(bad(
@@ -197,7 +217,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
                 ));
             }
             "--socket-path" | "--fd" | "--blk-file" | "--num-queues" | "--queue-size"
-            | "--cache" | "--serial" => {
+            | "--cache" | "--serial" | "--iops" | "--iops-burst" | "--bandwidth"
+            | "--bandwidth-burst" => {
                 let value = value()?;
                 single.set(&name, &name[2..], &value)?;
             }
@@ -214,7 +235,18 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
         }
         drafts.push(single);
     }
-    finish(drafts, workers, cpus, engine, level, confine).map(|o| Command::Serve(Box::new(o)))
+    let mut options = finish(drafts, workers, cpus, engine, level, confine)?;
+    if let Some(path) = &control
+        && options
+            .devices
+            .iter()
+            .any(|d| d.socket == SocketOption::Path(path.clone()))
+    {
+        let rule = "used twice: give the control socket its own";
+        return Err(bad("--control-path", path.display(), rule));
+    }
+    options.control = control;
+    Ok(Command::Serve(Box::new(options)))
 }
 
 fn finish(
@@ -262,6 +294,7 @@ fn finish(
         workers: workers.unwrap_or(default).min(MAX_WORKERS),
         cpus: cpus.unwrap_or_default(),
         engine: engine.unwrap_or_default(),
+        control: None,
         log_level: level.unwrap_or(LevelFilter::Warn),
         confine,
     })
