@@ -160,8 +160,8 @@ fn rates_are_held_over_ten_seconds() {
     }
 }
 
-/// A driver with `count` reads offered on queue 0 of a disk that is limited to
-/// one request per second.
+/// A driver with `count` reads offered on queue 0 of a disk whose limit lets
+/// few of them pass.
 fn stuck(rig: &Rig, count: u64) -> Driver {
     let setup = Setup::default();
     let mut driver = Driver::connect(rig.backend.socket(), &setup).unwrap();
@@ -228,17 +228,20 @@ impl Base for Driver {
 #[test]
 fn a_change_frees_a_held_queue_at_once() {
     for engine in ["--io-engine=auto", "--io-engine=sync"] {
-        let Some(rig) = Rig::start("change while held", &["--iops=1", engine]) else {
+        let Some(rig) = Rig::start("change while held", &["--bandwidth=1", engine]) else {
             return;
         };
         let mut driver = stuck(&rig, 30);
         assert!(poll(SOON, || throttled(&rig).then_some(())).is_some());
-        // Half a minute's work at the old limit.
-        rig.ask(&json!({"op": "limits", "device": "disk", "iops": 1000}));
+        // At the old limit the next one comes after 512 seconds.
+        rig.ask(&json!({"op": "limits", "device": "disk", "bandwidth": 1 << 20}));
         assert_eq!(driver.rings[0].watch(30, SOON).unwrap().len(), 30);
-        let bad = rig.ask(&json!({"op": "limits", "iops": "many"}));
+        let bad = rig.ask(&json!({"op": "limits", "bandwidth": "much"}));
         assert_eq!(bad["ok"], false);
-        assert_eq!(rig.ask(&json!({"op": "limits"}))["limits"]["iops"], 1000);
+        assert_eq!(
+            rig.ask(&json!({"op": "limits"}))["limits"]["bandwidth"],
+            1 << 20
+        );
     }
 }
 

@@ -7,7 +7,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use pericarp_tests::bounded::{Alone, poll};
 use pericarp_tests::frontend::{Driver, Op, Setup};
+use pericarp_tests::parts::{Part, have};
+use pericarp_tests::uml::Machine;
 use serde_json::{Value, json};
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
@@ -51,6 +54,9 @@ fn a_disk_grows_and_shrinks_under_its_front_end() {
     let (mut ours, theirs) = UnixStream::pair().unwrap();
     ours.set_read_timeout(Some(SOON)).unwrap();
     let mut driver = listening(&rig, &theirs.into());
+    // A file that has grown is no larger disk before somebody says so.
+    let file = OpenOptions::new().write(true).open(rig.backend.disk());
+    file.unwrap().set_len(DISK * 2).unwrap();
     assert_eq!(last_sector(&mut driver, DISK * 2), 1);
     for size in [DISK * 2, DISK / 2] {
         let answer = resize(&rig, size);
@@ -74,7 +80,7 @@ fn a_disk_grows_and_shrinks_under_its_front_end() {
     }
     drop(driver);
     // The next front end sees the size, and nobody hears while none is there.
-    let told = pericarp_tests::bounded::poll(SOON, || {
+    let told = poll(SOON, || {
         let answer = resize(&rig, DISK * 4);
         (answer["told"] == "nobody").then_some(())
     });
@@ -99,7 +105,7 @@ fn a_channel_that_nobody_reads_holds_nothing_up() {
     read.read_exact(&mut notice).unwrap();
     assert_eq!(notice, NOTICE);
     drop(read);
-    let gone = pericarp_tests::bounded::poll(Duration::from_secs(5), || {
+    let gone = poll(Duration::from_secs(5), || {
         (resize(&rig, DISK)["told"] == "nobody").then_some(())
     });
     assert!(gone.is_some());
@@ -120,4 +126,43 @@ fn a_channel_that_cannot_be_one_is_refused() {
         .set_backend_request_fd(&file.as_raw_fd())
         .unwrap_err();
     assert_eq!(resize(&rig, DISK)["told"], "nobody");
+}
+
+/// Waits for the new size and reads what was not there before.
+const GUEST: &str = r#"
+for wait in $(seq 300); do
+    if [ "$(cat /sys/block/vda/size)" = 262144 ]; then
+        dd if=/dev/vda of=/dev/null bs=4k skip=32767 count=1 iflag=direct 2>&1
+        echo grown
+        exit
+    fi
+    sleep 0.1
+done
+cat /sys/block/vda/size
+exit 1
+"#;
+
+/// Linux's own driver, over the pipe that User-mode Linux hands over.
+#[test]
+fn linux_sees_the_new_size_at_once() {
+    if !have("resize under Linux", &[Part::UserModeLinux]) {
+        return;
+    }
+    let Some(rig) = Rig::start("resize under Linux", &[]) else {
+        return;
+    };
+    let _alone = Alone::turn();
+    let socket = rig.backend.socket().to_owned();
+    let guest = std::thread::spawn(move || Machine::new(&[&socket], GUEST).run());
+    // It has looked at the size when it reads the partition table.
+    let read = poll(Duration::from_secs(60), || {
+        let stats = rig.ask(&json!({"op": "stats"}));
+        let reads = &stats["devices"][0]["queues"][0]["requests"]["read"]["count"];
+        (reads.as_u64() > Some(0)).then_some(())
+    });
+    assert!(read.is_some(), "the guest reads nothing");
+    assert_eq!(resize(&rig, 128 << 20)["told"], "front-end");
+    let report = guest.join().unwrap().unwrap();
+    assert_eq!(report.code, 0, "{}\n{}", report.output, report.console);
+    assert!(report.output.ends_with("grown\n"), "{}", report.output);
 }
