@@ -98,6 +98,11 @@ impl Timing {
     /// The request at this index of the available ring was popped.
     pub(crate) fn pop(&mut self, index: u16, head: u16, now: u64) {
         let mask = self.seen.len() - 1;
+        if index == self.seen_up_to {
+            // It came while the ones before it were popped.
+            self.seen[usize::from(index) & mask] = now;
+            self.seen_up_to = index.wrapping_add(1);
+        }
         self.times[usize::from(head)] = Times {
             seen: self.seen[usize::from(index) & mask],
             popped: now,
@@ -248,6 +253,21 @@ mod tests {
         assert_eq!(stats.classes[0].bytes.load(Ordering::Relaxed), 4096);
         assert_eq!(stats.throttled.load(Ordering::Relaxed), 1);
         assert_eq!(stats.turns.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn what_comes_while_others_are_popped_has_not_waited() {
+        let (oversight, mut timing) = timing(false);
+        for turn in 1..10u16 {
+            let (now, index) = (u64::from(turn) * 1000, (turn * 2).wrapping_sub(3));
+            timing.look(index.wrapping_add(1), now);
+            for (index, head) in [(index, 0), (index.wrapping_add(1), 1)] {
+                timing.pop(index, head, now);
+                timing.finish(head, READ);
+            }
+            timing.settle(now + 1, 0);
+        }
+        assert_eq!(parts(&oversight), [0, 0, 18, 18]);
     }
 
     #[test]
