@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use pericarp_tests::bounded::poll;
 use pericarp_tests::peer::{Backend, Kind, Options};
 use pericarp_tests::scratch::Scratch;
 use serde_json::Value;
@@ -39,6 +40,8 @@ impl Rig {
             }
         }
         let backend = Backend::start(Kind::Pericarp, &scratch, &disk, &options).unwrap();
+        // It is bound after the device's own.
+        assert!(poll(SOON, || control.exists().then_some(())).is_some());
         Some(Self {
             backend,
             control,
