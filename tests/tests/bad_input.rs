@@ -218,6 +218,106 @@ const TABLE: &[Bad] = &[
         &["--cpus", "1000"],
     ),
     bad(
+        "iops that are no number",
+        &["--socket-path=@/s", "--blk-file=@/disk", "--iops=fast"],
+        &["--iops", "fast", "64K"],
+    ),
+    bad(
+        "minus one iops",
+        &["--socket-path=@/s", "--blk-file=@/disk", "--iops=-1"],
+        &["--iops", "-1"],
+    ),
+    bad(
+        "bandwidth beyond 64 bits",
+        &[
+            "--socket-path=@/s",
+            "--blk-file=@/disk",
+            "--bandwidth=99999999999G",
+        ],
+        &["--bandwidth", "99999999999G"],
+    ),
+    bad(
+        "bandwidth with an unknown suffix",
+        &["--socket-path=@/s", "--blk-file=@/disk", "--bandwidth=5T"],
+        &["--bandwidth", "5T"],
+    ),
+    bad(
+        "burst without a limit",
+        &["--socket-path=@/s", "--blk-file=@/disk", "--iops-burst=5"],
+        &["--iops-burst", "5", "iops"],
+    ),
+    bad(
+        "bandwidth burst without a limit",
+        &[
+            "--socket-path=@/s",
+            "--blk-file=@/disk",
+            "--bandwidth=0",
+            "--bandwidth-burst=1M",
+        ],
+        &["--bandwidth-burst", "bandwidth"],
+    ),
+    bad(
+        "limit given twice",
+        &[
+            "--socket-path=@/s",
+            "--blk-file=@/disk",
+            "--iops=1",
+            "--iops=2",
+        ],
+        &["--iops", "twice"],
+    ),
+    bad(
+        "live control socket",
+        &[
+            "--socket-path=@/s",
+            "--blk-file=@/disk",
+            "--control-path=@/live",
+        ],
+        &["--control-path", "@/live"],
+    ),
+    bad(
+        "a file where the control socket goes",
+        &[
+            "--socket-path=@/s",
+            "--blk-file=@/disk",
+            "--control-path=@/file.sock",
+        ],
+        &["--control-path", "@/file.sock"],
+    ),
+    bad(
+        "control socket in a missing directory",
+        &[
+            "--socket-path=@/s",
+            "--blk-file=@/disk",
+            "--control-path=@/no/c",
+        ],
+        &["--control-path", "@/no"],
+    ),
+    bad(
+        "empty control path",
+        &["--socket-path=@/s", "--blk-file=@/disk", "--control-path="],
+        &["--control-path"],
+    ),
+    bad(
+        "control socket and device socket the same",
+        &[
+            "--socket-path=@/s",
+            "--blk-file=@/disk",
+            "--control-path=@/s",
+        ],
+        &["--control-path", "@/s", "twice"],
+    ),
+    bad(
+        "device with a limit that is no number",
+        &["--device=id=a,socket=@/s,file=@/disk,iops=x"],
+        &["--device", "iops", "x"],
+    ),
+    bad(
+        "device with a burst without a limit",
+        &["--device=id=a,socket=@/s,file=@/disk,bandwidth-burst=1M"],
+        &["--device", "bandwidth-burst"],
+    ),
+    bad(
         "fd that is no number",
         &["--fd=three", "--blk-file=@/disk"],
         &["--fd", "three"],

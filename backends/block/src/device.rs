@@ -12,9 +12,9 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use pericarp_ring::{Buffer, Chain, ChainError};
-use pericarp_vhost::{ConfigRefused, Device, Step};
+use pericarp_vhost::{Account, ConfigRefused, Device, Step};
 
-use crate::disk::{CacheMode, DiscardBy, Disk, Geometry, SECTOR};
+use crate::disk::{CacheMode, DiscardBy, Disk, DiskError, Geometry, SECTOR};
 use config::WRITEBACK_OFFSET;
 use space::{Ranges, Zeroing};
 
@@ -50,6 +50,19 @@ const ID_BYTES: usize = 20;
 const RWF_DSYNC: i32 = 2;
 pub(crate) const RWF_DONTCACHE: i32 = 0x80;
 
+/// Index of a request type's class in [`Device::CLASSES`].
+fn class(kind: u32) -> usize {
+    match kind {
+        T_IN => 1,
+        T_OUT => 2,
+        T_FLUSH => 3,
+        T_DISCARD => 4,
+        T_WRITE_ZEROES => 5,
+        T_GET_ID => 6,
+        _ => 0,
+    }
+}
+
 /// How often a request that the kernel asked to repeat is repeated.
 const MAX_RETRIES: u8 = 16;
 
@@ -81,12 +94,15 @@ pub struct Request {
     retries: u8,
     /// What DISCARD and WRITE_ZEROES still have to do.
     ranges: Ranges,
+    account: Account,
 }
 
 /// A virtio block device over one disk.
 #[derive(Debug)]
 pub struct BlockDevice {
     disk: Geometry,
+    /// Bytes; changes when an operator resizes the disk.
+    size: AtomicU64,
     files: [OwnedFd; 1],
     serial: [u8; ID_BYTES],
     queues: u16,
@@ -109,6 +125,7 @@ impl BlockDevice {
         Self {
             waits: disk.needs_threads(),
             disk: disk.geometry,
+            size: AtomicU64::new(disk.size),
             files: [disk.file],
             serial: id,
             queues,
@@ -121,7 +138,19 @@ impl BlockDevice {
 
     /// Bytes on the disk, as requests may use them now.
     fn size(&self) -> u64 {
-        self.disk.size
+        self.size.load(Ordering::Relaxed)
+    }
+
+    /// Measures the file again and takes its size on, for requests from now on
+    /// and for the configuration space. A disk may become smaller: requests
+    /// beyond its end then fail. Returns the size in bytes.
+    ///
+    /// # Errors
+    /// [`DiskError`] when the file cannot be a disk like that; the size stays.
+    pub fn resize(&self) -> Result<u64, DiskError> {
+        let size = self.disk.size_of(&self.files[FILE])?;
+        self.size.store(size, Ordering::Relaxed);
+        Ok(size)
     }
 
     /// Writes go to stable storage before they complete: the driver cannot
@@ -138,6 +167,7 @@ impl BlockDevice {
     /// Ends a request with a status byte.
     fn finish(chain: &mut Chain<'_>, request: &mut Request, status: u8) -> Step {
         request.ranges = Ranges::default();
+        request.account.failed = status != S_OK;
         let status_bytes = u32::from(chain.write_status(status));
         Step::Done {
             written: request.written + status_bytes,
@@ -155,6 +185,7 @@ impl BlockDevice {
         let (kind, rest) = header.split_first_chunk::<4>().ok_or(S_IOERR)?;
         let sector = rest.last_chunk::<8>().ok_or(S_IOERR)?;
         let (kind, sector) = (u32::from_le_bytes(*kind), u64::from_le_bytes(*sector));
+        request.account.class = class(kind);
         match kind {
             T_IN => {
                 self.place(sector, chain.writable_len(), request)?;
@@ -189,6 +220,7 @@ impl BlockDevice {
     fn place(&self, sector: u64, len: u64, request: &mut Request) -> Result<(), u8> {
         request.offset = self.offset(sector, len)?;
         request.left = len;
+        request.account.bytes = len;
         Ok(())
     }
 
@@ -257,6 +289,20 @@ impl BlockDevice {
 
 impl Device for BlockDevice {
     type Request = Request;
+
+    const CLASSES: &'static [&'static str] = &[
+        "other",
+        "read",
+        "write",
+        "flush",
+        "discard",
+        "write_zeroes",
+        "get_id",
+    ];
+
+    fn account(&self, request: &Request) -> Account {
+        request.account
+    }
 
     fn features(&self) -> u64 {
         let mut features = feature::SEG_MAX

@@ -4,12 +4,12 @@
 //! it for sizes and alignments while it serves.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, StatxFlags, statx};
+use rustix::fs::{AtFlags, SeekFrom, StatxFlags, statx};
 use thiserror::Error;
 
 mod topology;
@@ -96,6 +96,7 @@ pub struct Disk {
     pub(crate) geometry: Geometry,
     /// Reads can be told not to wait.
     nowait: bool,
+    pub(crate) size: u64,
 }
 
 /// What a device has to know of its disk.
@@ -103,8 +104,6 @@ pub struct Disk {
 pub(crate) struct Geometry {
     pub(crate) read_only: bool,
     pub(crate) cache: CacheMode,
-    /// Bytes.
-    pub(crate) size: u64,
     /// Smallest unit of a transfer, reported as the logical block size.
     pub(crate) logical_block: u32,
     /// Unit that the medium prefers.
@@ -123,17 +122,7 @@ impl Disk {
         check_kind(&options.file)?;
         let file = open(options)?;
         let geometry = measure(&file, options).map_err(DiskError::Measure)?;
-        let block = u64::from(geometry.logical_block);
-        if geometry.size == 0 {
-            return Err(DiskError::Empty);
-        }
-        if !geometry.size.is_multiple_of(block) {
-            return Err(DiskError::PartialBlock {
-                size: geometry.size,
-                block: geometry.logical_block,
-                rounded: geometry.size.next_multiple_of(block),
-            });
-        }
+        let size = geometry.size_of(&file)?;
         if geometry.cache == CacheMode::DontCache {
             probe_dontcache(&file)?;
         }
@@ -141,6 +130,7 @@ impl Disk {
             nowait: topology::reads_without_waiting(&file, geometry.logical_block),
             file: file.into(),
             geometry,
+            size,
         })
     }
 
@@ -157,7 +147,29 @@ impl Disk {
 
     /// Bytes.
     pub fn size(&self) -> u64 {
-        self.geometry.size
+        self.size
+    }
+}
+
+impl Geometry {
+    /// Measures the file, which is open and may have another size than before.
+    pub(crate) fn size_of(&self, file: impl AsFd) -> Result<u64, DiskError> {
+        // A seek, because it serves files and block devices alike and passes
+        // the filter of a confined program. Nothing uses the file's position.
+        let size = rustix::fs::seek(file, SeekFrom::End(0))
+            .map_err(|errno| DiskError::Measure(errno.into()))?;
+        let block = u64::from(self.logical_block);
+        if size == 0 {
+            return Err(DiskError::Empty);
+        }
+        if !size.is_multiple_of(block) {
+            return Err(DiskError::PartialBlock {
+                size,
+                block: self.logical_block,
+                rounded: size.next_multiple_of(block),
+            });
+        }
+        Ok(size)
     }
 }
 
@@ -209,9 +221,8 @@ fn open(options: &DiskOptions) -> Result<File, DiskError> {
     })
 }
 
-fn measure(mut file: &File, options: &DiskOptions) -> io::Result<Geometry> {
+fn measure(file: &File, options: &DiskOptions) -> io::Result<Geometry> {
     let metadata = file.metadata()?;
-    let size = file.seek(SeekFrom::End(0))?;
     let wanted = StatxFlags::BASIC_STATS | StatxFlags::DIOALIGN;
     let stat = statx(file, c"", AtFlags::EMPTY_PATH, wanted)?;
     let known = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::DIOALIGN)
@@ -238,12 +249,11 @@ fn measure(mut file: &File, options: &DiskOptions) -> io::Result<Geometry> {
     let topology = if is_device {
         topology::of_device(file, logical, physical, options.read_only)?
     } else {
-        topology::of_file(file, size, physical, options.read_only)
+        topology::of_file(file, metadata.len(), physical, options.read_only)
     };
     Ok(Geometry {
         read_only: options.read_only,
         cache: options.cache,
-        size,
         logical_block: logical,
         physical_block: physical,
         memory_align: memory_align.next_power_of_two(),

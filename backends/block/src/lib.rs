@@ -5,11 +5,13 @@
 //! binary puts them behind sockets with `pericarp-vhost` and confines itself;
 //! benches and tests use the parts.
 
+mod control;
 mod device;
 mod disk;
 mod logger;
 mod options;
 
+pub use control::operations;
 pub use device::{BlockDevice, Request};
 pub use disk::{CacheMode, Disk, DiskError, DiskOptions};
 pub use logger::start_logging;

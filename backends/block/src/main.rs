@@ -8,6 +8,7 @@
 use std::fmt::Display;
 use std::io::Write;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -15,13 +16,14 @@ use std::time::{Duration, Instant};
 
 use log::{Level, info, log, warn};
 use pericarp_block::{
-    BadOption, BlockDevice, Command, DeviceOptions, Disk, HELP, Options, SocketOption, parse,
-    start_logging,
+    BadOption, BlockDevice, Command, DeviceOptions, Disk, HELP, Options, SocketOption, operations,
+    parse, start_logging,
 };
 use pericarp_confine::{Measure, Namespaces, Profile, SocketFile};
+use pericarp_control::Server as Control;
 use pericarp_vhost::{
-    CrashSafety, Ending, Endpoint, InflightFile, Pool, PoolOptions, RecordOf, Reopener, Server,
-    Stop, causes,
+    CrashSafety, Ending, Endpoint, InflightFile, Limits, Overseen, Oversight, Pool, PoolOptions,
+    RecordOf, Reopener, Server, Stop, causes,
 };
 
 const PROGRAM: &str = "pericarp-block";
@@ -97,6 +99,9 @@ fn serve(options: &Options) -> Result<(), Failure> {
         if let SocketOption::Path(path) = &device.socket {
             Endpoint::check(path).map_err(|e| Failure::input(socket_mistake(device, &e)))?;
         }
+    }
+    if let Some(path) = &options.control {
+        Endpoint::check(path).map_err(|e| Failure::input(control_mistake(path, &e)))?;
     }
     check_cpus(&options.cpus)?;
     let disks = open_disks(options)?;
@@ -237,6 +242,58 @@ fn socket_mistake(device: &DeviceOptions, rule: &dyn Display) -> BadOption {
     }
 }
 
+fn control_mistake(path: &Path, rule: &dyn Display) -> BadOption {
+    BadOption {
+        option: "--control-path".to_owned(),
+        value: path.display().to_string(),
+        rule: rule.to_string(),
+    }
+}
+
+/// What is counted and limited; `None` where nobody asks for either.
+fn oversee(options: &Options, devices: &[Arc<BlockDevice>]) -> Vec<Option<Arc<Oversight>>> {
+    let both = options.devices.iter().zip(devices);
+    both.map(|(device, block)| {
+        let oversight = Oversight::new(&device.limits);
+        if options.control.is_some() {
+            Some(Arc::new(oversight.counting(&**block)))
+        } else {
+            (device.limits != Limits::default()).then(|| Arc::new(oversight))
+        }
+    })
+    .collect()
+}
+
+/// Binds the control socket, if there is to be one.
+fn bind_control(
+    options: &Options,
+    devices: &[Arc<BlockDevice>],
+    oversights: &[Option<Arc<Oversight>>],
+    pool: &Pool<BlockDevice>,
+    sockets: &mut Vec<SocketFile>,
+) -> Result<Option<Control>, Failure> {
+    let Some(path) = &options.control else {
+        return Ok(None);
+    };
+    let endpoint = Endpoint::bind_private(path);
+    let endpoint = endpoint.map_err(|e| Failure::input(control_mistake(path, &e)))?;
+    let failed = |e| Failure::run_time(format_args!("{}: {e}", path.display()));
+    sockets.push(SocketFile::open(path).map_err(failed)?);
+    let Endpoint::Bound(listener, _) = endpoint else {
+        return Ok(None);
+    };
+    let overseen = options.devices.iter().zip(oversights).zip(devices);
+    let disks = overseen.filter_map(|((device, oversight), block)| {
+        let overseen = Overseen {
+            id: device.id.clone(),
+            oversight: oversight.clone()?,
+        };
+        Some((overseen, Arc::clone(block)))
+    });
+    let operations = operations(PROGRAM, disks.collect(), pool.waker());
+    Control::new(listener, operations).map(Some).map_err(failed)
+}
+
 fn bind_and_run(
     options: &Options,
     devices: &[Arc<BlockDevice>],
@@ -246,6 +303,7 @@ fn bind_and_run(
     sockets: &mut Vec<SocketFile>,
 ) -> Result<(), Failure> {
     let mut servers = Vec::new();
+    let oversights = oversee(options, devices);
     for (index, (device, block)) in options.devices.iter().zip(devices).enumerate() {
         let endpoint = match &device.socket {
             SocketOption::Path(path) => Endpoint::bind(path),
@@ -257,14 +315,11 @@ fn bind_and_run(
                 .map_err(|e| Failure::run_time(format_args!("{}: {e}", path.display())))?;
             sockets.push(file);
         }
-        servers.push(Server::new(
-            endpoint,
-            Arc::clone(block),
-            index as u16,
-            &pool,
-        ));
+        let server = Server::new(endpoint, Arc::clone(block), index as u16, &pool);
+        servers.push(server.overseen(oversights[index].clone()));
     }
     let mut reopener = Reopener::new().map_err(|e| e.to_string());
+    let control = bind_control(options, devices, &oversights, &pool, sockets)?;
     if options.confine {
         let profile = Profile {
             // Of the records of requests in flight: their memory and its lock.
@@ -312,6 +367,13 @@ fn bind_and_run(
     let mut sessions = Vec::new();
     for server in servers {
         let thread = server.start(stop);
+        sessions.push(thread.map_err(|e| Failure::run_time(format_args!("threads: {e}")))?);
+    }
+    if let Some(control) = control {
+        let thread = stop
+            .event()
+            .try_clone_to_owned()
+            .and_then(|s| control.start(s));
         sessions.push(thread.map_err(|e| Failure::run_time(format_args!("threads: {e}")))?);
     }
     if stop.wait() == Ending::Failed {

@@ -357,7 +357,7 @@ impl QueueRecord {
             }
             heads.push((self.counter_of(head).load(Ordering::Relaxed), head));
         }
-        let ahead = queue.available().wrapping_sub(used);
+        let ahead = queue.driver_index().wrapping_sub(used);
         if ahead > size || usize::from(ahead) < heads.len() {
             return Err("the driver has made fewer requests");
         }

@@ -215,13 +215,22 @@ impl SplitQueue {
     }
 
     /// The driver's index, now.
-    pub(crate) fn available(&self) -> u16 {
+    pub(crate) fn driver_index(&self) -> u16 {
         u16::from_le(self.avail_idx().load(Ordering::Acquire))
     }
 
     /// used.idx as last stored.
     pub(crate) fn published(&self) -> u16 {
         self.published
+    }
+
+    /// How many chains may be popped: reads avail.idx anew.
+    ///
+    /// # Errors
+    /// [`QueueError::AvailJump`].
+    pub fn available(&mut self) -> Result<u16, QueueError> {
+        self.refresh()?;
+        Ok(self.avail_seen.wrapping_sub(self.next_avail))
     }
 
     /// Takes the last [`pop`](Self::pop) back.

@@ -6,6 +6,7 @@
 use std::io;
 use std::mem;
 use std::os::fd::RawFd;
+use std::time::Instant;
 
 use libc::{c_int, iovec, pollfd};
 
@@ -17,6 +18,8 @@ use crate::{Completion, EngineError, Transfer};
 pub struct Blocking {
     pub(crate) files: Files,
     watches: Vec<(u64, FileSlot)>,
+    /// When the next sleep ends at the latest.
+    wake: Option<Instant>,
     pub(crate) done: Vec<Completion>,
 }
 
@@ -25,12 +28,17 @@ impl Blocking {
         Self {
             files: Files::new(files),
             watches: Vec::new(),
+            wake: None,
             done: Vec::new(),
         }
     }
 
     pub(crate) fn watch(&mut self, slot: FileSlot, token: u64) {
         self.watches.push((token, slot));
+    }
+
+    pub(crate) fn wake_at(&mut self, when: Instant) {
+        self.wake = Some(self.wake.map_or(when, |earlier| earlier.min(when)));
     }
 
     pub(crate) fn unwatch(&mut self, token: u64) {
@@ -118,12 +126,30 @@ impl Blocking {
                 revents: 0,
             })
             .collect();
-        // SAFETY: the array lives across the call and its length is passed.
+        let wake = self.wake.take();
+        let left = wake.map(|w| w.saturating_duration_since(Instant::now()));
+        // poll(2) knows milliseconds only, which are too coarse for a timer.
+        let time = left.map(|left| libc::timespec {
+            tv_sec: left.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+            tv_nsec: left.subsec_nanos().into(),
+        });
+        let now = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let limit: *const libc::timespec = match &time {
+            _ if !block => &now,
+            Some(time) => time,
+            None => std::ptr::null(),
+        };
+        // SAFETY: array and time live across the call, the array's length is
+        // passed, and no signal mask is.
         let ready = unsafe {
-            libc::poll(
+            libc::ppoll(
                 polled.as_mut_ptr(),
                 polled.len() as libc::nfds_t,
-                if block { -1 } else { 0 },
+                limit,
+                std::ptr::null(),
             )
         };
         if ready < 0 {

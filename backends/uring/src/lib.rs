@@ -17,6 +17,7 @@ mod space;
 use std::fmt;
 use std::io;
 use std::os::fd::RawFd;
+use std::time::Instant;
 
 use libc::iovec;
 use thiserror::Error;
@@ -219,6 +220,16 @@ impl Engine {
         match self {
             Self::Uring(ring) => ring.unwatch(token),
             Self::Sync(blocking) => blocking.unwatch(token),
+        }
+    }
+
+    /// Ends the next sleep in [`submit`](Self::submit) at `when`, or sooner.
+    /// It has to be said again before every sleep, and costs nothing when it
+    /// was said before.
+    pub fn wake_at(&mut self, when: Instant) {
+        match self {
+            Self::Uring(ring) => ring.wake_at(when),
+            Self::Sync(blocking) => blocking.wake_at(when),
         }
     }
 

@@ -11,6 +11,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::os::fd::RawFd;
+use std::time::Instant;
 
 use io_uring::register::Restriction;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
@@ -27,7 +28,7 @@ const REGISTER_OPS: [u8; 3] = [
 ];
 
 /// Operations a ring may submit.
-const OPERATIONS: [u8; 7] = [
+const OPERATIONS: [u8; 8] = [
     opcode::Readv::CODE,
     opcode::Writev::CODE,
     opcode::Write::CODE,
@@ -35,6 +36,7 @@ const OPERATIONS: [u8; 7] = [
     opcode::Fallocate::CODE,
     opcode::PollAdd::CODE,
     opcode::AsyncCancel::CODE,
+    opcode::Timeout::CODE,
 ];
 
 /// What a signal adds to an eventfd.
@@ -47,6 +49,8 @@ const MAX_ENDS: u8 = 8;
 /// Set in the user data of watches, so that their completions cannot be taken
 /// for those of file operations.
 const WATCH: u64 = MAX_TOKEN + 1;
+/// Set in the user data of timers; below it, which timer.
+const TIMER: u64 = WATCH << 1;
 /// User data of operations whose completion nobody waits for.
 const IGNORED: u64 = u64::MAX;
 
@@ -63,6 +67,13 @@ pub struct Ring {
     can_skip: bool,
     /// Slots of files whose reads and writes would make the submitter wait.
     waits: HashSet<u32>,
+    /// The timer that runs, and when it ends.
+    timer: Option<(u64, Instant)>,
+    /// The number of the last timer.
+    timers: u64,
+    /// What the last timer's entry points to; the kernel reads it when the
+    /// entry is submitted.
+    time: Box<types::Timespec>,
     /// The kernel refused a submission; nothing works any more.
     broken: Option<io::Error>,
     /// File operations the kernel still owns.
@@ -114,6 +125,9 @@ impl Ring {
             watches: HashMap::new(),
             can_skip,
             waits: HashSet::new(),
+            timer: None,
+            timers: 0,
+            time: Box::default(),
             broken: None,
             in_kernel: 0,
             early: Vec::new(),
@@ -206,6 +220,32 @@ impl Ring {
             // `push` because the restrictions ask for it on every entry.
             unsafe { self.push(entry) };
         }
+    }
+
+    /// One timer at most is in the kernel. One that ends sooner than asked is
+    /// left there: it costs a look around, replacing it costs two entries.
+    pub(crate) fn wake_at(&mut self, when: Instant) {
+        if let Some((number, running)) = self.timer {
+            if running <= when {
+                return;
+            }
+            let entry = opcode::AsyncCancel::new(number | TIMER)
+                .build()
+                .user_data(IGNORED);
+            // SAFETY: as for the cancellation of a watch.
+            unsafe { self.push(entry) };
+        }
+        self.timers = (self.timers + 1) & (WATCH - 1);
+        self.timer = Some((self.timers, when));
+        let left = when.saturating_duration_since(Instant::now());
+        *self.time = left.into();
+        let entry = opcode::Timeout::new(&raw const *self.time)
+            .build()
+            .user_data(self.timers | TIMER);
+        // SAFETY: the box stays where it is for as long as the ring exists, and
+        // the kernel copies the time when the entry is submitted. A timer set
+        // before that takes the later time: it is of no more interest.
+        unsafe { self.push(entry) };
     }
 
     /// False when the kernel is too old for it.
@@ -354,6 +394,16 @@ impl Ring {
         for entry in self.ring.completion() {
             let (user_data, result) = (entry.user_data(), entry.result());
             if user_data == IGNORED {
+                continue;
+            }
+            if user_data & TIMER != 0 {
+                // Ending the sleep was all it had to do.
+                if self
+                    .timer
+                    .is_some_and(|(number, _)| number | TIMER == user_data)
+                {
+                    self.timer = None;
+                }
                 continue;
             }
             let token = user_data & MAX_TOKEN;

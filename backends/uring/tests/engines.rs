@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use libc::iovec;
 use pericarp_uring::{Completion, Engine, EngineKind, Extent, FileSlot, Transfer, ZEROES};
@@ -321,4 +321,31 @@ fn a_ring_without_commands_refuses_them() {
         token: 1,
     });
     assert_eq!(collect(&mut engine, 1)[0].result, -libc::EACCES);
+}
+
+#[test]
+fn a_sleep_ends_when_asked_and_a_later_end_does_not_replace_an_earlier() {
+    for mut engine in engines() {
+        let start = Instant::now();
+        engine.wake_at(start + Duration::from_secs(60));
+        engine.wake_at(start + Duration::from_millis(30));
+        engine.wake_at(start + Duration::from_secs(60));
+        // A timer that is replaced may end a sleep; none may sleep too long.
+        while start.elapsed() < Duration::from_millis(30) {
+            engine.wake_at(start + Duration::from_millis(30));
+            engine.submit(true).unwrap();
+            assert_eq!(glance_now(&mut engine), []);
+        }
+        assert!(start.elapsed() < Duration::from_secs(10), "{engine}");
+        // And what is long over ends it at once.
+        engine.wake_at(start);
+        engine.submit(true).unwrap();
+    }
+}
+
+/// What is there, without looking a second time.
+fn glance_now(engine: &mut Engine) -> Vec<Completion> {
+    let mut got = Vec::new();
+    engine.completions(&mut got);
+    got
 }

@@ -92,10 +92,29 @@ pub enum Step {
     },
 }
 
+/// How a request counts, in limits and in statistics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Account {
+    /// Index into [`Device::CLASSES`].
+    pub class: usize,
+    /// Bytes of data it moves.
+    pub bytes: u64,
+    /// It ended with an error; of interest once it is done.
+    pub failed: bool,
+}
+
 /// A virtio device served over vhost-user.
 pub trait Device: Debug + Send + Sync + 'static {
     /// What the device remembers of one request between its steps.
     type Request: Default + Debug + Send + 'static;
+
+    /// Names of the classes its requests are counted by, at most 8.
+    const CLASSES: &'static [&'static str] = &["other"];
+
+    /// How a request that was started counts.
+    fn account(&self, _request: &Self::Request) -> Account {
+        Account::default()
+    }
 
     /// The device type's own feature bits; the common ones are added.
     fn features(&self) -> u64;

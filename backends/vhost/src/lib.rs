@@ -10,16 +10,23 @@
 //! process, and never reach memory that it did not share itself.
 
 mod channel;
+mod clock;
 mod device;
+pub mod histogram;
+mod limiter;
 mod mailbox;
+mod oversight;
 mod pool;
 mod records;
 mod server;
 mod session;
+mod stats;
 mod stop;
 mod worker;
 
-pub use device::{ConfigRefused, Device, Step};
+pub use device::{Account, ConfigRefused, Device, Step};
+pub use limiter::Limits;
+pub use oversight::{Overseen, Oversight, Told, device_named, metrics_of, with_operations};
 pub use pool::{Pool, PoolError, PoolOptions};
 pub use records::{CrashSafety, InflightFile, InflightFileError, RecordOf, Records, Reopener};
 pub use server::{Endpoint, EndpointError, Server};

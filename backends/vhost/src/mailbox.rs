@@ -14,6 +14,7 @@ use pericarp_uring::EngineError;
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::device::Device;
+use crate::oversight::MaybeOverseen;
 use crate::session::Kept;
 
 /// Names one virtqueue of one device in this process.
@@ -34,6 +35,7 @@ pub(crate) struct StartQueue<D> {
     pub(crate) error: Option<Bell>,
     /// For a successor of this process.
     pub(crate) record: Option<Kept>,
+    pub(crate) oversight: MaybeOverseen,
 }
 
 /// A descriptor that tells the driver something. Cloning shares it.
@@ -42,6 +44,7 @@ pub(crate) struct Bell {
     pub(crate) fd: Arc<OwnedFd>,
     /// An eventfd, as opposed to a pipe or socket.
     pub(crate) is_eventfd: bool,
+    pub(crate) is_socket: bool,
 }
 
 /// How a queue was when its worker gave it back.
@@ -63,6 +66,8 @@ pub(crate) enum Command<D> {
     /// Signal completions of the queue here from now on. It is answered, so
     /// that a front end cannot fill the mailbox with descriptors.
     SetCall(QueueId, Option<Bell>, SyncSender<Result<(), EngineError>>),
+    /// Look at all queues again: limits have changed.
+    Look,
     /// Return once nothing is left to do.
     End,
 }

@@ -116,6 +116,16 @@ impl<D: Device> Pool<D> {
         self.handles.clone()
     }
 
+    /// Wakes all workers, so that they see limits that were changed.
+    pub fn waker(&self) -> impl Fn() + Send + 'static {
+        let handles = self.handles();
+        move || {
+            for mailbox in handles.0.iter() {
+                mailbox.send(Command::Look);
+            }
+        }
+    }
+
     /// Starts the threads. A worker that fails asks everything to stop.
     ///
     /// # Errors

@@ -17,10 +17,13 @@ use std::time::{Duration, Instant};
 
 use log::{debug, info, warn};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::Mode;
 use rustix::io::Errno;
+use rustix::process::umask;
 use thiserror::Error;
 
 use crate::device::Device;
+use crate::oversight::{MaybeOverseen, Oversight};
 use crate::pool::{Handles, Pool};
 use crate::records::CrashSafety;
 use crate::session::Session;
@@ -116,6 +119,19 @@ impl Endpoint {
         Ok(Self::Bound(listener, path.to_owned()))
     }
 
+    /// As [`bind`](Self::bind), for a socket that only this user may connect
+    /// to. The mode is there from the first moment; threads that make files
+    /// meanwhile would feel it, too: call it before there are any.
+    ///
+    /// # Errors
+    /// [`EndpointError`].
+    pub fn bind_private(path: &Path) -> Result<Self, EndpointError> {
+        let before = umask(Mode::from_raw_mode(0o177));
+        let bound = Self::bind(path);
+        umask(before);
+        bound
+    }
+
     /// Takes the descriptor with this number, which the parent process passed
     /// and nothing else in this process uses.
     ///
@@ -184,6 +200,7 @@ pub struct Server<D: Device> {
     device_id: u16,
     workers: Handles<D>,
     safety: CrashSafety,
+    oversight: MaybeOverseen,
 }
 
 impl<D: Device> Server<D> {
@@ -196,12 +213,20 @@ impl<D: Device> Server<D> {
             device_id,
             workers: pool.handles(),
             safety: CrashSafety::default(),
+            oversight: None,
         }
     }
 
     /// Provides for a successor that goes on when this process is killed.
     pub fn keep_records(&mut self, safety: CrashSafety) {
         self.safety = safety;
+    }
+
+    /// Counts what the device does and holds it to its limits.
+    #[must_use]
+    pub fn overseen(mut self, oversight: Option<Arc<Oversight>>) -> Self {
+        self.oversight = oversight;
+        self
     }
 
     /// Serves on a thread of its own until `stop` is requested.
@@ -241,6 +266,7 @@ impl<D: Device> Server<D> {
             self.device_id,
             &self.workers,
             &self.safety,
+            self.oversight.clone(),
         );
         session.run();
         info!("device {}: front end gone", self.device_id);

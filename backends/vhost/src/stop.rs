@@ -99,7 +99,7 @@ impl Stop {
     }
 
     /// Readable once somebody asked.
-    pub(crate) fn event(&self) -> BorrowedFd<'_> {
+    pub fn event(&self) -> BorrowedFd<'_> {
         self.0.event.as_fd()
     }
 }

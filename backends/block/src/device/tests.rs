@@ -30,7 +30,6 @@ pub(super) fn geometry() -> Geometry {
     Geometry {
         read_only: false,
         cache: CacheMode::Direct,
-        size: DISK_SECTORS * SECTOR,
         logical_block: 512,
         physical_block: 4096,
         memory_align: 512,
@@ -95,7 +94,8 @@ impl Case {
         let queue = SplitQueue::new(memory, layout, 0, false).unwrap();
         let device = BlockDevice {
             disk,
-            files: [memfd(disk.size).into()],
+            size: AtomicU64::new(DISK_SECTORS * SECTOR),
+            files: [memfd(DISK_SECTORS * SECTOR).into()],
             serial: *b"serial\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
             queues: 1,
             queue_size: 16,
@@ -415,4 +415,26 @@ fn the_configuration_space_of_a_block_device_has_its_topology() {
     assert_eq!(case.device.features() & feature::DISCARD, 0);
     // Of no use, and so not offered: SIZE_MAX (1) and GEOMETRY (4).
     assert_eq!(case.device.features() & (1 << 1 | 1 << 4), 0);
+}
+
+#[test]
+fn a_resized_disk_has_another_end_and_refuses_no_size_at_all() {
+    let past = |sectors: u64| {
+        let mut case = Case::new(geometry(), T_IN, DISK_SECTORS, (DATA, 512));
+        let file = File::from(case.device.files[FILE].try_clone().unwrap());
+        file.set_len(sectors * SECTOR).unwrap();
+        let sized = case.device.resize();
+        let capacity = u64::from_le_bytes(case.device.config()[..8].try_into().unwrap());
+        (sized, capacity, case.start())
+    };
+    let (sized, capacity, step) = past(DISK_SECTORS * 2);
+    assert_eq!(sized.unwrap(), DISK_SECTORS * 2 * SECTOR);
+    assert_eq!(capacity, DISK_SECTORS * 2);
+    assert!(matches!(step, Step::Read { .. }));
+    let (sized, capacity, step) = past(DISK_SECTORS / 2);
+    assert_eq!((sized.is_ok(), capacity), (true, DISK_SECTORS / 2));
+    assert!(matches!(step, Step::Done { .. }));
+    let (sized, capacity, _) = past(0);
+    assert!(matches!(sized, Err(DiskError::Empty)));
+    assert_eq!(capacity, DISK_SECTORS);
 }

@@ -3,7 +3,9 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 
-use super::values::number;
+use pericarp_vhost::Limits;
+
+use super::values::{amount, number};
 use super::{BadOption, DeviceOptions, MAX_QUEUES, QUEUE_SIZES, SocketOption, bad};
 use crate::disk::{CacheMode, DiskOptions};
 
@@ -20,6 +22,7 @@ pub(super) struct Draft {
     pub(super) queue_size: Option<u16>,
     pub(super) cache: Option<CacheMode>,
     pub(super) serial: Option<String>,
+    pub(super) limits: [Option<u64>; 4],
 }
 
 impl Draft {
@@ -31,6 +34,7 @@ impl Draft {
             || self.queue_size.is_some()
             || self.cache.is_some()
             || self.serial.is_some()
+            || self.limits.iter().any(Option::is_some)
     }
 
     /// `key=value,key=value`, where a doubled comma stands for one.
@@ -71,14 +75,15 @@ impl Draft {
                         _ => return Err(bad(&name, format!("{value:?}"), "say on or off")),
                     });
                 }
-                "num-queues" | "queue-size" | "cache" | "serial" => {
+                "num-queues" | "queue-size" | "cache" | "serial" | "iops" | "iops-burst"
+                | "bandwidth" | "bandwidth-burst" => {
                     draft.set(&name, key, value)?;
                 }
                 _ => {
                     return Err(bad(
                         "--device",
                         format!("{key:?}"),
-                        "unknown key: use id, socket, file, read-only, num-queues, queue-size, cache or serial",
+                        "unknown key: use id, socket, file, read-only, num-queues, queue-size, cache, serial, iops, iops-burst, bandwidth or bandwidth-burst",
                     ));
                 }
             }
@@ -118,6 +123,10 @@ impl Draft {
                     }
                 });
             }
+            "iops" => self.limits[0] = Some(amount(name, value)?),
+            "iops-burst" => self.limits[1] = Some(amount(name, value)?),
+            "bandwidth" => self.limits[2] = Some(amount(name, value)?),
+            "bandwidth-burst" => self.limits[3] = Some(amount(name, value)?),
             _ => {
                 if value.len() > 20 || !value.bytes().all(|b| b.is_ascii_graphic() || b == b' ') {
                     let rule = "a serial is at most 20 printable ASCII characters: shorten it";
@@ -139,6 +148,23 @@ impl Draft {
             return Err(bad("--device id", "", "missing: give the device a name"));
         }
         let id = self.id.unwrap_or_else(|| "disk".to_owned());
+        let [iops, iops_burst, bandwidth, bandwidth_burst] =
+            self.limits.map(Option::unwrap_or_default);
+        let limits = Limits {
+            iops,
+            iops_burst,
+            bandwidth,
+            bandwidth_burst,
+        };
+        let prefix = if self.keys { "--device " } else { "--" };
+        limits.check().map_err(|(name, rule)| {
+            let value = if name == "iops-burst" {
+                iops_burst
+            } else {
+                bandwidth_burst
+            };
+            bad(&format!("{prefix}{name}"), value, rule)
+        })?;
         let missing = |name, what| bad(name, "", format!("missing: say {what}"));
         Ok(DeviceOptions {
             socket: self
@@ -157,6 +183,7 @@ impl Draft {
                 .serial
                 .unwrap_or_else(|| id.chars().filter(char::is_ascii_graphic).take(20).collect()),
             id,
+            limits,
         })
     }
 }

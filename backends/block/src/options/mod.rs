@@ -15,6 +15,7 @@ use std::time::Duration;
 use lexopt::prelude::*;
 use log::LevelFilter;
 use pericarp_uring::EngineKind;
+use pericarp_vhost::Limits;
 use thiserror::Error;
 
 use crate::disk::DiskOptions;
@@ -51,10 +52,15 @@ one device:
   --queue-size N        largest virtqueue, a power of two from 16 to 1024 (default 1024)
   --cache MODE          direct (default), buffered or dontcache
   --serial ID           answer to GET_ID, at most 20 ASCII characters
+  --iops N              requests per second, 0 for no limit (default); K, M and G are 1024^n
+  --iops-burst N        requests that may come at once after an idle time
+  --bandwidth BYTES     bytes read and written per second, 0 for no limit (default)
+  --bandwidth-burst BYTES  bytes that may come at once after an idle time
 
 many devices:
   --device KEYS         id=, socket=, file=, and optionally read-only=on|off,
-                        num-queues=, queue-size=, cache=, serial=; may be repeated;
+                        num-queues=, queue-size=, cache=, serial=, iops=, iops-burst=,
+                        bandwidth=, bandwidth-burst=; may be repeated;
                         a comma in a value is written twice
 
 the process:
@@ -65,6 +71,9 @@ the process:
   --inflight-file PATH  keep requests in flight there, for the successor of a killed process;
                         made if missing, best on a memory file system such as /run
   --io-engine ENGINE    auto (default), uring or sync
+  --control-path PATH   answer here what one asks and changes while it runs: one JSON
+                        object per line, {\"op\":\"stats\"}, and ops version, metrics,
+                        limits, resize; HTTP GET /metrics, too
   --log-level LEVEL     error, warn (default), info, debug or off
   --no-confine          keep all privileges; for debugging only
   --print-capabilities  print what this program can do as JSON
@@ -107,6 +116,8 @@ pub struct DeviceOptions {
     pub queue_size: u16,
     /// The answer to GET_ID.
     pub serial: String,
+    /// Limits to begin with.
+    pub limits: Limits,
 }
 
 /// The whole command line.
@@ -124,6 +135,8 @@ pub struct Options {
     pub poll_limit: Duration,
     /// Where requests in flight are kept for front ends that do not keep them.
     pub inflight_file: Option<PathBuf>,
+    /// Where the control socket is bound.
+    pub control: Option<PathBuf>,
     /// Log level.
     pub log_level: LevelFilter,
     /// Confine the process.
@@ -164,6 +177,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
     let mut poll_limit = None;
     let mut confine = true;
     let mut inflight_file = None;
+    let mut control = None;
     while let Some(argument) = parser
         .next()
         .map_err(|e| bad("command line", "", format!("{e}; see --help")))?
@@ -214,6 +228,12 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
                 inflight_file = Some(PathBuf::from(path));
             }
             "--io-engine" => engine = Some(io_engine(&name, &value()?)?),
+            "--control-path" => match value()? {
+                path if path.is_empty() => {
+                    return Err(bad(&name, "\"\"", "empty: give the path of a socket"));
+                }
+                path => control = Some(PathBuf::from(path)),
+            },
             "--log-level" => level = Some(log_level(&name, &value()?)?),
             "--socket-path" | "--fd" if single.socket.is_some() => {
                 return Err(bad(
@@ -223,7 +243,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
                 ));
             }
             "--socket-path" | "--fd" | "--blk-file" | "--num-queues" | "--queue-size"
-            | "--cache" | "--serial" => {
+            | "--cache" | "--serial" | "--iops" | "--iops-burst" | "--bandwidth"
+            | "--bandwidth-burst" => {
                 let value = value()?;
                 single.set(&name, &name[2..], &value)?;
             }
@@ -243,6 +264,16 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
     let mut options = finish(drafts, workers, cpus, engine, level, confine)?;
     options.poll_limit = poll_limit.unwrap_or(POLL_LIMIT);
     options.inflight_file = inflight_file;
+    if let Some(path) = &control
+        && options
+            .devices
+            .iter()
+            .any(|d| d.socket == SocketOption::Path(path.clone()))
+    {
+        let rule = "used twice: give the control socket its own";
+        return Err(bad("--control-path", path.display(), rule));
+    }
+    options.control = control;
     Ok(Command::Serve(Box::new(options)))
 }
 
@@ -293,6 +324,7 @@ fn finish(
         engine: engine.unwrap_or_default(),
         poll_limit: POLL_LIMIT,
         inflight_file: None,
+        control: None,
         log_level: level.unwrap_or(LevelFilter::Warn),
         confine,
     })

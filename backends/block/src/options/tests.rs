@@ -45,6 +45,25 @@ fn many_devices_share_a_process() {
 }
 
 #[test]
+fn limits_of_one_and_of_many_devices() {
+    let limits = Limits {
+        iops: 500,
+        iops_burst: 2048,
+        bandwidth: 3 << 20,
+        bandwidth_burst: 1 << 30,
+    };
+    let single = "--socket-path /s --blk-file /d --iops 500 --iops-burst 2K --bandwidth 3M \
+                  --bandwidth-burst=1G --control-path /c";
+    assert_eq!(options(single).devices[0].limits, limits);
+    assert_eq!(options(single).control, Some(PathBuf::from("/c")));
+    let keys =
+        "--device id=a,socket=/s,file=/d,iops=500,iops-burst=2K,bandwidth=3M,bandwidth-burst=1G";
+    assert_eq!(options(keys).devices[0].limits, limits);
+    let none = options("--socket-path /s --blk-file /d --iops 0");
+    assert_eq!(none.devices[0].limits, Limits::default());
+}
+
+#[test]
 fn equals_signs_and_information_requests() {
     assert_eq!(
         options("--socket-path=/s --blk-file=/d").devices[0].id,
@@ -146,7 +165,7 @@ fn every_mistake_names_option_value_rule_and_cure() {
         ),
         (
             "--device size=1",
-            "--device \"size\": unknown key: use id, socket, file, read-only, num-queues, queue-size, cache or serial",
+            "--device \"size\": unknown key: use id, socket, file, read-only, num-queues, queue-size, cache, serial, iops, iops-burst, bandwidth or bandwidth-burst",
         ),
         (
             "--device id=a,id=b",
@@ -174,6 +193,40 @@ fn every_mistake_names_option_value_rule_and_cure() {
         ),
     ] {
         assert_eq!(line(args).unwrap_err(), want, "{args}");
+    }
+    let rule = "not a number such as 500, 64K or 100M: use 0 for no limit";
+    for bad in [
+        "-1",
+        "1.5",
+        "K",
+        "",
+        "+5",
+        "1k",
+        "16777216T",
+        "18446744073709551615K",
+    ] {
+        let got = line(&format!("{one} --iops={bad}")).unwrap_err();
+        assert_eq!(got, format!("--iops {bad:?}: {rule}"));
+    }
+    for (args, want) in [
+        (
+            "--iops-burst 5",
+            "--iops-burst 5: there is no limit that a burst could exceed: set iops, too",
+        ),
+        (
+            "--bandwidth 0 --bandwidth-burst 1K",
+            "--bandwidth-burst 1024: there is no limit that a burst could exceed: set bandwidth, too",
+        ),
+        (
+            "--control-path=",
+            "--control-path \"\": empty: give the path of a socket",
+        ),
+        (
+            "--control-path /s",
+            "--control-path /s: used twice: give the control socket its own",
+        ),
+    ] {
+        assert_eq!(line(&format!("{one} {args}")).unwrap_err(), want);
     }
     let both = format!("{one} --device id=a,socket=/a,file=/d");
     assert_eq!(

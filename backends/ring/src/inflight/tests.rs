@@ -126,7 +126,7 @@ impl World {
             loaded.unwrap();
             busy.push(head);
         }
-        let left: Vec<u16> = (queue.ring().next_avail()..queue.ring().available())
+        let left: Vec<u16> = (queue.ring().next_avail()..queue.ring().driver_index())
             .map(|at| {
                 self.guest
                     .get_u16(crate::testing::AVAILABLE + 4 + 2 * u64::from(at % SIZE))

@@ -28,11 +28,12 @@ use crate::causes;
 use crate::channel::{Channel, ChannelError, Message};
 use crate::device::Device;
 use crate::features;
+use crate::oversight::{MaybeOverseen, Notices};
 use crate::pool::Handles;
 use crate::records::{CrashSafety, Records};
 use crate::stop::Stop;
 pub(crate) use inflight::Kept;
-use vring::Vring;
+use vring::{Vring, bell};
 
 /// What we can do beyond the base protocol. BACKEND_REQ is offered because
 /// User-mode Linux asks for it; CONFIGURE_MEM_SLOTS and REPLY_ACK because
@@ -110,9 +111,10 @@ pub(crate) struct Session<'s, D: Device> {
     memory: Arc<GuestMemory>,
     vrings: Vec<Vring>,
     /// The channel for requests of ours, once the front end gave one.
-    backend_channel: Option<OwnedFd>,
+    backend_channel: Option<Notices>,
     /// The records that the front end keeps, once it gave them.
     shared: Option<Records>,
+    oversight: MaybeOverseen,
 }
 
 impl<'s, D: Device> Session<'s, D> {
@@ -123,6 +125,7 @@ impl<'s, D: Device> Session<'s, D> {
         device_id: u16,
         workers: &'s Handles<D>,
         safety: &'s CrashSafety,
+        oversight: MaybeOverseen,
     ) -> Self {
         // Nothing of an earlier front end may linger in the device.
         device.negotiated(0);
@@ -141,6 +144,7 @@ impl<'s, D: Device> Session<'s, D> {
                 .collect(),
             backend_channel: None,
             shared: None,
+            oversight,
         }
     }
 
@@ -158,6 +162,18 @@ impl<'s, D: Device> Session<'s, D> {
             other => warn!("device {}: session dropped: {other}", self.device_id),
         }
         self.pause_all();
+    }
+
+    /// Lets the operator's side tell the front end what it agreed to hear.
+    fn hear(&self) {
+        let agreed = VhostUserProtocolFeatures::BACKEND_REQ | VhostUserProtocolFeatures::CONFIG;
+        let channel = self
+            .protocol
+            .contains(agreed)
+            .then(|| self.backend_channel.clone());
+        if let Some(oversight) = &self.oversight {
+            oversight.hear(channel.flatten());
+        }
     }
 
     /// Reads one message and answers it.
@@ -221,6 +237,7 @@ impl<'s, D: Device> Session<'s, D> {
                 let known = VhostUserProtocolFeatures::from_bits(bits)
                     .filter(|f| (PROTOCOL_FEATURES | self.inflight_feature()).contains(*f));
                 self.protocol = known.ok_or(Refusal::Features(bits))?;
+                self.hear();
             }
             FrontendReq::SET_CONFIG => self.set_config(message)?,
             FrontendReq::SET_INFLIGHT_FD => self.set_inflight(message)?,
@@ -228,7 +245,9 @@ impl<'s, D: Device> Session<'s, D> {
             FrontendReq::ADD_MEM_REG => self.add_region(message)?,
             FrontendReq::REM_MEM_REG => self.remove_region(message)?,
             FrontendReq::SET_BACKEND_REQ_FD => {
-                self.backend_channel = Some(one_fd(message)?);
+                let channel = bell(one_fd(message)?)?;
+                self.backend_channel = Some(Notices::new(channel.fd, channel.is_socket));
+                self.hear();
             }
             FrontendReq::SET_VRING_NUM
             | FrontendReq::SET_VRING_ADDR
@@ -295,6 +314,14 @@ impl<'s, D: Device> Session<'s, D> {
             *vring = Vring::default();
         }
         self.device.negotiated(self.features);
+    }
+}
+
+impl<D: Device> Drop for Session<'_, D> {
+    fn drop(&mut self) {
+        if let Some(oversight) = &self.oversight {
+            oversight.hear(None);
+        }
     }
 }
 

@@ -80,7 +80,16 @@ fn play(messages: &[(FrontendReq, &[u8])]) -> (Vec<Vec<u8>>, Vec<u64>) {
     theirs.shutdown(std::net::Shutdown::Write).unwrap();
     let handles = pool.handles();
     let safety = CrashSafety::default();
-    Session::new(ours, Stop::new().unwrap(), &device, 0, &handles, &safety).run();
+    Session::new(
+        ours,
+        Stop::new().unwrap(),
+        &device,
+        0,
+        &handles,
+        &safety,
+        None,
+    )
+    .run();
     let mut bytes = Vec::new();
     // A session that ends with messages unread resets the connection.
     let _ = theirs.read_to_end(&mut bytes);

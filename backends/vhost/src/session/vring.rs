@@ -203,6 +203,7 @@ impl<D: Device> Session<'_, D> {
             call: vring.call.clone(),
             error: vring.error.clone(),
             record,
+            oversight: self.oversight.clone(),
         });
         self.workers.of(id).send(Command::Start(start, reply));
         answer.recv().map_err(|_| Refusal::WorkerGone)??;
@@ -250,7 +251,7 @@ impl<D: Device> Session<'_, D> {
 /// Takes a descriptor that the driver is to be told something by, or that it
 /// kicks. Only what can be waited for will do: a file on a file system of the
 /// front end's own could hold us up for ever.
-fn bell(fd: OwnedFd) -> Result<Bell, Refusal> {
+pub(super) fn bell(fd: OwnedFd) -> Result<Bell, Refusal> {
     // Without asking the file system behind it, which could wait, too.
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     let kind = statx(&fd, c"", flags, StatxFlags::TYPE)
@@ -267,5 +268,6 @@ fn bell(fd: OwnedFd) -> Result<Bell, Refusal> {
     Ok(Bell {
         fd: Arc::new(fd),
         is_eventfd: kind == 0,
+        is_socket: kind == libc::S_IFSOCK,
     })
 }

@@ -15,8 +15,10 @@ use pericarp_uring::{Engine, Extent, FileSlot, Transfer};
 use super::ringer::Ringer;
 use super::token::Token;
 use crate::device::{Device, Step};
+use crate::limiter::Gate;
 use crate::mailbox::{QueueId, StartQueue, Stopped};
 use crate::records::Fence;
+use crate::stats::Timing;
 
 /// Requests that are popped before those so far are handed to the kernel. The
 /// disk starts early and the cost of the entry is shared all the same. On a
@@ -62,6 +64,12 @@ pub(super) struct Active<D: Device> {
     pub(super) state: State,
     /// The driver was asked to kick and the ring was empty after that.
     armed: bool,
+    /// When this turn began.
+    now: u64,
+    gate: Option<Gate>,
+    pub(super) timing: Option<Timing>,
+    /// A limit keeps requests waiting, until then.
+    pub(super) held_until: Option<u64>,
 }
 
 impl<D: Device> Active<D> {
@@ -71,16 +79,23 @@ impl<D: Device> Active<D> {
         files: Arc<[FileSlot]>,
         kick_slot: FileSlot,
         kick_token: u64,
+        synchronous: bool,
     ) -> Self {
         let (recovered, fence) = match start.record {
             Some(kept) => (Some(kept.recovered), Some(kept.fence)),
             None => (None, None),
         };
-        let steps = vec![Step::Done { written: 0 }; usize::from(start.queue.size())];
+        let mut requests = RequestQueue::new(start.queue).with_record(recovered);
+        let timing = start.oversight.as_ref().and_then(|oversight| {
+            let ring = requests.ring();
+            let (size, next) = (ring.size(), ring.next_avail());
+            Timing::new(oversight, start.id.queue, size, next, synchronous)
+        });
+        let steps = vec![Step::Done { written: 0 }; usize::from(requests.ring().size())];
         Self {
             id: start.id,
             device: start.device,
-            requests: RequestQueue::new(start.queue).with_record(recovered),
+            requests,
             steps: steps.into_boxed_slice(),
             files,
             syncs: Vec::new(),
@@ -93,6 +108,10 @@ impl<D: Device> Active<D> {
             error: None,
             state: State::Running,
             armed: false,
+            now: 0,
+            gate: start.oversight.map(Gate::new),
+            timing,
+            held_until: None,
         }
     }
 
@@ -101,17 +120,35 @@ impl<D: Device> Active<D> {
         while let Some((head, loaded)) = self.requests.pop_again() {
             let (chain, request) = self.requests.request(head);
             let step = self.device.start(loaded, chain, request);
+            if let Some(timing) = &mut self.timing {
+                self.now = timing.again(head);
+            }
             self.take_step(engine, slot, head, step);
         }
     }
 
     /// Starts every available request, at most one ring full per turn so that
     /// the other queues of this worker get theirs.
-    pub(super) fn pop_all(&mut self, engine: &mut Engine, slot: usize) -> Result<bool, QueueError> {
+    pub(super) fn pop_all(
+        &mut self,
+        engine: &mut Engine,
+        slot: usize,
+        now: u64,
+    ) -> Result<bool, QueueError> {
+        self.now = now;
+        if let Some(timing) = &mut self.timing {
+            let ring = self.requests.ring();
+            let up_to = ring.next_avail().wrapping_add(ring.available()?);
+            timing.look(up_to, now);
+        }
         let limit = self.requests.ring().size();
         let mut started = 0;
         let mut early = true;
         for _ in 0..limit {
+            if self.is_held()? {
+                return Ok(false);
+            }
+            let index = self.requests.ring().next_avail();
             let Some((head, loaded)) = self.requests.pop()? else {
                 // Looked at here, where nothing else is to do: lost memory reads
                 // as zeros and so ends in an empty or a broken ring.
@@ -125,11 +162,20 @@ impl<D: Device> Active<D> {
             }
             let (chain, request) = self.requests.request(head);
             let step = self.device.start(loaded, chain, request);
+            if let Some(gate) = &mut self.gate {
+                gate.charge(now, self.device.account(request).bytes);
+            }
+            if let Some(timing) = &mut self.timing {
+                timing.pop(index, head, now);
+            }
             self.take_step(engine, slot, head, step);
             started += 1;
             if early && started % SUBMIT_EVERY == 0 {
                 // A page cache answers on the spot: no use to begin early.
                 early = engine.flush() < SUBMIT_EVERY as usize;
+                if let Some(timing) = &mut self.timing {
+                    timing.flush();
+                }
             }
         }
         Ok(true)
@@ -141,18 +187,28 @@ impl<D: Device> Active<D> {
             && let Some(call) = &self.call
         {
             call.ring(engine);
+            if let Some(timing) = &self.timing {
+                timing.call();
+            }
+        }
+        if let Some(timing) = &mut self.timing {
+            timing.publish();
         }
     }
 
     /// True when the driver offers something, as far as a look can tell.
     pub(super) fn has_work(&mut self) -> bool {
-        matches!(self.state, State::Running) && self.requests.ring().has_available()
+        matches!(self.state, State::Running)
+            && self.held_until.is_none()
+            && self.requests.ring().has_available()
     }
 
     /// Asks the driver to kick, before the worker sleeps. True when there is
     /// something to pop after all.
     pub(super) fn arm(&mut self) -> Result<bool, QueueError> {
-        if self.armed || !matches!(self.state, State::Running) {
+        // While a limit holds requests back, a timer looks again.
+        let held = self.held_until.is_some();
+        if self.armed || held || !matches!(self.state, State::Running) {
             return Ok(false);
         }
         let more = self.requests.ring().enable_kicks()?;
@@ -163,7 +219,42 @@ impl<D: Device> Active<D> {
         Ok(more)
     }
 
-    pub(super) fn complete(&mut self, engine: &mut Engine, slot: usize, head: u16, result: i32) {
+    /// Whether a limit keeps the requests waiting that are there. Kicks are
+    /// left off for as long: a timer looks again.
+    fn is_held(&mut self) -> Result<bool, QueueError> {
+        self.held_until = None;
+        let now = self.now;
+        if self.gate.as_mut().is_none_or(|gate| gate.open(now)) {
+            return Ok(false);
+        }
+        // Lost memory reads as an empty ring or for ever as the same request.
+        if self.requests.ring().memory().is_lost() {
+            return Err(QueueError::MemoryLost);
+        }
+        if self.requests.ring().available()? == 0 {
+            return Ok(false);
+        }
+        if mem::take(&mut self.armed) {
+            self.requests.ring().disable_kicks();
+        }
+        self.held_until = self.gate.as_mut().map(|gate| gate.wait(now));
+        if let Some(timing) = &mut self.timing {
+            timing.hold();
+        }
+        Ok(true)
+    }
+
+    pub(super) fn complete(
+        &mut self,
+        engine: &mut Engine,
+        slot: usize,
+        (head, result): (u16, i32),
+        now: u64,
+    ) {
+        self.now = now;
+        if let Some(timing) = &mut self.timing {
+            timing.back(head, now);
+        }
         if let Ok(bytes) = u64::try_from(result) {
             match self.steps[usize::from(head)] {
                 Step::Read { buffer, .. } => self.requests.read_done(head, buffer, bytes),
@@ -181,6 +272,10 @@ impl<D: Device> Active<D> {
         self.steps[usize::from(head)] = step;
         match step {
             Step::Done { written } => {
+                if let Some(timing) = &mut self.timing {
+                    let (_, request) = self.requests.request(head);
+                    timing.finish(head, self.device.account(request));
+                }
                 // A request that waited for this one's bounce buffer has it now.
                 if let Some(waiter) = self.requests.finish(head, written) {
                     self.issue(engine, slot, waiter);
@@ -201,6 +296,9 @@ impl<D: Device> Active<D> {
     /// Starts the I/O of the request's current step.
     fn issue(&mut self, engine: &mut Engine, slot: usize, head: u16) {
         let token = Token::io(slot, head);
+        if let Some(timing) = &mut self.timing {
+            timing.hand(head, self.now);
+        }
         let transfer = |file: usize, offset, flags, segments| Transfer {
             file: self.files[file],
             segments,

@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use pericarp_uring::{Completion, Engine, EngineError, FileSlot};
 
+use crate::clock;
 use crate::device::Device;
 use crate::mailbox::{Bell, Command, Mailbox, QueueId, StartQueue, Stopped};
 use active::{Active, State};
@@ -50,6 +51,11 @@ pub(crate) struct Worker<D: Device> {
     completions: Vec<Completion>,
     poller: Poller,
     syncs: Syncs,
+    /// Some queue is counted or limited: turns have a time.
+    timed: bool,
+    /// The queue that is served first, so that none is always the last to get
+    /// what a limit leaves.
+    first: usize,
 }
 
 impl<D: Device> Worker<D> {
@@ -63,6 +69,8 @@ impl<D: Device> Worker<D> {
             completions: Vec::new(),
             poller: Poller::new(poll_limit),
             syncs: Syncs::default(),
+            timed: false,
+            first: 0,
         }
     }
 
@@ -74,6 +82,7 @@ impl<D: Device> Worker<D> {
         self.engine.start()?;
         let mailbox = self.engine.add_file(self.mailbox.event())?;
         self.engine.watch(mailbox, Token::MAILBOX);
+        let mut now = 0;
         loop {
             while let Some(command) = self.mailbox.take() {
                 if matches!(command, Command::End) {
@@ -81,9 +90,17 @@ impl<D: Device> Worker<D> {
                 }
                 self.obey(command)?;
             }
+            if now == 0 {
+                now = self.now();
+            }
             let mut more = false;
-            for slot in 0..self.queues.len() {
-                more |= self.serve(slot)?;
+            let count = self.queues.len();
+            self.first = (self.first + 1) % count.max(1);
+            for slot in (self.first..count).chain(0..self.first) {
+                more |= self.serve(slot, now)?;
+            }
+            if self.timed {
+                self.end_turn();
             }
             self.syncs
                 .start(|file, token| self.engine.sync(file, token));
@@ -96,16 +113,25 @@ impl<D: Device> Worker<D> {
             }
             let wait = !more && !self.arm();
             self.engine.submit(wait)?;
+            now = self.now();
             let mut completions = mem::take(&mut self.completions);
             self.engine.completions(&mut completions);
             for completion in completions.drain(..) {
                 match Token::parse(completion.token) {
                     Token::Io { slot, head } => {
                         if let Some(Some(active)) = self.queues.get_mut(slot) {
-                            active.complete(&mut self.engine, slot, head, completion.result);
+                            let done = (head, completion.result);
+                            active.complete(&mut self.engine, slot, done, now);
                         }
                     }
-                    Token::Sync(index) => self.synced(index, completion.result),
+                    Token::Kick { slot } => {
+                        if let Some(Some(active)) = self.queues.get(slot)
+                            && let Some(timing) = &active.timing
+                        {
+                            timing.kick();
+                        }
+                    }
+                    Token::Sync(index) => self.synced(index, completion.result, now),
                     Token::Mailbox if completion.result < 0 => {
                         let error = std::io::Error::from_raw_os_error(-completion.result);
                         return Err(EngineError::Failed(error));
@@ -144,12 +170,40 @@ impl<D: Device> Worker<D> {
         more
     }
 
+    /// The time of a turn, where anybody wants to know it.
+    fn now(&self) -> u64 {
+        if self.timed { clock::now() } else { 0 }
+    }
+
+    /// Counts what the turn did, and sees to it that the next sleep ends when a
+    /// limit does.
+    fn end_turn(&mut self) {
+        let active = self.queues.iter_mut().flatten();
+        let busy = active.filter(|a| a.timing.as_ref().is_some_and(|t| !t.is_settled()));
+        let mut now = None;
+        for active in busy {
+            let in_flight = active.requests.in_flight();
+            if let Some(timing) = &mut active.timing {
+                timing.settle(*now.get_or_insert_with(clock::now), in_flight);
+            }
+        }
+        let held = self
+            .queues
+            .iter()
+            .flatten()
+            .filter_map(|a| a.held_until)
+            .min();
+        if let Some(until) = held {
+            self.engine.wake_at(clock::instant(until));
+        }
+    }
+
     /// Tells everybody who waited for a sync how it went.
-    fn synced(&mut self, index: usize, result: i32) {
+    fn synced(&mut self, index: usize, result: i32, now: u64) {
         for Waiter { slot, head } in self.syncs.ended(index) {
             // A queue stays as long as anything of it is in flight.
             if let Some(Some(active)) = self.queues.get_mut(slot) {
-                active.complete(&mut self.engine, slot, head, result);
+                active.complete(&mut self.engine, slot, (head, result), now);
             }
         }
     }
@@ -171,7 +225,7 @@ impl<D: Device> Worker<D> {
             Command::SetCall(id, call, reply) => {
                 let _ = reply.send(self.set_call(id, call));
             }
-            Command::End => {}
+            Command::Look | Command::End => {}
         }
         Ok(())
     }
@@ -188,6 +242,9 @@ impl<D: Device> Worker<D> {
         // What completed while nobody could be called is said now.
         if first && let Some(call) = &active.call {
             call.ring(engine);
+            if let Some(timing) = &active.timing {
+                timing.call();
+            }
         }
         Ok(())
     }
@@ -213,7 +270,9 @@ impl<D: Device> Worker<D> {
         self.generation = self.generation.wrapping_add(1);
         let kick_token = Token::kick(slot, self.generation);
         self.engine.watch(kick_slot, kick_token);
-        let mut active = Active::new(start, files, kick_slot, kick_token);
+        self.timed |= start.oversight.is_some();
+        let synchronous = self.engine.is_synchronous();
+        let mut active = Active::new(start, files, kick_slot, kick_token, synchronous);
         active.call = call;
         active.error = error;
         active.fence_slot = fence;
@@ -241,14 +300,15 @@ impl<D: Device> Worker<D> {
     }
 
     /// Pops, publishes and signals for one queue. True when its ring has more.
-    fn serve(&mut self, slot: usize) -> Result<bool, EngineError> {
+    fn serve(&mut self, slot: usize, now: u64) -> Result<bool, EngineError> {
         let Some(active) = self.queues[slot].as_mut() else {
             return Ok(false);
         };
         active.publish(&mut self.engine);
         let mut more = false;
+        active.held_until = None;
         if matches!(active.state, State::Running) {
-            match active.pop_all(&mut self.engine, slot) {
+            match active.pop_all(&mut self.engine, slot, now) {
                 Ok(left) => more = left,
                 Err(error) => active.break_down(&mut self.engine, &error),
             }
@@ -269,6 +329,9 @@ impl<D: Device> Worker<D> {
             return Ok(());
         };
         let next_avail = active.requests.ring().next_avail();
+        if let Some(timing) = &mut active.timing {
+            timing.settle(clock::now(), 0);
+        }
         self.engine.unwatch(active.kick_token);
         Ringer::retire(active.call.take(), &mut self.engine)?;
         Ringer::retire(active.error.take(), &mut self.engine)?;

@@ -17,8 +17,12 @@ pub(super) enum Token {
         /// Descriptor head.
         head: u16,
     },
-    /// A kick; nothing but a reason to look at the rings.
-    Kick,
+    /// A kick; nothing but a reason to look at the rings. The slot may have
+    /// another queue by now.
+    Kick {
+        /// Index of the queue.
+        slot: usize,
+    },
     /// Orders in the mailbox.
     Mailbox,
     /// The sync that several requests wait for: its place in [`super::syncs`].
@@ -54,7 +58,9 @@ impl Token {
             },
             KIND_MAILBOX => Self::Mailbox,
             KIND_SYNC => Self::Sync(token as u32 as usize),
-            _ => Self::Kick,
+            _ => Self::Kick {
+                slot: token as usize & 0xffff,
+            },
         }
     }
 }
@@ -71,7 +77,10 @@ mod tests {
                 Token::Io { slot, head }
             );
         }
-        assert_eq!(Token::parse(Token::kick(0xffff, u32::MAX)), Token::Kick);
+        for slot in [0, 7, 0xffff] {
+            let token = Token::kick(slot, u32::MAX);
+            assert_eq!(Token::parse(token), Token::Kick { slot });
+        }
         assert_eq!(Token::parse(Token::MAILBOX), Token::Mailbox);
         assert_eq!(Token::parse(Token::sync(70_000)), Token::Sync(70_000));
     }

@@ -1,0 +1,48 @@
+//! What the control socket of `pericarp-block` offers, over that of every
+//! device: `resize`.
+//!
+//! `main` makes the table before the program confines itself.
+
+use std::sync::Arc;
+
+use pericarp_control::{Answer, Arguments, Operations, only};
+use pericarp_vhost::{Overseen, Told, device_named, metrics_of, with_operations};
+use serde_json::{Map, json};
+
+use crate::device::BlockDevice;
+
+/// The operations of a program that serves these disks. `wake` makes the
+/// workers look at changed limits.
+pub fn operations(
+    program: &str,
+    disks: Vec<(Overseen, Arc<BlockDevice>)>,
+    wake: impl Fn() + Send + 'static,
+) -> Operations {
+    let overseen: Vec<Overseen> = disks.iter().map(|(o, _)| o.clone()).collect();
+    let measured = overseen.clone();
+    let table = Operations::new(program, env!("CARGO_PKG_VERSION"), move || {
+        metrics_of(&measured)
+    });
+    with_operations(table, &overseen, wake)
+        .with("resize", move |arguments| resize(&disks, arguments))
+}
+
+/// Reads the size of a disk's file again and tells the front end.
+fn resize(disks: &[(Overseen, Arc<BlockDevice>)], arguments: &Arguments) -> Answer {
+    only(arguments, &["device"])?;
+    let index = device_named(disks.iter().map(|(o, _)| o.id.as_str()), arguments)?;
+    let (overseen, disk) = &disks[index];
+    let size = disk
+        .resize()
+        .map_err(|e| format!("device {:?}: {e}", overseen.id))?;
+    let told = match overseen.oversight.config_changed() {
+        Told::FrontEnd => "front-end",
+        Told::Nobody => "nobody",
+        Told::Full => "full",
+    };
+    Ok(Map::from_iter([
+        ("device".to_owned(), json!(overseen.id)),
+        ("size".to_owned(), json!(size)),
+        ("told".to_owned(), json!(told)),
+    ]))
+}

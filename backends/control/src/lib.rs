@@ -1,0 +1,29 @@
+//! The control socket of a sidecar (`--control-path`): what an operator asks a
+//! running program, and changes in it.
+//!
+//! A program fills an [`Operations`] table before it confines itself and gives
+//! it to a [`Server`] with the socket it bound; one thread serves all peers
+//! after that. A peer writes one JSON object per line and reads one per line:
+//!
+//! ```text
+//! {"op":"version"}
+//! {"ok":true,"program":"pericarp-block","version":"0.1.0"}
+//! {"op":"fly"}
+//! {"error":"unknown op \"fly\": use version, metrics or stats","ok":false}
+//! ```
+//!
+//! A line that starts with `GET ` is HTTP instead, for a scraper: `/metrics` in
+//! Prometheus' text format, and nothing else.
+//!
+//! Whoever may connect may do all of it; the socket's mode (0600) is the only
+//! check. A peer is still not trusted with the program's time or memory: lines
+//! and connections are bounded, nobody is waited for, and when all places are
+//! taken the peer that was silent longest loses its own. An operation itself
+//! runs on the serving thread and must not block.
+
+mod connection;
+mod operations;
+mod server;
+
+pub use operations::{Answer, Arguments, Operations, only};
+pub use server::Server;

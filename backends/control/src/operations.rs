@@ -1,0 +1,186 @@
+//! The table of operations: names, what they do, and the lines that go in and
+//! out of them.
+//!
+//! Each program adds its own to `version` and `metrics`, which all have.
+
+use serde_json::{Map, Value, json};
+
+/// The members of a request beside `op`.
+pub type Arguments = Map<String, Value>;
+
+/// What an operation answers: the members beside `ok`, or the text of `error`.
+pub type Answer = Result<Map<String, Value>, String>;
+
+type Operation = Box<dyn FnMut(&Arguments) -> Answer + Send>;
+type Metrics = Box<dyn FnMut() -> String + Send>;
+
+/// What one program can be asked.
+pub struct Operations {
+    named: Vec<(&'static str, Operation)>,
+    metrics: Metrics,
+    version: Map<String, Value>,
+}
+
+impl Operations {
+    /// A table with `version` and `metrics`; the latter is what `metrics`
+    /// returns, in Prometheus' text format.
+    pub fn new(
+        program: &str,
+        version: &str,
+        metrics: impl FnMut() -> String + Send + 'static,
+    ) -> Self {
+        let mut about = Map::new();
+        about.insert("program".to_owned(), json!(program));
+        about.insert("version".to_owned(), json!(version));
+        Self {
+            named: Vec::new(),
+            metrics: Box::new(metrics),
+            version: about,
+        }
+    }
+
+    /// Adds an operation. It must not block: all peers wait for it.
+    #[must_use]
+    pub fn with(
+        mut self,
+        name: &'static str,
+        operation: impl FnMut(&Arguments) -> Answer + Send + 'static,
+    ) -> Self {
+        self.named.push((name, Box::new(operation)));
+        self
+    }
+
+    /// The answer to one line, without its line end.
+    pub(crate) fn answer(&mut self, line: &[u8]) -> String {
+        let answer = self.call(line);
+        let mut object = Map::new();
+        object.insert("ok".to_owned(), json!(answer.is_ok()));
+        match answer {
+            Ok(members) => object.extend(members),
+            Err(error) => {
+                object.insert("error".to_owned(), json!(error));
+            }
+        }
+        Value::Object(object).to_string()
+    }
+
+    /// The text of `/metrics`.
+    pub(crate) fn metrics(&mut self) -> String {
+        (self.metrics)()
+    }
+
+    fn call(&mut self, line: &[u8]) -> Answer {
+        let request = match serde_json::from_slice(line) {
+            Ok(Value::Object(members)) => members,
+            Ok(_) => return Err(r#"not an object: send {"op":"NAME"}"#.to_owned()),
+            Err(e) => return Err(format!(r#"not JSON ({e}): send {{"op":"NAME"}}"#)),
+        };
+        let mut arguments = request;
+        let Some(Value::String(name)) = arguments.remove("op") else {
+            return Err(format!("op: missing or no string: use {}", self.names()));
+        };
+        match name.as_str() {
+            "version" => {
+                only(&arguments, &[])?;
+                Ok(self.version.clone())
+            }
+            "metrics" => {
+                only(&arguments, &[])?;
+                let mut members = Map::new();
+                members.insert("metrics".to_owned(), json!(self.metrics()));
+                Ok(members)
+            }
+            _ => match self.named.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, operation)) => operation(&arguments),
+                None => Err(format!("unknown op {name:?}: use {}", self.names())),
+            },
+        }
+    }
+
+    fn names(&self) -> String {
+        let mut names = vec!["version", "metrics"];
+        names.extend(self.named.iter().map(|(name, _)| *name));
+        let last = names.pop().unwrap_or_default();
+        format!("{} or {last}", names.join(", "))
+    }
+}
+
+impl std::fmt::Debug for Operations {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Operations").field(&self.names()).finish()
+    }
+}
+
+/// Refuses arguments other than the known ones, for an operation to begin with.
+///
+/// # Errors
+/// The answer that names the first one.
+pub fn only(arguments: &Arguments, known: &[&str]) -> Result<(), String> {
+    match arguments.keys().find(|key| !known.contains(&key.as_str())) {
+        None => Ok(()),
+        Some(key) if known.is_empty() => Err(format!("{key}: unknown argument: leave it out")),
+        Some(key) => Err(format!("{key}: unknown argument: use {}", known.join(", "))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table() -> Operations {
+        Operations::new("prog", "1.2", || "# text\n".to_owned()).with("echo", |arguments| {
+            arguments
+                .get("text")
+                .map(|text| Map::from_iter([("text".to_owned(), text.clone())]))
+                .ok_or_else(|| "text: missing".to_owned())
+        })
+    }
+
+    #[test]
+    fn answers_are_objects_with_ok_first_to_be_looked_at() {
+        for (line, want) in [
+            (
+                r#"{"op":"version"}"#,
+                json!({"ok":true,"program":"prog","version":"1.2"}),
+            ),
+            (
+                r#"{"op":"metrics"}"#,
+                json!({"ok":true,"metrics":"# text\n"}),
+            ),
+            (r#"{"op":"echo","text":[1]}"#, json!({"ok":true,"text":[1]})),
+            (
+                r#"{"op":"echo"}"#,
+                json!({"ok":false,"error":"text: missing"}),
+            ),
+            (
+                r#"{"op":"fly"}"#,
+                json!({"ok":false,"error":"unknown op \"fly\": use version, metrics or echo"}),
+            ),
+            (
+                r#"{"op":7}"#,
+                json!({"ok":false,"error":"op: missing or no string: use version, metrics or echo"}),
+            ),
+            (
+                r#"{"op":"version","x":1}"#,
+                json!({"ok":false,"error":"x: unknown argument: leave it out"}),
+            ),
+            (
+                "[]",
+                json!({"ok":false,"error":"not an object: send {\"op\":\"NAME\"}"}),
+            ),
+        ] {
+            let answer = table().answer(line.as_bytes());
+            assert_eq!(serde_json::from_str::<Value>(&answer).unwrap(), want);
+            assert!(!answer.contains('\n'));
+        }
+    }
+
+    #[test]
+    fn noise_and_depth_are_errors() {
+        let deep = "[".repeat(10_000);
+        for line in [&b"\xff\xfe"[..], b"{", b"", deep.as_bytes()] {
+            let answer = table().answer(line);
+            assert!(answer.contains("not JSON"), "{answer}");
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! The operations of the control socket that every device of ours has:
+//! `stats` and `limits`, and the text of `metrics`.
+
+use std::sync::Arc;
+
+use pericarp_control::{Answer, Arguments, Operations, only};
+use serde_json::{Map, Value, json};
+
+use super::Oversight;
+use crate::limiter::Limits;
+use crate::stats;
+
+/// A device by its name.
+#[derive(Debug, Clone)]
+pub struct Overseen {
+    /// What the operator calls it.
+    pub id: String,
+    /// What there is to see and to set.
+    pub oversight: Arc<Oversight>,
+}
+
+/// Adds `stats` and `limits` to a program's operations. `wake` makes the
+/// workers look at their limits again.
+#[must_use]
+pub fn with_operations(
+    operations: Operations,
+    devices: &[Overseen],
+    wake: impl Fn() + Send + 'static,
+) -> Operations {
+    let watched = devices.to_vec();
+    let limited = devices.to_vec();
+    operations
+        .with("stats", move |arguments| show_stats(&watched, arguments))
+        .with("limits", move |arguments| {
+            limits(&limited, arguments, &wake)
+        })
+}
+
+/// The text of `metrics`.
+pub fn metrics_of(devices: &[Overseen]) -> String {
+    let counted: Vec<_> = devices
+        .iter()
+        .filter_map(|d| Some((d.id.as_str(), d.oversight.stats.as_ref()?)))
+        .collect();
+    stats::prometheus(&counted)
+}
+
+fn show_stats(devices: &[Overseen], arguments: &Arguments) -> Answer {
+    only(arguments, &["device"])?;
+    let chosen: Vec<&Overseen> = if arguments.contains_key("device") {
+        vec![&devices[device_named(devices.iter().map(|d| d.id.as_str()), arguments)?]]
+    } else {
+        devices.iter().collect()
+    };
+    let shown: Vec<Value> = chosen
+        .into_iter()
+        .map(|device| {
+            let queues = device.oversight.stats.as_ref().map(stats::json);
+            json!({
+                "id": device.id,
+                "limits": limits_of(&device.oversight),
+                "queues": queues.unwrap_or(Value::Array(Vec::new())),
+            })
+        })
+        .collect();
+    Ok(Map::from_iter([(
+        "devices".to_owned(),
+        Value::Array(shown),
+    )]))
+}
+
+const LIMITS: [&str; 4] = ["iops", "iops-burst", "bandwidth", "bandwidth-burst"];
+
+fn limits_of(oversight: &Oversight) -> Value {
+    let limits = oversight.limits();
+    json!({
+        "iops": limits.iops,
+        "iops-burst": limits.iops_burst,
+        "bandwidth": limits.bandwidth,
+        "bandwidth-burst": limits.bandwidth_burst,
+    })
+}
+
+/// Gets the limits of a device, after setting those that are given.
+fn limits(devices: &[Overseen], arguments: &Arguments, wake: &impl Fn()) -> Answer {
+    only(arguments, &[&["device"][..], &LIMITS].concat())?;
+    let index = device_named(devices.iter().map(|d| d.id.as_str()), arguments)?;
+    let device = &devices[index];
+    let mut wanted = device.oversight.limits();
+    let Limits {
+        iops,
+        iops_burst,
+        bandwidth,
+        bandwidth_burst,
+    } = &mut wanted;
+    let fields = [iops, iops_burst, bandwidth, bandwidth_burst];
+    // All are looked at before one is set.
+    for (name, field) in LIMITS.into_iter().zip(fields) {
+        if let Some(value) = arguments.get(name) {
+            let number = value.as_u64();
+            *field = number
+                .ok_or_else(|| format!("{name} {value}: not a whole number: use 0 for no limit"))?;
+        }
+    }
+    // Without a limit its burst means nothing: it goes with it.
+    if wanted.iops == 0 && !arguments.contains_key("iops-burst") {
+        wanted.iops_burst = 0;
+    }
+    if wanted.bandwidth == 0 && !arguments.contains_key("bandwidth-burst") {
+        wanted.bandwidth_burst = 0;
+    }
+    wanted
+        .check()
+        .map_err(|(name, rule)| format!("{name}: {rule}"))?;
+    if wanted != device.oversight.limits() {
+        device.oversight.set_limits(&wanted);
+        wake();
+    }
+    Ok(Map::from_iter([
+        ("device".to_owned(), json!(device.id)),
+        ("limits".to_owned(), limits_of(&device.oversight)),
+    ]))
+}
+
+/// The index of the device that `device` names; it may be left out where there
+/// is only one.
+///
+/// # Errors
+/// The answer to give when there is none.
+pub fn device_named<'a>(
+    ids: impl Iterator<Item = &'a str> + Clone,
+    arguments: &Arguments,
+) -> Result<usize, String> {
+    match arguments.get("device") {
+        None if ids.clone().count() == 1 => Ok(0),
+        None => Err("device: missing: give the id of one".to_owned()),
+        Some(Value::String(id)) => ids
+            .clone()
+            .position(|known| known == id)
+            .ok_or_else(|| format!("device {id:?}: no device has this id")),
+        Some(other) => Err(format!("device {other}: not a string: give the id of one")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    fn ask(devices: &[Overseen], arguments: Value) -> Answer {
+        let woken = AtomicUsize::new(0);
+        let Value::Object(arguments) = arguments else {
+            panic!("not an object");
+        };
+        let before: Vec<_> = devices.iter().map(|d| d.oversight.limits()).collect();
+        let answer = limits(devices, &arguments, &|| {
+            woken.fetch_add(1, Ordering::Relaxed);
+        });
+        let changed = devices
+            .iter()
+            .zip(before)
+            .any(|(d, b)| d.oversight.limits() != b);
+        assert_eq!(woken.load(Ordering::Relaxed), usize::from(changed));
+        answer
+    }
+
+    #[test]
+    fn limits_are_got_set_and_refused_whole() {
+        let devices = ["a", "b"].map(|id| Overseen {
+            id: id.to_owned(),
+            oversight: Arc::default(),
+        });
+        let set = json!({"device": "b", "iops": 100, "bandwidth": 1000, "bandwidth-burst": 5});
+        let answer = ask(&devices, set).unwrap();
+        assert_eq!(
+            answer["limits"],
+            json!({"iops": 100, "iops-burst": 0, "bandwidth": 1000, "bandwidth-burst": 5})
+        );
+        assert_eq!(ask(&devices, json!({"device": "b"})).unwrap(), answer);
+        assert_eq!(devices[0].oversight.limits(), Limits::default());
+        for (bad, want) in [
+            (json!({}), "device: missing: give the id of one"),
+            (
+                json!({"device": "c"}),
+                "device \"c\": no device has this id",
+            ),
+            (
+                json!({"device": 1}),
+                "device 1: not a string: give the id of one",
+            ),
+            (
+                json!({"device": "b", "iops": 7, "bandwidth": -1}),
+                "bandwidth -1: not a whole number: use 0 for no limit",
+            ),
+            (
+                json!({"device": "b", "iops": 0, "iops-burst": 3}),
+                "iops-burst: there is no limit that a burst could exceed: set iops, too",
+            ),
+            (
+                json!({"device": "b", "speed": 1}),
+                "speed: unknown argument: use device, iops, iops-burst, bandwidth, bandwidth-burst",
+            ),
+        ] {
+            assert_eq!(ask(&devices, bad).unwrap_err(), want);
+        }
+        assert_eq!(devices[1].oversight.limits().iops, 100);
+    }
+}

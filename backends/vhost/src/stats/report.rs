@@ -1,0 +1,203 @@
+//! Statistics as an operator reads them: JSON, and Prometheus' text format.
+
+use std::fmt::{Display, Write};
+
+use serde_json::{Map, Value, json};
+
+use super::{DeviceStats, QueueStats, load};
+use crate::histogram::{Histogram, Snapshot};
+
+/// The quantiles that are reported and their names in JSON.
+const QUANTILES: [(&str, &str, f64); 4] = [
+    ("p50", "0.5", 0.5),
+    ("p90", "0.9", 0.9),
+    ("p99", "0.99", 0.99),
+    ("p999", "0.999", 0.999),
+];
+
+/// A histogram as a member: latencies in nanoseconds.
+fn histogram(histogram: &Histogram) -> Value {
+    let snapshot = histogram.snapshot();
+    let mut members = Map::new();
+    members.insert("count".to_owned(), json!(snapshot.count()));
+    members.insert("sum".to_owned(), json!(snapshot.sum()));
+    for (name, _, q) in QUANTILES {
+        members.insert(name.to_owned(), json!(snapshot.quantile(q)));
+    }
+    members.insert("max".to_owned(), json!(snapshot.max()));
+    Value::Object(members)
+}
+
+fn queue(index: usize, stats: &QueueStats, classes: &[&str]) -> Value {
+    let requests: Map<String, Value> = classes
+        .iter()
+        .zip(&stats.classes)
+        .map(|(name, class)| {
+            let members = json!({
+                "count": load(&class.requests),
+                "bytes": load(&class.bytes),
+                "errors": load(&class.errors),
+            });
+            ((*name).to_owned(), members)
+        })
+        .collect();
+    json!({
+        "queue": index,
+        "requests": requests,
+        "kicks": load(&stats.kicks),
+        "calls": load(&stats.calls),
+        "turns": load(&stats.turns),
+        "throttled": load(&stats.throttled),
+        "in_flight": load(&stats.in_flight),
+        "batch": histogram(&stats.batch),
+        "latency_ns": {
+            "queue_wait": histogram(&stats.queue_wait),
+            "backend": histogram(&stats.backend),
+            "device": histogram(&stats.device),
+            "total": histogram(&stats.total),
+        },
+    })
+}
+
+/// The queues of a device as a JSON array.
+pub(crate) fn json(stats: &DeviceStats) -> Value {
+    let queues = stats.queues.iter().enumerate();
+    queues
+        .map(|(index, q)| queue(index, q, stats.classes))
+        .collect()
+}
+
+type Counter = fn(&QueueStats) -> u64;
+const COUNTERS: [(&str, &str, &str, Counter); 5] = [
+    (
+        "kicks_total",
+        "counter",
+        "Times the driver woke the worker.",
+        |q| load(&q.kicks),
+    ),
+    (
+        "calls_total",
+        "counter",
+        "Times the driver was called.",
+        |q| load(&q.calls),
+    ),
+    (
+        "turns_total",
+        "counter",
+        "Turns that popped or finished a request.",
+        |q| load(&q.turns),
+    ),
+    (
+        "throttled_total",
+        "counter",
+        "Turns in which a limit kept requests waiting.",
+        |q| load(&q.throttled),
+    ),
+    (
+        "in_flight",
+        "gauge",
+        "Requests popped and not finished.",
+        |q| load(&q.in_flight),
+    ),
+];
+
+type Class = fn(&super::ClassStats) -> u64;
+const CLASSES: [(&str, &str, Class); 3] = [
+    ("requests_total", "Requests that have ended.", |c| {
+        load(&c.requests)
+    }),
+    ("bytes_total", "Bytes of requests that succeeded.", |c| {
+        load(&c.bytes)
+    }),
+    ("errors_total", "Requests that failed.", |c| load(&c.errors)),
+];
+
+type Part = fn(&QueueStats) -> &Histogram;
+const PARTS: [(&str, &str, Part); 4] = [
+    (
+        "queue_wait_seconds",
+        "From seen in the ring to popped.",
+        |q| &q.queue_wait,
+    ),
+    (
+        "backend_seconds",
+        "Neither waiting in the ring nor in the kernel.",
+        |q| &q.backend,
+    ),
+    ("device_seconds", "In the kernel.", |q| &q.device),
+    (
+        "request_seconds",
+        "From seen in the ring to published.",
+        |q| &q.total,
+    ),
+];
+
+/// All devices in Prometheus' text format, each with its name.
+pub(crate) fn prometheus(devices: &[(&str, &DeviceStats)]) -> String {
+    let mut text = String::new();
+    for (name, kind, help, value) in COUNTERS {
+        head(&mut text, name, kind, help);
+        each(devices, |labels, q, _| {
+            line(&mut text, name, labels, value(q))
+        });
+    }
+    for (name, help, value) in CLASSES {
+        head(&mut text, name, "counter", help);
+        each(devices, |labels, q, classes| {
+            for (class, stats) in classes.iter().zip(&q.classes) {
+                let labels = format!("{labels},class=\"{class}\"");
+                line(&mut text, name, &labels, value(stats));
+            }
+        });
+    }
+    for (name, help, value) in PARTS {
+        head(&mut text, name, "summary", help);
+        each(devices, |labels, q, _| {
+            summary(&mut text, name, labels, &value(q).snapshot())
+        });
+    }
+    text
+}
+
+fn each(devices: &[(&str, &DeviceStats)], mut write: impl FnMut(&str, &QueueStats, &[&str])) {
+    for (id, stats) in devices {
+        let id = id
+            .replace('\\', "\\\\")
+            .replace('"', "\\\"")
+            .replace('\n', "\\n");
+        for (index, queue) in stats.queues.iter().enumerate() {
+            write(
+                &format!("device=\"{id}\",queue=\"{index}\""),
+                queue,
+                stats.classes,
+            );
+        }
+    }
+}
+
+// Writing to a string cannot fail.
+fn head(text: &mut String, name: &str, kind: &str, help: &str) {
+    let _ = writeln!(
+        text,
+        "# HELP pericarp_{name} {help}\n# TYPE pericarp_{name} {kind}"
+    );
+}
+
+fn line(text: &mut String, name: &str, labels: &str, value: impl Display) {
+    let _ = writeln!(text, "pericarp_{name}{{{labels}}} {value}");
+}
+
+fn summary(text: &mut String, name: &str, labels: &str, snapshot: &Snapshot) {
+    let seconds = |ns: u64| ns as f64 / 1e9;
+    for (_, label, q) in QUANTILES {
+        let labels = format!("{labels},quantile=\"{label}\"");
+        line(text, name, &labels, seconds(snapshot.quantile(q)));
+    }
+    line(
+        text,
+        &format!("{name}_sum"),
+        labels,
+        seconds(snapshot.sum()),
+    );
+    line(text, &format!("{name}_count"), labels, snapshot.count());
+}
