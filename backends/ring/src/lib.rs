@@ -16,8 +16,11 @@ mod chain;
 #[cfg(test)]
 mod differential;
 mod memory;
+#[cfg(test)]
+mod notification;
 mod queue;
 mod request;
+mod shared;
 mod sigbus;
 #[cfg(test)]
 mod testing;
