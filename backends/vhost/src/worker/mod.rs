@@ -138,8 +138,14 @@ impl<D: Device> Worker<D> {
     fn start_queue(&mut self, mut start: StartQueue<D>) -> Result<(), EngineError> {
         let files = self.device_files(start.id.device, &start.device)?;
         let kick_slot = self.engine.add_file(start.kick.as_raw_fd())?;
-        let call = Ringer::new(&mut self.engine, start.call.take())?;
-        let error = Ringer::new(&mut self.engine, start.error.take())?;
+        let (call, error) = match self.bells(&mut start) {
+            Ok(bells) => bells,
+            Err(refusal) => {
+                // The table is shared by all devices: nothing may stay in it.
+                self.engine.remove_file(kick_slot);
+                return Err(refusal);
+            }
+        };
         let slot = self.queues.iter().position(Option::is_none);
         let slot = slot.unwrap_or_else(|| {
             self.queues.push(None);
@@ -153,6 +159,21 @@ impl<D: Device> Worker<D> {
         active.error = error;
         self.queues[slot] = Some(active);
         Ok(())
+    }
+
+    /// Registers what the driver is called by; all of it or nothing.
+    fn bells(
+        &mut self,
+        start: &mut StartQueue<D>,
+    ) -> Result<(Option<Ringer>, Option<Ringer>), EngineError> {
+        let call = Ringer::new(&mut self.engine, start.call.take())?;
+        match Ringer::new(&mut self.engine, start.error.take()) {
+            Ok(error) => Ok((call, error)),
+            Err(refusal) => {
+                Ringer::retire(call, &mut self.engine)?;
+                Err(refusal)
+            }
+        }
     }
 
     /// Registers a device's files the first time one of its queues comes here.
