@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use pericarp_block::{BlockDevice, CacheMode, Disk, DiskOptions};
 use pericarp_uring::EngineKind;
-use pericarp_vhost::{Endpoint, Pool, PoolOptions, Server, Stop, features};
+use pericarp_vhost::{Endpoint, Pool, PoolOptions, Running, Server, Stop, features};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -59,6 +59,8 @@ mod code {
 struct Rig {
     address: SocketAddr,
     descriptors: usize,
+    /// Kept, or the leak check counts the worker's handle.
+    _running: Running<BlockDevice>,
 }
 
 fn rig() -> &'static Rig {
@@ -92,7 +94,7 @@ fn rig() -> &'static Rig {
         let endpoint = Endpoint::from_descriptor(listener.into()).expect("a listening socket");
         let stop = Stop::new().expect("a stop");
         let server = Server::new(endpoint, device, 0, &pool);
-        std::mem::forget(pool.start(&stop).expect("workers"));
+        let running = pool.start(&stop).expect("workers");
         server.start(&stop).expect("a session thread");
         healthy(&address);
         // Long enough for the session of that front end to end.
@@ -101,6 +103,7 @@ fn rig() -> &'static Rig {
         Rig {
             address,
             descriptors,
+            _running: running,
         }
     })
 }

@@ -19,7 +19,7 @@ mod stop;
 mod worker;
 
 pub use device::{ConfigRefused, Device, Step};
-pub use pool::{Pool, PoolError, PoolOptions};
+pub use pool::{Pool, PoolError, PoolOptions, Running};
 pub use server::{Endpoint, EndpointError, Server};
 pub use stop::{Ending, Stop};
 
