@@ -66,6 +66,7 @@ struct Rig {
 fn rig() -> &'static Rig {
     static RIG: OnceLock<Rig> = OnceLock::new();
     RIG.get_or_init(|| {
+        ignore_broken_pipes();
         let disk = memfd(64 * 1024);
         for sector in 0..128u64 {
             disk.write_all_at(&[sector as u8; 512], sector * 512)
@@ -106,6 +107,14 @@ fn rig() -> &'static Rig {
             _running: running,
         }
     })
+}
+
+/// Rust's own start-up does this for every program; libFuzzer's main does not,
+/// and a call by a pipe without reader would end the process.
+#[expect(unsafe_code, reason = "signal dispositions have no safe wrapper here")]
+fn ignore_broken_pipes() {
+    // SAFETY: SIG_IGN runs no code of ours.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
 }
 
 fn descriptors() -> usize {
