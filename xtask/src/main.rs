@@ -11,6 +11,7 @@ mod check;
 mod command;
 mod demo;
 mod fio;
+mod fuzz;
 mod guest;
 mod house;
 mod janitor;
@@ -32,6 +33,10 @@ cargo xtask <command>
            the same fio job in each, and print both tables
   test     check, build and run every test; the last line is the total
   check    formatting, clippy, documentation and the house rules
+  fuzz     [--seconds N] [--target rings|sessions] [--replay FILE]: hostile
+           guests and front ends made by libFuzzer under the address sanitizer,
+           60 seconds in all; random ones where there is no nightly toolchain
+  asan     the data plane's tests under the address sanitizer (nightly)
   setup    install the Debian packages the others need and prepare the guest
            kernel and its programs; demo and test call this themselves
 ";
@@ -39,29 +44,48 @@ cargo xtask <command>
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    if let ["fuzz", rest @ ..] = words.as_slice() {
+        return match fuzz::Options::parse(rest) {
+            Ok(options) => finish(|project| fuzz::run(project, &options)),
+            Err(line) => {
+                eprintln!("xtask: fuzz: {line}");
+                ExitCode::from(2)
+            }
+        };
+    }
     let command: fn(&Project) -> Result<(), Failure> = match words.as_slice() {
         ["setup"] => setup::run,
         ["check"] => check::run,
         ["test"] => test::run,
         ["demo"] => demo::run,
+        ["asan"] => fuzz::asan,
         // The demo starts this one beside itself; see `janitor`.
         ["janitor"] => |_| janitor::serve(std::io::stdin().lock()),
         [] | ["help" | "--help" | "-h"] => {
             print!("{HELP}");
             return ExitCode::SUCCESS;
         }
-        [name @ ("setup" | "check" | "test" | "demo"), extra, ..] => {
+        [
+            name @ ("setup" | "check" | "test" | "demo" | "asan"),
+            extra,
+            ..,
+        ] => {
             eprintln!("xtask: '{extra}': {name} takes no arguments; leave it out");
             return ExitCode::from(2);
         }
         [unknown, ..] => {
             eprintln!(
-                "xtask: '{unknown}': no such command; use demo, test, check or setup, see \
-                 cargo xtask --help"
+                "xtask: '{unknown}': no such command; use demo, test, check, fuzz, asan or setup, \
+                 see cargo xtask --help"
             );
             return ExitCode::from(2);
         }
     };
+    finish(command)
+}
+
+/// Runs a command in the source tree.
+fn finish(command: impl FnOnce(&Project) -> Result<(), Failure>) -> ExitCode {
     match Project::locate().and_then(|project| command(&project)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

@@ -18,8 +18,11 @@ mod chain;
 mod differential;
 mod inflight;
 mod memory;
+#[cfg(test)]
+mod notification;
 mod queue;
 mod request;
+mod shared;
 mod sigbus;
 #[cfg(test)]
 mod testing;

@@ -13,12 +13,13 @@
 
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering, fence};
+use std::sync::atomic::Ordering;
 
 use thiserror::Error;
 
 use crate::inflight::cut;
 use crate::memory::GuestMemory;
+use crate::shared::{self, Fence};
 
 /// The largest queue this implementation serves.
 pub const MAX_QUEUE_SIZE: u16 = 1024;
@@ -158,7 +159,7 @@ impl SplitQueue {
             published: 0,
             must_signal: true,
         };
-        queue.next_used = queue.used_idx().load(Ordering::Relaxed);
+        queue.next_used = queue.load_used_idx();
         queue.published = queue.next_used;
         Ok(queue)
     }
@@ -191,9 +192,7 @@ impl SplitQueue {
         let slot = usize::from(self.next_avail & (self.size - 1));
         // SAFETY: slot < size, and the available ring holds 4 + 2 * size bytes
         // before used_event.
-        let head = u16::from_le(unsafe {
-            ptr::read_volatile(self.available.add(4 + 2 * slot).cast::<u16>())
-        });
+        let head = u16::from_le(unsafe { shared::read_u16(self.available.add(4 + 2 * slot)) });
         if head >= self.size {
             return Err(QueueError::BadHead(head));
         }
@@ -205,7 +204,7 @@ impl SplitQueue {
     /// a poller, who looks again and again and touches nothing.
     #[inline]
     pub fn has_available(&self) -> bool {
-        u16::from_le(self.avail_idx().load(Ordering::Relaxed)) != self.next_avail
+        self.load_avail_idx() != self.next_avail
     }
 
     /// Pops `next_avail` next, which is what a record of requests in flight says.
@@ -216,7 +215,7 @@ impl SplitQueue {
 
     /// The driver's index, now.
     pub(crate) fn driver_index(&self) -> u16 {
-        u16::from_le(self.avail_idx().load(Ordering::Acquire))
+        self.load_avail_idx()
     }
 
     /// used.idx as last stored.
@@ -240,8 +239,7 @@ impl SplitQueue {
 
     /// Re-reads avail.idx; true when there is something to pop.
     fn refresh(&mut self) -> Result<bool, QueueError> {
-        // Acquire: the entries and descriptors were written before the index.
-        let seen = u16::from_le(self.avail_idx().load(Ordering::Acquire));
+        let seen = self.load_avail_idx();
         let ahead = seen.wrapping_sub(self.next_avail);
         if ahead > self.size {
             return Err(QueueError::AvailJump(ahead));
@@ -259,9 +257,9 @@ impl SplitQueue {
         // SAFETY: slot < size, and the used ring holds 4 + 8 * size bytes
         // before avail_event; the ring is 4-byte aligned.
         unsafe {
-            let element = self.used.add(4 + 8 * slot).cast::<u32>();
-            ptr::write_volatile(element, u32::from(head).to_le());
-            ptr::write_volatile(element.add(1), written.to_le());
+            let element = self.used.add(4 + 8 * slot);
+            shared::write_u32(element, u32::from(head).to_le());
+            shared::write_u32(element.add(4), written.to_le());
         }
         self.next_used = self.next_used.wrapping_add(1);
     }
@@ -273,8 +271,7 @@ impl SplitQueue {
         let old = self.published;
         let new = self.next_used;
         if old != new {
-            // Release: the elements are visible before the index.
-            self.used_idx().store(new.to_le(), Ordering::Release);
+            self.store_used_idx(new);
             cut();
             self.published = new;
         }
@@ -286,7 +283,7 @@ impl SplitQueue {
         }
         // The index store must be visible before we read what the driver
         // wants, or both sides could decide to sleep.
-        fence(Ordering::SeqCst);
+        shared::full_fence(Fence::BeforeCall);
         if self.event_idx {
             let event = self.read_avail(4 + 2 * usize::from(self.size));
             new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
@@ -308,7 +305,7 @@ impl SplitQueue {
             self.write_used(0, 0);
         }
         // The request must be visible before the index is read again.
-        fence(Ordering::SeqCst);
+        shared::full_fence(Fence::BeforeSleep);
         self.refresh()
     }
 
@@ -334,24 +331,31 @@ impl SplitQueue {
     fn read_avail(&self, offset: usize) -> u16 {
         debug_assert!(offset <= 4 + 2 * usize::from(self.size));
         // SAFETY: offset is 0 or that of used_event, both inside the ring.
-        u16::from_le(unsafe { ptr::read_volatile(self.available.add(offset).cast::<u16>()) })
+        u16::from_le(unsafe { shared::read_u16(self.available.add(offset)) })
     }
 
     fn write_used(&mut self, offset: usize, value: u16) {
         debug_assert!(offset <= 4 + 8 * usize::from(self.size));
         // SAFETY: offset is 0 or that of avail_event, both inside the ring.
-        unsafe { ptr::write_volatile(self.used.add(offset).cast::<u16>(), value.to_le()) };
+        unsafe { shared::write_u16(self.used.add(offset), value.to_le()) };
     }
 
-    fn avail_idx(&self) -> &AtomicU16 {
+    fn load_avail_idx(&self) -> u16 {
+        // Acquire: the entries and descriptors were written before the index.
         // SAFETY: two bytes into the ring, 2-byte aligned, alive as long as
         // `memory`; the guest accesses it atomically.
-        unsafe { AtomicU16::from_ptr(self.available.add(2).cast()) }
+        u16::from_le(unsafe { shared::load_index(self.available.add(2), Ordering::Acquire) })
     }
 
-    fn used_idx(&self) -> &AtomicU16 {
+    fn load_used_idx(&self) -> u16 {
         // SAFETY: as for avail_idx, in the used ring.
-        unsafe { AtomicU16::from_ptr(self.used.add(2).cast()) }
+        u16::from_le(unsafe { shared::load_index(self.used.add(2), Ordering::Relaxed) })
+    }
+
+    fn store_used_idx(&mut self, value: u16) {
+        // Release: the elements are visible before the index.
+        // SAFETY: as for avail_idx, in the used ring.
+        unsafe { shared::store_index(self.used.add(2), value.to_le(), Ordering::Release) };
     }
 }
 

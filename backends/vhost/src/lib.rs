@@ -27,7 +27,7 @@ mod worker;
 pub use device::{Account, ConfigRefused, Device, Step};
 pub use limiter::Limits;
 pub use oversight::{Overseen, Oversight, Told, device_named, metrics_of, with_operations};
-pub use pool::{Pool, PoolError, PoolOptions};
+pub use pool::{Pool, PoolError, PoolOptions, Running};
 pub use records::{CrashSafety, InflightFile, InflightFileError, RecordOf, Records, Reopener};
 pub use server::{Endpoint, EndpointError, Server};
 pub use stop::{Ending, Stop};

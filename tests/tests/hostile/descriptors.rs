@@ -4,14 +4,14 @@
 //! Ours alone is held to these; what the peers do here was not looked into.
 
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use pericarp_tests::conformance::{Case, Outcome};
 use pericarp_tests::frontend::{Chain, Driver, HEADER, Op, STATUS};
 use pericarp_tests::wire::{self, message, request, words};
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::fs::{OFlags, fcntl_setfl};
+use rustix::fs::{Mode, OFlags, fcntl_setfl};
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 
@@ -30,6 +30,16 @@ pub(crate) fn cases() -> Vec<Case> {
             refused(d, request::SET_VRING_CALL, directory.as_fd())
         })
         .reconnect(),
+        Case::new(
+            "calls that cannot be registered, 600 of them",
+            unregistrable,
+        )
+        .reconnect(),
+        Case::new("a socket that lingers as call", |d| {
+            let socket = std::net::TcpListener::bind("127.0.0.1:0")?;
+            refused(d, request::SET_VRING_CALL, socket.as_fd())
+        })
+        .reconnect(),
         Case::new("a full call that blocks who writes it", full_call).reconnect(),
         Case::new("a call that comes after the completion", late_call).reconnect(),
         Case::new("kicked while enabled and disabled, 500 times", restless),
@@ -42,6 +52,35 @@ fn refused(d: &mut Driver, code: u32, fd: BorrowedFd<'_>) -> Outcome {
     wire::send(&d.stream, &message(code, flags, &words(&[0])), &[fd])?;
     let (_, answer) = wire::receive(&d.stream)?;
     must(answer != words(&[0]), "the descriptor was taken")
+}
+
+/// A descriptor of a pipe that may be named and not used. Each attempt to start
+/// a queue with it fails; none may cost the worker a place for good, which the
+/// next front end would miss.
+fn unregistrable(d: &mut Driver) -> Outcome {
+    let (_reader, writer) = std::io::pipe()?;
+    let path = format!("/proc/self/fd/{}", writer.as_fd().as_raw_fd());
+    let named = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let flags = wire::VERSION | wire::NEED_REPLY;
+    let enable = |d: &Driver, on: u32| -> Outcome {
+        let number = [0u32.to_ne_bytes(), on.to_ne_bytes()].concat();
+        wire::send(
+            &d.stream,
+            &message(request::SET_VRING_ENABLE, flags, &number),
+            &[],
+        )?;
+        wire::receive(&d.stream)?;
+        Ok(())
+    };
+    enable(d, 0)?;
+    let order = message(request::SET_VRING_CALL, flags, &words(&[0]));
+    wire::send(&d.stream, &order, &[named.as_fd()])?;
+    wire::receive(&d.stream)?;
+    for _ in 0..600 {
+        enable(d, 1)?;
+        enable(d, 0)?;
+    }
+    Ok(())
 }
 
 fn ring_memory(d: &mut Driver) -> Outcome {

@@ -6,6 +6,7 @@
 
 mod chains;
 mod descriptors;
+mod environment;
 mod lifecycle;
 mod messages;
 mod notifications;

@@ -261,10 +261,17 @@ pub(super) fn bell(fd: OwnedFd) -> Result<Bell, Refusal> {
     if ![0, libc::S_IFIFO, libc::S_IFSOCK].contains(&kind) {
         return Err(Refusal::BadBell);
     }
-    // A full pipe must not stop a worker that calls the driver.
-    if let Ok(flags) = rustix::fs::fcntl_getfl(&fd) {
-        let _ = rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK);
+    // Closing any other socket can wait for its peer (SO_LINGER), and the
+    // worker may be the one that closes it.
+    let foreign = kind == libc::S_IFSOCK
+        && rustix::net::sockopt::socket_domain(&fd) != Ok(rustix::net::AddressFamily::UNIX);
+    let flags = rustix::fs::fcntl_getfl(&fd).map_err(|_| Refusal::BadBell)?;
+    // O_PATH names a file and can do nothing with it: no engine takes it.
+    if foreign || flags.contains(rustix::fs::OFlags::PATH) {
+        return Err(Refusal::BadBell);
     }
+    // A full pipe must not stop a worker that calls the driver.
+    let _ = rustix::fs::fcntl_setfl(&fd, flags | rustix::fs::OFlags::NONBLOCK);
     Ok(Bell {
         fd: Arc::new(fd),
         is_eventfd: kind == 0,

@@ -256,11 +256,24 @@ impl<D: Device> Worker<D> {
     fn start_queue(&mut self, mut start: StartQueue<D>) -> Result<(), EngineError> {
         let files = self.device_files(start.id.device, &start.device)?;
         let kick_slot = self.engine.add_file(start.kick.as_raw_fd())?;
-        let call = Ringer::new(&mut self.engine, start.call.take())?;
-        let error = Ringer::new(&mut self.engine, start.error.take())?;
-        let fence = match &start.record {
-            Some(kept) => Some(self.engine.add_file(kept.fence.descriptor())?),
-            None => None,
+        let fence = start.record.as_ref().map(|k| k.fence.descriptor());
+        let fence = fence.map(|fd| self.engine.add_file(fd)).transpose();
+        let bells = fence.and_then(|fence| match self.bells(&mut start) {
+            Ok((call, error)) => Ok((call, error, fence)),
+            Err(refusal) => {
+                fence
+                    .into_iter()
+                    .for_each(|slot| self.engine.remove_file(slot));
+                Err(refusal)
+            }
+        });
+        let (call, error, fence) = match bells {
+            Ok(registered) => registered,
+            Err(refusal) => {
+                // The table is shared by all devices: nothing may stay in it.
+                self.engine.remove_file(kick_slot);
+                return Err(refusal);
+            }
         };
         let slot = self.queues.iter().position(Option::is_none);
         let slot = slot.unwrap_or_else(|| {
@@ -279,6 +292,21 @@ impl<D: Device> Worker<D> {
         active.start_again(&mut self.engine, slot);
         self.queues[slot] = Some(active);
         Ok(())
+    }
+
+    /// Registers what the driver is called by; all of it or nothing.
+    fn bells(
+        &mut self,
+        start: &mut StartQueue<D>,
+    ) -> Result<(Option<Ringer>, Option<Ringer>), EngineError> {
+        let call = Ringer::new(&mut self.engine, start.call.take())?;
+        match Ringer::new(&mut self.engine, start.error.take()) {
+            Ok(error) => Ok((call, error)),
+            Err(refusal) => {
+                Ringer::retire(call, &mut self.engine)?;
+                Err(refusal)
+            }
+        }
     }
 
     /// Registers a device's files the first time one of its queues comes here.

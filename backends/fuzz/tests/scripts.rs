@@ -1,0 +1,55 @@
+//! The committed scripts and as many random ones as fit a test run, counted by
+//! executions so that every machine plays the same. `corpus/` holds the seeds
+//! and one file for each fault the fuzzer found.
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
+use std::path::Path;
+
+use pericarp_fuzz::random::Generator;
+use pericarp_fuzz::{rings, sessions};
+
+fn corpus(target: &str, play: fn(&[u8]), seeds: Vec<(String, Vec<u8>)>) -> Vec<Vec<u8>> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("corpus")
+        .join(target);
+    for (name, bytes) in seeds {
+        let committed = std::fs::read(dir.join(&name)).unwrap_or_default();
+        assert_eq!(
+            committed, bytes,
+            "{name}: write the seeds again (--write-seeds)"
+        );
+    }
+    let mut paths: Vec<_> = std::fs::read_dir(&dir)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .collect();
+    paths.sort();
+    let scripts: Vec<Vec<u8>> = paths
+        .iter()
+        .map(|path| std::fs::read(path).unwrap())
+        .collect();
+    for (path, script) in paths.iter().zip(&scripts) {
+        eprintln!("{}", path.display());
+        play(script);
+    }
+    scripts
+}
+
+fn random(scripts: Vec<Vec<u8>>, count: usize, play: fn(&[u8])) {
+    let mut generator = Generator::new(7, scripts);
+    for _ in 0..count {
+        let script = generator.script();
+        if std::panic::catch_unwind(|| play(&script)).is_err() {
+            panic!("this script: {script:?}");
+        }
+    }
+}
+
+/// One test: the second half counts descriptors of the whole process.
+#[test]
+fn rings_then_sessions() {
+    let scripts = corpus("rings", rings::play, rings::seeds());
+    random(scripts, 100_000, rings::play);
+    let scripts = corpus("sessions", sessions::play, sessions::seeds());
+    random(scripts, 1500, sessions::play);
+}
