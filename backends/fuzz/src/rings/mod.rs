@@ -65,5 +65,49 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
             }
         }
     }
+    seeds.extend(space_seeds());
+    seeds
+}
+
+/// DISCARD and WRITE_ZEROES where they were agreed on: lists of each length,
+/// good and bad ranges, and disks that lack a way.
+fn space_seeds() -> Vec<(String, Vec<u8>)> {
+    // Sector, sectors, flags and oddities of each range.
+    let lists: [(&str, &[[u8; 3]]); 8] = [
+        ("one", &[[3, 2, 0]]),
+        (
+            "several",
+            &[[0, 8, 0], [64, 16, 0], [64, 1, 0], [120, 8, 0]],
+        ),
+        ("unmap", &[[8, 8, 1], [32, 8, 0]]),
+        ("beyond", &[[3, 2, 0], [127, 2, 0]]),
+        ("top", &[[0, 1, 0xf0], [0, 1, 0xe0]]),
+        ("huge", &[[0, 1, 0x0c]]),
+        ("flags", &[[0, 1, 0x12]]),
+        ("none", &[]),
+    ];
+    // The disk's answers: all, a part, that it cannot, an error, none yet.
+    let answers = [0, 0x85, 0xfb, 0xfb, 0xfc, 0];
+    let mut seeds = Vec::new();
+    for (mode, mode_name) in [(0x13, "buffered"), (0x1b, "direct"), (0x11, "through")] {
+        for (kind, name) in [(0u8, "discard"), (1, "zeroes")] {
+            for (n, (list_name, list)) in (0..).zip(lists) {
+                let request = |which: u8| {
+                    let mut bytes = vec![player::SPACE, which, n & 1, list.len() as u8];
+                    bytes.extend(list.iter().flatten());
+                    bytes.push(player::TURN);
+                    bytes
+                };
+                let mut script = vec![mode, 4, 0, 0];
+                script.extend(request(kind));
+                for answer in answers {
+                    script.extend([player::COMPLETE, 0, answer]);
+                }
+                script.extend(request(kind | 4));
+                script.extend([player::RESTART, 0, 1]);
+                seeds.push((format!("space-{mode_name}-{name}-{list_name}"), script));
+            }
+        }
+    }
     seeds
 }
