@@ -19,7 +19,7 @@ use pericarp_uring::EngineKind;
 use pericarp_vhost::{CrashSafety, Endpoint, Pool, PoolOptions, Reopener, Running, Server, Stop};
 
 use crate::memory::memfd;
-use crate::script::Script;
+use crate::script::{KINDS, Script};
 use client::{Client, SIZE, USED};
 
 /// Nothing may take longer.
@@ -139,14 +139,7 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
     let set_up = 0u8;
     let request = |kind: u8| [5, kind, 1, 1];
     let mut seeds = Vec::new();
-    for (kind, name) in [
-        (0, "read"),
-        (1, "write"),
-        (4, "flush"),
-        (8, "serial"),
-        (11, "discard"),
-        (13, "zeroes"),
-    ] {
+    for (kind, name) in KINDS {
         let mut script = vec![set_up];
         script.extend(request(kind));
         seeds.push((name.to_owned(), script));

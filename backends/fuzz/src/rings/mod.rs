@@ -20,7 +20,7 @@ mod store;
 
 use std::cell::RefCell;
 
-use crate::script::Script;
+use crate::script::{KINDS, Script};
 use player::{Player, Rig};
 
 thread_local! {
@@ -42,18 +42,10 @@ pub fn play(bytes: &[u8]) {
 
 /// Hand-made scripts: a good request of every type, in every cache mode.
 pub fn seeds() -> Vec<(String, Vec<u8>)> {
-    let kinds = [
-        (0, "read"),
-        (1, "write"),
-        (4, "flush"),
-        (8, "serial"),
-        (11, "discard"),
-        (13, "zeroes"),
-    ];
     let modes = [(0x03, "buffered"), (0x0b, "direct"), (0x07, "read-only")];
     let mut seeds = Vec::new();
     for (mode, mode_name) in modes {
-        for (kind, name) in kinds {
+        for (kind, name) in KINDS {
             for indirect in [0u8, 1] {
                 let request = [player::REQUEST, kind, 2, 3, 1, indirect, player::TURN];
                 let mut script = vec![mode, 4, 0, 0];
