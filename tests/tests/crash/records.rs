@@ -6,17 +6,20 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
+use pericarp_tests::bounded::poll;
 use pericarp_tests::frontend::{Driver, Op};
 use pericarp_tests::model::Sequence;
 use pericarp_tests::parts::{Part, have};
 use pericarp_tests::process::{Process, command};
 use pericarp_tests::scratch::Scratch;
-use rustix::fs::{MemfdFlags, SealFlags, memfd_create};
+use rustix::fs::{FlockOperation, MemfdFlags, SealFlags, flock, memfd_create};
 use rustix::process::Signal;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserInflight;
 
 use super::{block, disk, setup, wait_for};
+
+const LIMIT: Duration = Duration::from_secs(20);
 
 fn ends_with(scratch: &Scratch, extra: &[&str], words: &[&str]) {
     let mut second = block(scratch, extra);
@@ -193,4 +196,48 @@ fn records_that_lie_are_refused_or_dropped() {
     drop(driver);
     connect().request(0, &Op::Flush).unwrap();
     assert!(backend.ended().is_none(), "{}", backend.epitaph());
+}
+
+/// A dead process's ring holds the lock until its last I/O ended. Here the test
+/// holds it, for as long as it likes: nothing may be done meanwhile.
+#[test]
+fn a_successor_waits_for_the_lock() {
+    if !have("a_successor_waits_for_the_lock", &[Part::PERICARP_BLOCK]) {
+        return;
+    }
+    let scratch = Scratch::new();
+    disk(&scratch);
+    let mut backend = block(&scratch, &[]);
+    let socket = wait_for(&scratch.path("s"));
+    let mut driver = Driver::connect(&socket, &setup(true)).unwrap();
+    driver.request(0, &Op::Flush).unwrap();
+    backend.kill();
+    let (_, memory) = driver.inflight.as_ref().unwrap();
+    let ours = format!("/proc/self/fd/{}", memory.as_raw_fd());
+    let lock = File::options().read(true).write(true).open(ours).unwrap();
+    let taken = poll(LIMIT, || {
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).ok()
+    });
+    assert!(taken.is_some(), "the dead process keeps its lock");
+    // Offered to nobody: whoever serves the ring next does it.
+    let data = vec![7; 4096];
+    let chain = driver.prepare(0, &Op::Write { sector: 0, data }).unwrap();
+    driver.place(0, 0, &chain);
+    driver.rings[0].queue(0);
+    driver.rings[0].publish();
+    let successor = block(&scratch, &[]);
+    let content = || std::fs::read(scratch.path("disk")).unwrap()[..4096].to_vec();
+    std::thread::scope(|scope| {
+        let connecting = scope.spawn(|| {
+            let tried = poll(LIMIT, || driver.reconnect(&socket).ok());
+            tried.expect("a successor");
+            driver.rings[0].wait(1, LIMIT).unwrap();
+        });
+        let told = poll(LIMIT, || successor.output().find("waiting for the I/O"));
+        let early = connecting.is_finished() || content() != [0; 4096];
+        flock(&lock, FlockOperation::Unlock).unwrap();
+        connecting.join().unwrap();
+        assert!(!early && told.is_some(), "it did not wait");
+    });
+    assert!(content() == [7; 4096]);
 }
