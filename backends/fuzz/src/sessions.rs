@@ -211,4 +211,5 @@ fn healthy(address: &SocketAddr, record: bool) {
         .read_exact_at(&mut status, at + 32)
         .expect("guest memory");
     assert_eq!(status, [0], "a good read fails for the next front end");
+    assert_eq!(client.recorded(), u16::from(record), "the record");
 }

@@ -327,6 +327,15 @@ impl Client {
         self.send(code::SET_INFLIGHT_FD, 0, &payload, &[self.record.as_fd()]);
     }
 
+    /// The version that the backend gave the first queue's part: 1 once it
+    /// records there.
+    pub(super) fn recorded(&self) -> u16 {
+        let mut version = [0; 2];
+        let read = self.record.read_exact_at(&mut version, REGION + 8);
+        read.expect("a record");
+        u16::from_le_bytes(version)
+    }
+
     /// Requests in flight: asks for memory, hands some over, lies in it, and
     /// comes again as the next backend's front end.
     fn record(&mut self, script: &mut Script<'_>, address: &SocketAddr) {
@@ -374,6 +383,7 @@ impl Client {
                 let old = std::mem::replace(self, next);
                 self.avail = old.avail;
                 (self.memory, self.record) = (old.memory, old.record);
+                self.agree();
                 self.hand_record(0, 1, SIZE);
                 self.set_up(0);
             }
