@@ -88,6 +88,8 @@ pub struct Options {
     pub aio: Option<&'static str>,
     /// More arguments, for `pericarp-block` only.
     pub extra: Vec<String>,
+    /// Another build of the program than the one that is found.
+    pub build: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -100,6 +102,7 @@ impl Default for Options {
             lifetime: Duration::from_secs(120),
             aio: None,
             extra: Vec::new(),
+            build: None,
         }
     }
 }
@@ -172,7 +175,8 @@ impl Backend {
         let serial = NEXT.fetch_add(1, Ordering::Relaxed);
         let socket = scratch.path(&format!("{name}-{serial}.sock"));
         let program = kind.part().program();
-        let path = kind.part().find().unwrap_or_else(|| program.into());
+        let build = options.build.clone().or_else(|| kind.part().find());
+        let path = build.unwrap_or_else(|| program.into());
         let mut command = command(&path);
         arguments(kind, &mut command, &socket, disk, options);
         let mut process = Process::start(&mut command, options.lifetime)

@@ -309,10 +309,13 @@ impl SplitQueue {
         self.refresh()
     }
 
-    /// Asks the driver not to kick. Under EVENT_IDX the avail_event left behind
-    /// does that by itself.
+    /// Asks the driver not to kick, also where it was asked to before and did
+    /// not yet. Under EVENT_IDX that is an avail_event that lies behind.
     pub fn disable_kicks(&mut self) {
-        if !self.event_idx {
+        if self.event_idx {
+            let avail_event = 4 + 8 * usize::from(self.size);
+            self.write_used(avail_event, self.next_avail.wrapping_sub(1));
+        } else {
             self.write_used(0, USED_F_NO_NOTIFY);
         }
     }

@@ -31,7 +31,7 @@ const MAX_WORKERS: usize = 64;
 /// The longest time a worker may be told to poll before it sleeps.
 const MAX_POLL_US: u64 = 1000;
 /// About what it costs to sleep and be woken.
-const POLL_LIMIT: Duration = Duration::from_micros(5);
+const POLL_LIMIT: Duration = Duration::from_micros(20);
 /// The most devices of one process: the device number is part of tokens.
 const MAX_DEVICES: usize = 256;
 
@@ -66,8 +66,8 @@ many devices:
 the process:
   --workers N           I/O threads, 1 to 64 (default: one per queue, at most one per CPU)
   --cpus LIST           pin the workers to these CPUs in turn, such as 0,2-3
-  --poll-us N           poll up to N microseconds before sleeping, where that has been
-                        paying, 0 to 1000 (default 5)
+  --poll-us N           poll before sleeping, where that has been paying: 5 microseconds
+                        and one for each request done, at most N, 0 to 1000 (default 20)
   --inflight-file PATH  keep requests in flight there, for the successor of a killed process;
                         made if missing, best on a memory file system such as /run
   --io-engine ENGINE    auto (default), uring or sync

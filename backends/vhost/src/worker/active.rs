@@ -151,9 +151,7 @@ impl<D: Device> Active<D> {
                 }
                 return Ok(false);
             };
-            if mem::take(&mut self.armed) {
-                self.requests.ring().disable_kicks();
-            }
+            self.disarm();
             let (chain, request) = self.requests.request(head);
             let step = self.device.start(loaded, chain, request);
             if let Some(gate) = &mut self.gate {
@@ -210,6 +208,13 @@ impl<D: Device> Active<D> {
         Ok(more)
     }
 
+    /// Has the driver not kick while somebody looks at the ring anyway.
+    pub(super) fn disarm(&mut self) {
+        if mem::take(&mut self.armed) {
+            self.requests.ring().disable_kicks();
+        }
+    }
+
     /// Whether a limit keeps the requests waiting that are there. Kicks are
     /// left off for as long: a timer looks again.
     fn is_held(&mut self) -> Result<bool, QueueError> {
@@ -225,9 +230,7 @@ impl<D: Device> Active<D> {
         if self.requests.ring().available()? == 0 {
             return Ok(false);
         }
-        if mem::take(&mut self.armed) {
-            self.requests.ring().disable_kicks();
-        }
+        self.disarm();
         self.held_until = self.gate.as_mut().map(|gate| gate.wait(now));
         if let Some(timing) = &mut self.timing {
             timing.hold();

@@ -123,6 +123,7 @@ impl<D: Device> Worker<D> {
             now = self.now();
             let mut completions = mem::take(&mut self.completions);
             self.engine.completions(&mut completions);
+            self.poller.earn(completions.len());
             for completion in completions.drain(..) {
                 match Token::parse(completion.token) {
                     Token::Io { slot, head } => {
@@ -159,6 +160,7 @@ impl<D: Device> Worker<D> {
     /// Waits a moment for a completion or an available chain, wide awake.
     fn poll(&mut self, busy: bool) -> bool {
         let (engine, queues) = (&mut self.engine, &mut self.queues);
+        queues.iter_mut().flatten().for_each(Active::disarm);
         self.poller.poll(busy, || {
             engine.ready() || queues.iter_mut().flatten().any(Active::has_work)
         })

@@ -9,6 +9,8 @@ pub(crate) enum Target {
     HostFio,
     /// A vhost-user backend behind the `virtio-driver` crate.
     Backend(Kind),
+    /// The build of `pericarp-block` that `--baseline` names.
+    Baseline,
     /// `qemu-storage-daemon` with io_uring where threads are its default.
     QemuUring,
     /// `pericarp-block` with one worker and so many disks, which share the
@@ -25,6 +27,7 @@ impl Target {
             Self::Backend(Kind::Pericarp) => "pericarp-block",
             Self::Backend(Kind::QemuStorageDaemon) => "qemu-storage-daemon",
             Self::Backend(Kind::Reference) => "reference backend",
+            Self::Baseline => "baseline",
             Self::QemuUring => "qemu-sd io_uring",
             Self::Disks(1) => "one disk",
             Self::Disks(_) => "eight disks",

@@ -29,11 +29,20 @@ pub(crate) fn next_random(mut state: u64) -> u64 {
     state.wrapping_mul(0x2545_f491_4f6c_dd1d)
 }
 
+/// What is special about a backend.
+#[derive(Debug, Default)]
+pub(crate) struct Peer {
+    /// Another build than the one that is found.
+    pub(crate) build: Option<PathBuf>,
+    /// How `qemu-storage-daemon` does its I/O.
+    pub(crate) aio: Option<&'static str>,
+}
+
 /// One backend with one disk.
 pub(crate) fn one(
     case: &Case,
     kind: Kind,
-    aio: Option<&'static str>,
+    peer: Peer,
     options: &crate::Options,
     scratch: &Scratch,
 ) -> Outcome<Measured> {
@@ -42,7 +51,8 @@ pub(crate) fn one(
         extra: options.extra.clone(),
         cache: case.cache,
         num_queues: case.queues as u16,
-        aio,
+        aio: peer.aio,
+        build: peer.build,
         lifetime: turn + Duration::from_secs(60),
         ..Options::default()
     };

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use cases::{CASES, Case, Measured, Target};
 use lexopt::prelude::*;
+use load::Peer;
 use pericarp_tests::peer::{Cache, Kind};
 use pericarp_tests::scratch::Scratch;
 use serde_json::json;
@@ -31,11 +32,15 @@ block-compare: pericarp-block, its peers and host fio on one file, in turns
   --case NAME      only this case; may be repeated
   --target NAME    only this target; may be repeated
   --pericarp-arg A one more argument for pericarp-block; may be repeated
+  --baseline PATH  another build of pericarp-block, which gets a row of its own
+                   in every case that has pericarp-block
   --json PATH      where the raw numbers go
 ";
 
 /// Size of the disk that is made.
 const DISK_BYTES: u64 = 1 << 30;
+
+const OURS: Target = Target::Backend(Kind::Pericarp);
 
 struct Options {
     file: PathBuf,
@@ -44,6 +49,7 @@ struct Options {
     cases: Vec<String>,
     targets: Vec<String>,
     extra: Vec<String>,
+    baseline: Option<PathBuf>,
     json: Option<PathBuf>,
 }
 
@@ -55,6 +61,7 @@ fn options() -> Result<Option<Options>, String> {
         cases: Vec::new(),
         targets: Vec::new(),
         extra: Vec::new(),
+        baseline: None,
         json: None,
     };
     let mut parser = lexopt::Parser::from_env();
@@ -89,6 +96,14 @@ fn options() -> Result<Option<Options>, String> {
                 options
                     .extra
                     .push(parser.value().and_then(|v| v.string()).map_err(text)?);
+            }
+            Long("baseline") => {
+                let path = PathBuf::from(parser.value().map_err(text)?);
+                if !path.is_file() {
+                    let path = path.display();
+                    return Err(format!("--baseline {path}: is no file; build it first"));
+                }
+                options.baseline = Some(path);
             }
             Long("help") | Short('h') => return Ok(None),
             other => return Err(text(other.unexpected())),
@@ -135,11 +150,15 @@ fn compare(options: &Options) -> Outcome<()> {
             // Into the page cache, all of it.
             std::io::copy(&mut File::open(&options.file)?, &mut std::io::sink())?;
         }
-        let mut rows: Vec<(Target, Vec<Measured>)> = case
-            .targets
-            .iter()
+        let mut targets = case.targets.to_vec();
+        let ours = targets.iter().position(|t| *t == OURS);
+        if let (Some(ours), Some(_)) = (ours, &options.baseline) {
+            targets.insert(ours + 1, Target::Baseline);
+        }
+        let mut rows: Vec<(Target, Vec<Measured>)> = targets
+            .into_iter()
             .filter(|t| options.targets.is_empty() || options.targets.iter().any(|n| n == t.name()))
-            .map(|t| (*t, Vec::new()))
+            .map(|t| (t, Vec::new()))
             .collect();
         for round in 0..options.rounds {
             for (target, results) in &mut rows {
@@ -202,10 +221,16 @@ impl Case {
         let turn = Duration::from_secs(options.seconds);
         match target {
             Target::HostFio => fio::run(self, &options.file, turn),
-            Target::Backend(kind) => load::one(self, kind, None, options, scratch),
+            Target::Backend(kind) => load::one(self, kind, Peer::default(), options, scratch),
+            Target::Baseline => {
+                let build = options.baseline.clone();
+                let peer = Peer { build, aio: None };
+                load::one(self, Kind::Pericarp, peer, options, scratch)
+            }
             Target::QemuUring => {
-                let kind = Kind::QemuStorageDaemon;
-                load::one(self, kind, Some("io_uring"), options, scratch)
+                let aio = Some("io_uring");
+                let peer = Peer { build: None, aio };
+                load::one(self, Kind::QemuStorageDaemon, peer, options, scratch)
             }
             Target::Disks(count) => load::disks(self, count, options, scratch),
             Target::RoundTrip => load::round_trip(turn),
