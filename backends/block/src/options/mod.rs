@@ -73,7 +73,10 @@ the process:
   --io-engine ENGINE    auto (default), uring or sync
   --control-path PATH   answer here what one asks and changes while it runs: one JSON
                         object per line, {\"op\":\"stats\"}, and ops version, metrics,
-                        limits, resize; HTTP GET /metrics, too
+                        limits, resize, hand-over; HTTP GET /metrics, too
+  --take-over CONTROL   take the front ends of a running pericarp-block over, without a
+                        disconnect: CONTROL is its control socket; give the options it
+                        was started with, --control-path included
   --log-level LEVEL     error, warn (default), info, debug or off
   --no-confine          keep all privileges; for debugging only
   --print-capabilities  print what this program can do as JSON
@@ -137,6 +140,8 @@ pub struct Options {
     pub inflight_file: Option<PathBuf>,
     /// Where the control socket is bound.
     pub control: Option<PathBuf>,
+    /// The control socket of a running program to take over from.
+    pub take_over: Option<PathBuf>,
     /// Log level.
     pub log_level: LevelFilter,
     /// Confine the process.
@@ -177,7 +182,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
     let mut poll_limit = None;
     let mut confine = true;
     let mut inflight_file = None;
-    let mut control = None;
+    let (mut control, mut take_over) = (None, None);
     while let Some(argument) = parser
         .next()
         .map_err(|e| bad("command line", "", format!("{e}; see --help")))?
@@ -234,6 +239,13 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
                 }
                 path => control = Some(PathBuf::from(path)),
             },
+            "--take-over" => match value()? {
+                path if path.is_empty() => {
+                    let rule = "empty: give the control socket of a running program";
+                    return Err(bad(&name, "\"\"", rule));
+                }
+                path => take_over = Some(PathBuf::from(path)),
+            },
             "--log-level" => level = Some(log_level(&name, &value()?)?),
             "--socket-path" | "--fd" if single.socket.is_some() => {
                 return Err(bad(
@@ -273,7 +285,12 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
         let rule = "used twice: give the control socket its own";
         return Err(bad("--control-path", path.display(), rule));
     }
+    if let (Some(path), None) = (&take_over, &control) {
+        let rule = "the running program has a control socket: give --control-path, too";
+        return Err(bad("--take-over", path.display(), rule));
+    }
     options.control = control;
+    options.take_over = take_over;
     Ok(Command::Serve(Box::new(options)))
 }
 
@@ -325,6 +342,7 @@ fn finish(
         poll_limit: POLL_LIMIT,
         inflight_file: None,
         control: None,
+        take_over: None,
         log_level: level.unwrap_or(LevelFilter::Warn),
         confine,
     })
