@@ -23,7 +23,7 @@ use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemory
 use crate::bounded::{Deadline, poll as poll_until};
 
 /// Largest transfer of one request.
-pub const SLOT: usize = 64 * 1024;
+pub const SLOT: usize = 128 * 1024;
 
 /// A connected driver. Each queue has `depth` slots of one request each.
 pub struct Client {
@@ -234,6 +234,32 @@ impl Client {
                 call.read()?;
             }
         }
+    }
+
+    /// Sleeps until one of these queues is called, and takes the calls that are
+    /// there. What is back already must have been taken first.
+    ///
+    /// # Errors
+    /// When none is called within `limit`.
+    pub fn wait_any(lanes: &[(&Self, usize)], limit: Duration) -> Result<()> {
+        let calls: Vec<_> = lanes
+            .iter()
+            .map(|(client, queue)| client.transport.get_completion_fd(*queue))
+            .collect();
+        let mut fds: Vec<_> = calls
+            .iter()
+            .map(|call| PollFd::new(call.as_ref(), PollFlags::IN))
+            .collect();
+        let timeout = Timespec::try_from(limit).map_err(Error::other)?;
+        if poll(&mut fds, Some(&timeout))? == 0 {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        for (call, fd) in calls.iter().zip(&fds) {
+            if !fd.revents().is_empty() {
+                call.read()?;
+            }
+        }
+        Ok(())
     }
 
     fn one(&mut self, queue: usize) -> Result<()> {

@@ -84,6 +84,8 @@ pub struct Options {
     pub serial: Option<String>,
     /// The watchdog's patience.
     pub lifetime: Duration,
+    /// How `qemu-storage-daemon` does its I/O.
+    pub aio: Option<&'static str>,
     /// More arguments, for `pericarp-block` only.
     pub extra: Vec<String>,
 }
@@ -96,6 +98,7 @@ impl Default for Options {
             cache: Cache::Buffered,
             serial: None,
             lifetime: Duration::from_secs(120),
+            aio: None,
             extra: Vec::new(),
         }
     }
@@ -326,7 +329,12 @@ fn arguments(kind: Kind, command: &mut Command, socket: &Path, disk: &Path, opti
             command.args(&options.extra);
         }
         Kind::QemuStorageDaemon => {
-            let engine = if direct { "io_uring" } else { "threads" };
+            // QEMU's own default for cached files is threads.
+            let engine = match options.aio {
+                Some(engine) => engine,
+                None if direct => "io_uring",
+                None => "threads",
+            };
             command.arg("--blockdev").arg(format!(
                 "driver=file,node-name=disk,filename={disk},aio={engine},cache.direct={},read-only={}",
                 on_off(direct),

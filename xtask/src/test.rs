@@ -5,7 +5,7 @@
 //! through unchanged; the last line is the sum of their summary lines.
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use crate::check;
 use crate::command::{self, Failure, cannot_start, cargo};
@@ -37,19 +37,23 @@ pub(crate) fn run(project: &Project) -> Result<(), Failure> {
     checked
 }
 
-/// Runs `cargo test`, passes its output on and adds up the summary lines.
+/// All tests of the workspace, with nothing skipped.
 fn run_tests(project: &Project) -> Result<(Total, bool), Failure> {
     let mut command = cargo();
     command
         .current_dir(&project.root)
         .args(["test", "--workspace", "--no-fail-fast"])
         .env("PERICARP_REQUIRE_ALL", "1")
-        .env("PERICARP_ASSETS", project.assets())
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped());
+        .env("PERICARP_ASSETS", project.assets());
+    count(&mut command)
+}
+
+/// Runs `cargo test`, passes its output on and adds up the summary lines.
+pub(crate) fn count(command: &mut Command) -> Result<(Total, bool), Failure> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = command
         .spawn()
-        .map_err(|error| cannot_start(&command, &error))?;
+        .map_err(|error| cannot_start(command, &error))?;
     let mut total = Total::default();
     if let Some(output) = child.stdout.take() {
         let mut reader = BufReader::new(output);
@@ -74,9 +78,9 @@ fn run_tests(project: &Project) -> Result<(Total, bool), Failure> {
 
 /// The sum over all test programs.
 #[derive(Debug, Default, PartialEq)]
-struct Total {
-    passed: u64,
-    failed: u64,
+pub(crate) struct Total {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
 }
 
 impl Total {

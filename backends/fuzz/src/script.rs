@@ -55,3 +55,13 @@ impl<'a> Script<'a> {
         }
     }
 }
+
+/// Types of requests, for the seeds.
+pub(crate) const KINDS: [(u8, &str); 6] = [
+    (0, "read"),
+    (1, "write"),
+    (4, "flush"),
+    (8, "serial"),
+    (11, "discard"),
+    (13, "zeroes"),
+];

@@ -45,11 +45,18 @@ fn random(scripts: Vec<Vec<u8>>, count: usize, play: fn(&[u8])) {
     }
 }
 
+/// Random scripts of `rings`, and a sixtieth of that of `sessions`, which
+/// take longer; `cargo xtask asan` asks for fewer.
+fn count() -> usize {
+    let asked = std::env::var("PERICARP_FUZZ_SCRIPTS").ok();
+    asked.map_or(100_000, |count| count.parse().unwrap())
+}
+
 /// One test: the second half counts descriptors of the whole process.
 #[test]
 fn rings_then_sessions() {
     let scripts = corpus("rings", rings::play, rings::seeds());
-    random(scripts, 100_000, rings::play);
+    random(scripts, count(), rings::play);
     let scripts = corpus("sessions", sessions::play, sessions::seeds());
-    random(scripts, 1500, sessions::play);
+    random(scripts, count() * 3 / 200, sessions::play);
 }

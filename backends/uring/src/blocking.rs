@@ -126,7 +126,8 @@ impl Blocking {
                 revents: 0,
             })
             .collect();
-        let wake = self.wake.take();
+        // Only a sleep uses it up.
+        let wake = if wait { self.wake.take() } else { None };
         let left = wake.map(|w| w.saturating_duration_since(Instant::now()));
         // poll(2) knows milliseconds only, which are too coarse for a timer.
         let time = left.map(|left| libc::timespec {

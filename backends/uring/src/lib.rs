@@ -341,12 +341,11 @@ impl Engine {
 
     /// True when a completion is there, or the kernel has one ready for the next
     /// [`submit`](Self::submit). It enters no kernel, which is why the
-    /// synchronous engine, whose watches only a system call can look at, never
-    /// says yes.
+    /// synchronous engine does not see its watches here.
     pub fn ready(&mut self) -> bool {
         match self {
             Self::Uring(ring) => ring.ready(),
-            Self::Sync(_) => false,
+            Self::Sync(blocking) => blocking.done() > 0,
         }
     }
 

@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 use vhost::vhost_user::Listener;
@@ -34,6 +35,12 @@ const SECTOR: u64 = 512;
 const HEADER: u64 = 16;
 const QUEUE_SIZE: usize = 256;
 const ID_LEN: usize = 20;
+/// Bytes of a range of DISCARD and WRITE_ZEROES, and the most of each request.
+const RANGE: usize = 16;
+const MAX_DISCARDS: usize = 256;
+const MAX_DISCARD_SECTORS: u64 = 1 << 21;
+const MAX_ZEROES: usize = 16;
+const MAX_ZEROES_SECTORS: u64 = 1 << 18;
 
 /// The disk and what the device says about itself; shared by all queues.
 struct Disk {
@@ -42,6 +49,8 @@ struct Disk {
     read_only: bool,
     queues: usize,
     serial: [u8; ID_LEN],
+    /// Features of the front end that is there.
+    agreed: AtomicU64,
 }
 
 /// One byte range of a request, in guest addresses.
@@ -151,6 +160,7 @@ impl Disk {
             read_only,
             queues,
             serial,
+            agreed: AtomicU64::new(0),
         };
         Ok((socket.clone(), disk))
     }
@@ -159,6 +169,53 @@ impl Disk {
     fn place(&self, sector: u64, len: u64) -> Option<u64> {
         let end = sector.checked_add(len / SECTOR)?;
         (len.is_multiple_of(SECTOR) && end <= self.sectors).then(|| sector * SECTOR)
+    }
+
+    /// DISCARD and WRITE_ZEROES: both leave zeroes. The list is checked whole
+    /// before anything is written; the status is that of its first fault.
+    fn clear(&self, kind: u32, list: &[u8]) -> io::Result<u32> {
+        let discard = kind == virtio_blk::VIRTIO_BLK_T_DISCARD;
+        let (feature, most, longest) = if discard {
+            (
+                virtio_blk::VIRTIO_BLK_F_DISCARD,
+                MAX_DISCARDS,
+                MAX_DISCARD_SECTORS,
+            )
+        } else {
+            (
+                virtio_blk::VIRTIO_BLK_F_WRITE_ZEROES,
+                MAX_ZEROES,
+                MAX_ZEROES_SECTORS,
+            )
+        };
+        if self.read_only {
+            return Ok(virtio_blk::VIRTIO_BLK_S_IOERR);
+        }
+        if self.agreed.load(Ordering::SeqCst) & 1 << feature == 0 {
+            return Ok(virtio_blk::VIRTIO_BLK_S_UNSUPP);
+        }
+        if list.is_empty() || !list.len().is_multiple_of(RANGE) || list.len() / RANGE > most {
+            return Ok(virtio_blk::VIRTIO_BLK_S_IOERR);
+        }
+        let number = |bytes: &[u8]| bytes.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b));
+        let mut places = Vec::new();
+        for range in list.chunks(RANGE) {
+            let (sector, sectors) = (number(&range[..8]), number(&range[8..12]));
+            let flags = number(&range[12..]);
+            if flags > u64::from(!discard) {
+                return Ok(virtio_blk::VIRTIO_BLK_S_UNSUPP);
+            }
+            match self.place(sector, sectors * SECTOR) {
+                Some(offset) if (1..=longest).contains(&sectors) => {
+                    places.push((offset, sectors * SECTOR));
+                }
+                _ => return Ok(virtio_blk::VIRTIO_BLK_S_IOERR),
+            }
+        }
+        for (offset, len) in places {
+            self.file.write_all_at(&vec![0; len as usize], offset)?;
+        }
+        Ok(virtio_blk::VIRTIO_BLK_S_OK)
     }
 
     /// Does what the chain asks for: (bytes of data written to the guest, status).
@@ -215,6 +272,17 @@ impl Disk {
                     offset += piece.len;
                 }
                 done(0)
+            }
+            kind @ (virtio_blk::VIRTIO_BLK_T_DISCARD | virtio_blk::VIRTIO_BLK_T_WRITE_ZEROES) => {
+                let mut list = Vec::new();
+                for piece in skip(&request.readable, HEADER) {
+                    let mut bytes = vec![0; piece.len as usize];
+                    memory
+                        .read_slice(&mut bytes, piece.addr)
+                        .map_err(io::Error::other)?;
+                    list.extend(bytes);
+                }
+                self.clear(kind, &list).map(|status| (0, status))
             }
             virtio_blk::VIRTIO_BLK_T_FLUSH => self.file.sync_data().and_then(|()| done(0)),
             virtio_blk::VIRTIO_BLK_T_GET_ID => {
@@ -313,7 +381,7 @@ impl VhostUserBackend for Connection {
         let read_only = if self.disk.read_only {
             bit(virtio_blk::VIRTIO_BLK_F_RO)
         } else {
-            0
+            bit(virtio_blk::VIRTIO_BLK_F_DISCARD) | bit(virtio_blk::VIRTIO_BLK_F_WRITE_ZEROES)
         };
         read_only
             | bit(virtio_config::VIRTIO_F_VERSION_1)
@@ -324,6 +392,10 @@ impl VhostUserBackend for Connection {
             | bit(virtio_blk::VIRTIO_BLK_F_FLUSH)
             | bit(virtio_blk::VIRTIO_BLK_F_MQ)
             | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+    }
+
+    fn acked_features(&self, features: u64) {
+        self.disk.agreed.store(features, Ordering::SeqCst);
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
@@ -345,6 +417,16 @@ impl VhostUserBackend for Connection {
         config[0..8].copy_from_slice(&self.disk.sectors.to_le_bytes());
         config[12..16].copy_from_slice(&(QUEUE_SIZE as u32 - 2).to_le_bytes());
         config[20..24].copy_from_slice(&(SECTOR as u32).to_le_bytes());
+        for (at, number) in [
+            (36, MAX_DISCARD_SECTORS as u32),
+            (40, MAX_DISCARDS as u32),
+            (44, 1),
+            (48, MAX_ZEROES_SECTORS as u32),
+            (52, MAX_ZEROES as u32),
+        ] {
+            config[at..at + 4].copy_from_slice(&number.to_le_bytes());
+        }
+        config[56] = 1;
         config[34..36].copy_from_slice(&(self.disk.queues as u16).to_le_bytes());
         let range = offset as usize..(offset as usize).saturating_add(size as usize);
         config.get(range).unwrap_or_default().to_vec()

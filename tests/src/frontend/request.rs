@@ -102,6 +102,13 @@ pub enum Op {
         /// Bytes; drivers use 20.
         len: u32,
     },
+    /// DISCARD or WRITE_ZEROES.
+    Ranges {
+        /// Which.
+        kind: u32,
+        /// The list, as it is sent.
+        list: Vec<u8>,
+    },
     /// Any other type.
     Other {
         /// The type.
@@ -121,6 +128,7 @@ impl Op {
             Op::Write { sector, data } => (VIRTIO_BLK_T_OUT, *sector, data, 0),
             Op::Flush => (VIRTIO_BLK_T_FLUSH, 0, &[], 0),
             Op::GetId { len } => (VIRTIO_BLK_T_GET_ID, 0, &[], *len),
+            Op::Ranges { kind, list } => (*kind, 0, list, 0),
             Op::Other { kind, sector, room } => (*kind, *sector, &[], *room),
         }
     }

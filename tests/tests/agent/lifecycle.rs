@@ -239,8 +239,10 @@ pub(crate) fn orphans_are_reaped(machine: &Machine) {
 
 pub(crate) fn signals_reach_one_or_all(machine: &Machine) {
     let script = "trap 'echo told; exit 3' TERM; echo ready; while :; do sleep 0.1; done";
+    // The first process takes the others with it: it lets them speak first.
+    let last = script.replace("exit", "sleep 2; exit");
     let mut main = machine
-        .create("kills", &Wish::run(&["sh", "-c", script]))
+        .create("kills", &Wish::run(&["sh", "-c", &last]))
         .unwrap();
     let (code, _) = refused(main.signal(15, false));
     assert_eq!(code, Code::NOT_FOUND);

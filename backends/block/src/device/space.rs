@@ -48,7 +48,7 @@ pub(super) struct Ranges {
     /// How the current one is being zeroed. Another request may find out
     /// meanwhile that the disk lacks this way.
     way: Option<Way>,
-    /// All are done, and are being made durable.
+    /// All are done, and a sync makes them durable; its success is the end.
     syncing: bool,
 }
 
@@ -133,9 +133,10 @@ impl BlockDevice {
     pub(super) fn next_range(&self, chain: &mut Chain<'_>, request: &mut Request) -> Step {
         let file = FILE;
         let Some(range) = request.ranges.left.last().copied() else {
-            if request.ranges.syncing || !self.write_through() {
+            if !self.write_through() {
                 return Self::finish(chain, request, S_OK);
             }
+            // Again where the kernel asks for it: an interrupted sync is none.
             request.ranges.syncing = true;
             return Step::Sync { file };
         };
@@ -170,6 +171,9 @@ impl BlockDevice {
         request: &mut Request,
         moved: u64,
     ) -> Step {
+        if request.ranges.syncing {
+            return Self::finish(chain, request, S_OK);
+        }
         if let Some(range) = request.ranges.left.last_mut() {
             let written = request.ranges.way == Some(Way::Write);
             if written && (moved == 0 || moved > range.len) {

@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::RequestQueue;
 use crate::memory::tests::memfd;
+use crate::queue::{QueueLayout, SplitQueue};
 use crate::testing::Guest;
 
 const SIZE: u16 = 8;

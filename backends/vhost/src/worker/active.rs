@@ -12,6 +12,7 @@ use log::warn;
 use pericarp_ring::{Buffer, QueueError, RequestQueue};
 use pericarp_uring::{Engine, Extent, FileSlot, Transfer};
 
+use super::pace::Pace;
 use super::ringer::Ringer;
 use super::token::Token;
 use crate::device::{Device, Step};
@@ -19,12 +20,6 @@ use crate::limiter::Gate;
 use crate::mailbox::{QueueId, StartQueue, Stopped};
 use crate::records::Fence;
 use crate::stats::Timing;
-
-/// Requests that are popped before those so far are handed to the kernel. The
-/// disk starts early and the cost of the entry is shared all the same. On a
-/// virtio disk, 4 KiB reads at depth 32: 103k a second without, 119k by 16,
-/// 133k by 8, 127k by 6, 119k by 4.
-const SUBMIT_EVERY: u32 = 8;
 
 /// How a queue stands.
 #[derive(Debug)]
@@ -133,6 +128,7 @@ impl<D: Device> Active<D> {
         &mut self,
         engine: &mut Engine,
         slot: usize,
+        pace: &mut Pace,
         now: u64,
     ) -> Result<bool, QueueError> {
         self.now = now;
@@ -142,8 +138,6 @@ impl<D: Device> Active<D> {
             timing.look(up_to, now);
         }
         let limit = self.requests.ring().size();
-        let mut started = 0;
-        let mut early = true;
         for _ in 0..limit {
             if self.is_held()? {
                 return Ok(false);
@@ -169,13 +163,10 @@ impl<D: Device> Active<D> {
                 timing.pop(index, head, now);
             }
             self.take_step(engine, slot, head, step);
-            started += 1;
-            if early && started % SUBMIT_EVERY == 0 {
-                // A page cache answers on the spot: no use to begin early.
-                early = engine.flush() < SUBMIT_EVERY as usize;
-                if let Some(timing) = &mut self.timing {
-                    timing.flush();
-                }
+            if pace.started(engine)
+                && let Some(timing) = &mut self.timing
+            {
+                timing.flush();
             }
         }
         Ok(true)

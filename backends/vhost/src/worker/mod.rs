@@ -14,6 +14,7 @@
 //! may still write to it.
 
 mod active;
+mod pace;
 mod poller;
 mod ringer;
 mod syncs;
@@ -31,6 +32,7 @@ use crate::clock;
 use crate::device::Device;
 use crate::mailbox::{Bell, Command, Mailbox, QueueId, StartQueue, Stopped};
 use active::{Active, State};
+use pace::Pace;
 use poller::Poller;
 use ringer::Ringer;
 use syncs::{Syncs, Waiter};
@@ -93,11 +95,16 @@ impl<D: Device> Worker<D> {
             if now == 0 {
                 now = self.now();
             }
+            // What is finished is told before anything else is done.
+            for active in self.queues.iter_mut().flatten() {
+                active.publish(&mut self.engine);
+            }
             let mut more = false;
+            let mut pace = Pace::new();
             let count = self.queues.len();
             self.first = (self.first + 1) % count.max(1);
             for slot in (self.first..count).chain(0..self.first) {
-                more |= self.serve(slot, now)?;
+                more |= self.serve(slot, &mut pace, now)?;
             }
             if self.timed {
                 self.end_turn();
@@ -328,15 +335,14 @@ impl<D: Device> Worker<D> {
     }
 
     /// Pops, publishes and signals for one queue. True when its ring has more.
-    fn serve(&mut self, slot: usize, now: u64) -> Result<bool, EngineError> {
+    fn serve(&mut self, slot: usize, pace: &mut Pace, now: u64) -> Result<bool, EngineError> {
         let Some(active) = self.queues[slot].as_mut() else {
             return Ok(false);
         };
-        active.publish(&mut self.engine);
         let mut more = false;
         active.held_until = None;
         if matches!(active.state, State::Running) {
-            match active.pop_all(&mut self.engine, slot, now) {
+            match active.pop_all(&mut self.engine, slot, pace, now) {
                 Ok(left) => more = left,
                 Err(error) => active.break_down(&mut self.engine, &error),
             }

@@ -9,6 +9,13 @@ pub(crate) enum Target {
     HostFio,
     /// A vhost-user backend behind the `virtio-driver` crate.
     Backend(Kind),
+    /// `qemu-storage-daemon` with io_uring where threads are its default.
+    QemuUring,
+    /// `pericarp-block` with one worker and so many disks, which share the
+    /// depth of the case.
+    Disks(usize),
+    /// No disk: two threads that wake each other by eventfds in turn.
+    RoundTrip,
 }
 
 impl Target {
@@ -18,17 +25,26 @@ impl Target {
             Self::Backend(Kind::Pericarp) => "pericarp-block",
             Self::Backend(Kind::QemuStorageDaemon) => "qemu-storage-daemon",
             Self::Backend(Kind::Reference) => "reference backend",
+            Self::QemuUring => "qemu-sd io_uring",
+            Self::Disks(1) => "one disk",
+            Self::Disks(_) => "eight disks",
+            Self::RoundTrip => "eventfd round trip",
         }
     }
 }
 
 /// One kind of load.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Case {
     pub(crate) name: &'static str,
     pub(crate) write: bool,
+    pub(crate) sequential: bool,
     pub(crate) cache: Cache,
+    /// Requests in flight, over all queues.
     pub(crate) depth: usize,
+    /// Bytes of every request.
+    pub(crate) block: usize,
+    pub(crate) queues: usize,
     pub(crate) targets: &'static [Target],
 }
 
@@ -45,50 +61,96 @@ pub(crate) struct Measured {
     pub(crate) cpu_us: f64,
 }
 
-/// Bytes of every operation.
-pub(crate) const BLOCK: usize = 4096;
-
 const DIRECT: &[Target] = &[
     Target::HostFio,
     Target::Backend(Kind::Pericarp),
     Target::Backend(Kind::QemuStorageDaemon),
+];
+const ALONE: &[Target] = &[
+    Target::HostFio,
+    Target::Backend(Kind::Pericarp),
+    Target::Backend(Kind::QemuStorageDaemon),
+    Target::RoundTrip,
 ];
 /// The reference backend knows the page cache only.
 const CACHED: &[Target] = &[
     Target::HostFio,
     Target::Backend(Kind::Pericarp),
     Target::Backend(Kind::QemuStorageDaemon),
+    Target::QemuUring,
     Target::Backend(Kind::Reference),
 ];
+const DISKS: &[Target] = &[Target::Disks(1), Target::Disks(8)];
 
-/// 4 KiB random I/O, one queue.
+/// 4 KiB random reads, direct, one queue, depth 32; the cases differ from it.
+const BASE: Case = Case {
+    name: "direct-read-32",
+    write: false,
+    sequential: false,
+    cache: Cache::Direct,
+    depth: 32,
+    block: 4096,
+    queues: 1,
+    targets: DIRECT,
+};
+
+const fn direct(name: &'static str, write: bool, depth: usize) -> Case {
+    Case {
+        name,
+        write,
+        depth,
+        ..BASE
+    }
+}
+
+const fn cached(name: &'static str, write: bool, depth: usize) -> Case {
+    Case {
+        name,
+        write,
+        cache: Cache::Buffered,
+        depth,
+        targets: CACHED,
+        ..BASE
+    }
+}
+
+const fn sequential(name: &'static str, write: bool) -> Case {
+    Case {
+        name,
+        write,
+        sequential: true,
+        depth: 8,
+        block: 128 * 1024,
+        ..BASE
+    }
+}
+
+/// Everything that can be measured.
 pub(crate) const CASES: &[Case] = &[
     Case {
-        name: "direct-read-32",
-        write: false,
-        cache: Cache::Direct,
-        depth: 32,
-        targets: DIRECT,
+        targets: ALONE,
+        ..direct("direct-read-1", false, 1)
+    },
+    direct("direct-read-8", false, 8),
+    BASE,
+    direct("direct-read-64", false, 64),
+    direct("direct-write-1", true, 1),
+    direct("direct-write-32", true, 32),
+    direct("direct-write-64", true, 64),
+    sequential("direct-seqread-128k", false),
+    sequential("direct-seqwrite-128k", true),
+    cached("cached-read-1", false, 1),
+    cached("cached-read-32", false, 32),
+    cached("cached-read-64", false, 64),
+    cached("cached-write-64", true, 64),
+    Case {
+        name: "direct-read-4x8",
+        queues: 4,
+        ..BASE
     },
     Case {
-        name: "direct-read-1",
-        write: false,
-        cache: Cache::Direct,
-        depth: 1,
-        targets: DIRECT,
-    },
-    Case {
-        name: "direct-write-32",
-        write: true,
-        cache: Cache::Direct,
-        depth: 32,
-        targets: DIRECT,
-    },
-    Case {
-        name: "cached-read-32",
-        write: false,
-        cache: Cache::Buffered,
-        depth: 32,
-        targets: CACHED,
+        name: "disks",
+        targets: DISKS,
+        ..BASE
     },
 ];

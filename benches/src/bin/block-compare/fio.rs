@@ -9,14 +9,11 @@ use pericarp_tests::peer::Cache;
 use serde_json::Value;
 
 use crate::Outcome;
-use crate::cases::{BLOCK, Case, Measured};
+use crate::cases::{Case, Measured};
 
 pub(crate) fn run(case: &Case, file: &Path, turn: Duration) -> Outcome<Measured> {
-    let (mode, section) = if case.write {
-        ("randwrite", "write")
-    } else {
-        ("randread", "read")
-    };
+    let section = if case.write { "write" } else { "read" };
+    let order = if case.sequential { "" } else { "rand" };
     let direct = u8::from(case.cache == Cache::Direct);
     // Depth 1 is a thread that waits for its system call.
     let engine = if case.depth == 1 { "psync" } else { "io_uring" };
@@ -29,8 +26,8 @@ pub(crate) fn run(case: &Case, file: &Path, turn: Duration) -> Outcome<Measured>
             "--allow_file_create=0",
         ])
         .arg(format!("--filename={}", file.display()))
-        .arg(format!("--rw={mode}"))
-        .arg(format!("--bs={BLOCK}"))
+        .arg(format!("--rw={order}{section}"))
+        .arg(format!("--bs={}", case.block))
         .arg(format!("--direct={direct}"))
         .arg(format!("--ioengine={engine}"))
         .arg(format!("--iodepth={}", case.depth))

@@ -1,19 +1,25 @@
-//! The load generator: keeps `depth` requests in flight on one queue of a
-//! backend, batching as a guest would: it takes all that is back, offers as
-//! many again, and kicks once.
+//! The load generator: keeps requests in flight on the queues of a backend,
+//! batching as a guest would: it takes all that is back, offers as many again,
+//! and kicks once.
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use pericarp_tests::client::Client;
+use pericarp_tests::parts::Part;
 use pericarp_tests::peer::{Backend, Kind, Options};
+use pericarp_tests::process::{Process, command};
 use pericarp_tests::scratch::Scratch;
 
 use crate::Outcome;
-use crate::cases::{BLOCK, Case, Measured};
+use crate::cases::{Case, Measured};
 
 /// Requests before the clock starts.
 const WARM_UP: usize = 2000;
+
+/// How long one completion may take.
+const LIMIT: Duration = Duration::from_secs(10);
 
 /// One step of xorshift64*.
 pub(crate) fn next_random(mut state: u64) -> u64 {
@@ -23,102 +29,235 @@ pub(crate) fn next_random(mut state: u64) -> u64 {
     state.wrapping_mul(0x2545_f491_4f6c_dd1d)
 }
 
-pub(crate) fn run(
+/// One backend with one disk.
+pub(crate) fn one(
     case: &Case,
     kind: Kind,
+    aio: Option<&'static str>,
     options: &crate::Options,
     scratch: &Scratch,
-    turn: Duration,
 ) -> Outcome<Measured> {
+    let turn = Duration::from_secs(options.seconds);
     let how = Options {
         extra: options.extra.clone(),
         cache: case.cache,
+        num_queues: case.queues as u16,
+        aio,
         lifetime: turn + Duration::from_secs(60),
         ..Options::default()
     };
     let backend = Backend::start(kind, scratch, &options.file, &how)?;
-    let mut client = Client::connect(backend.socket(), 1, case.depth)?;
-    let blocks = client.capacity()? / BLOCK as u64;
+    let client = Client::connect(backend.socket(), case.queues, case.depth / case.queues)?;
+    measure(case, vec![client], backend.pid(), turn)
+}
+
+/// `pericarp-block` with one worker and `count` disks, all on one file.
+pub(crate) fn disks(
+    case: &Case,
+    count: usize,
+    options: &crate::Options,
+    scratch: &Scratch,
+) -> Outcome<Measured> {
+    let turn = Duration::from_secs(options.seconds);
+    let path = Part::PERICARP_BLOCK.find().ok_or("no pericarp-block")?;
+    let mut program = command(&path);
+    program.arg("--workers=1").args(&options.extra);
+    let sockets: Vec<PathBuf> = (0..count)
+        .map(|n| scratch.path(&format!("disks-{n}.sock")))
+        .collect();
+    for (n, socket) in sockets.iter().enumerate() {
+        let _ = fs::remove_file(socket);
+        program.arg(format!(
+            "--device=id=d{n},socket={},file={}",
+            socket.display(),
+            options.file.display()
+        ));
+    }
+    let mut process = Process::start(&mut program, turn + Duration::from_secs(60))?;
+    let connect = |socket: &PathBuf| {
+        let there = pericarp_tests::bounded::poll(LIMIT, || socket.exists().then_some(()));
+        there.ok_or("no socket")?;
+        Ok(Client::connect(socket, 1, case.depth / count)?)
+    };
+    let clients: Outcome<Vec<Client>> = sockets.iter().map(connect).collect();
+    let measured = measure(case, clients?, process.pid(), turn);
+    process.kill();
+    measured
+}
+
+fn measure(case: &Case, clients: Vec<Client>, pid: i32, turn: Duration) -> Outcome<Measured> {
+    let blocks = clients[0].capacity()? / case.block as u64;
+    let depth = case.depth / (clients.len() * case.queues);
+    let lanes = (0..clients.len())
+        .flat_map(|client| (0..case.queues).map(move |queue| (client, queue)))
+        .map(|(client, queue)| Lane {
+            client,
+            queue,
+            started: vec![Instant::now(); depth],
+        })
+        .collect();
     let mut generator = Generator {
-        client: &mut client,
-        write: case.write,
+        clients,
+        lanes,
+        case: *case,
         blocks,
         random: 0x1234_5678_9abc_def1,
-        started: vec![Instant::now(); case.depth],
+        next: 0,
         latencies: Vec::with_capacity(1 << 20),
-        data: vec![0x5a; BLOCK],
+        data: vec![0x5a; case.block],
     };
-    for slot in 0..case.depth {
-        generator.submit(slot)?;
+    for lane in 0..generator.lanes.len() {
+        for slot in 0..depth {
+            generator.submit(lane, slot)?;
+        }
+        generator.kick(lane)?;
     }
-    generator.client.kick(0)?;
     while generator.latencies.len() < WARM_UP {
         generator.turn()?;
     }
     generator.latencies.clear();
 
-    let cpu = cpu_time(backend.pid())?;
+    let cpu = cpu_time(pid)?;
     let start = Instant::now();
     while start.elapsed() < turn {
         generator.turn()?;
     }
     let elapsed = start.elapsed();
-    let cpu = cpu_time(backend.pid())?.saturating_sub(cpu);
+    let cpu = cpu_time(pid)?.saturating_sub(cpu);
+    Ok(summary(&mut generator.latencies, elapsed, cpu))
+}
 
-    let mut latencies = std::mem::take(&mut generator.latencies);
+/// What a turn gave, from the latencies in nanoseconds.
+fn summary(latencies: &mut [u32], elapsed: Duration, cpu: Duration) -> Measured {
     let count = latencies.len();
     latencies.sort_unstable();
     let at = |share: f64| {
         let index = ((count as f64 * share) as usize).min(count.saturating_sub(1));
         latencies.get(index).map_or(0.0, |&ns| f64::from(ns) / 1e3)
     };
-    Ok(Measured {
+    Measured {
         iops: count as f64 / elapsed.as_secs_f64(),
         p50_us: at(0.50),
         p99_us: at(0.99),
         cpu_us: cpu.as_secs_f64() * 1e6 / count.max(1) as f64,
-    })
+    }
 }
 
-struct Generator<'c> {
-    client: &'c mut Client,
-    write: bool,
+/// One queue of one client.
+struct Lane {
+    client: usize,
+    queue: usize,
+    /// When the request of each slot was offered.
+    started: Vec<Instant>,
+}
+
+struct Generator {
+    clients: Vec<Client>,
+    lanes: Vec<Lane>,
+    case: Case,
     blocks: u64,
     random: u64,
-    started: Vec<Instant>,
+    /// The block a sequential load is at.
+    next: u64,
     /// Nanoseconds.
     latencies: Vec<u32>,
     data: Vec<u8>,
 }
 
-impl Generator<'_> {
-    fn submit(&mut self, slot: usize) -> Outcome<()> {
-        self.random = next_random(self.random);
-        let offset = self.random % self.blocks * BLOCK as u64;
-        self.started[slot] = Instant::now();
-        if self.write {
-            self.client.submit_write(0, slot, offset, &self.data)?;
+impl Generator {
+    fn submit(&mut self, lane: usize, slot: usize) -> Outcome<()> {
+        let block = if self.case.sequential {
+            self.next += 1;
+            self.next
         } else {
-            self.client.submit_read(0, slot, offset, BLOCK)?;
+            self.random = next_random(self.random);
+            self.random
+        };
+        let offset = block % self.blocks * self.case.block as u64;
+        let lane = &mut self.lanes[lane];
+        lane.started[slot] = Instant::now();
+        let client = &mut self.clients[lane.client];
+        if self.case.write {
+            client.submit_write(lane.queue, slot, offset, &self.data)?;
+        } else {
+            client.submit_read(lane.queue, slot, offset, self.case.block)?;
         }
         Ok(())
     }
 
+    fn kick(&mut self, lane: usize) -> Outcome<()> {
+        let lane = &self.lanes[lane];
+        Ok(self.clients[lane.client].kick(lane.queue)?)
+    }
+
     /// Waits for at least one request and renews all that are back.
     fn turn(&mut self) -> Outcome<()> {
-        let mut next = Some(self.client.finished(0)?);
-        while let Some(done) = next {
-            if done.ret != 0 {
-                return Err(format!("a request failed with errno {}", -done.ret).into());
-            }
-            let took = self.started[done.slot].elapsed().as_nanos();
-            self.latencies.push(u32::try_from(took).unwrap_or(u32::MAX));
-            self.submit(done.slot)?;
-            next = self.client.ready(0);
+        if self.renew()? {
+            return Ok(());
         }
-        self.client.kick(0)?;
+        let lanes: Vec<_> = self
+            .lanes
+            .iter()
+            .map(|lane| (&self.clients[lane.client], lane.queue))
+            .collect();
+        Client::wait_any(&lanes, LIMIT)?;
+        self.renew()?;
         Ok(())
     }
+
+    /// True when something was back.
+    fn renew(&mut self) -> Outcome<bool> {
+        let mut any = false;
+        for index in 0..self.lanes.len() {
+            let (client, queue) = (self.lanes[index].client, self.lanes[index].queue);
+            let mut some = false;
+            while let Some(done) = self.clients[client].ready(queue) {
+                if done.ret != 0 {
+                    return Err(format!("a request failed with errno {}", -done.ret).into());
+                }
+                let took = self.lanes[index].started[done.slot].elapsed().as_nanos();
+                self.latencies.push(u32::try_from(took).unwrap_or(u32::MAX));
+                self.submit(index, done.slot)?;
+                some = true;
+            }
+            if some {
+                self.kick(index)?;
+            }
+            any |= some;
+        }
+        Ok(any)
+    }
+}
+
+/// Two threads that wake each other by eventfds: what a kick and a call cost at
+/// least on this machine.
+pub(crate) fn round_trip(turn: Duration) -> Outcome<Measured> {
+    use rustix::event::{EventfdFlags, eventfd};
+    let make = || eventfd(0, EventfdFlags::CLOEXEC);
+    let (kick, call) = (make()?, make()?);
+    let one = 1u64.to_ne_bytes();
+    let over = 2u64.to_ne_bytes();
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            let mut word = [0; 8];
+            while rustix::io::read(&kick, &mut word).is_ok() && word == one {
+                let _ = rustix::io::write(&call, &one);
+            }
+        });
+        let mut latencies = Vec::with_capacity(1 << 20);
+        let begin = Instant::now();
+        let mut word = [0; 8];
+        while begin.elapsed() < turn {
+            let start = Instant::now();
+            rustix::io::write(&kick, &one)?;
+            rustix::io::read(&call, &mut word)?;
+            latencies.push(u32::try_from(start.elapsed().as_nanos()).unwrap_or(u32::MAX));
+        }
+        let elapsed = begin.elapsed();
+        rustix::io::write(&kick, &over)?;
+        let _ = other.join();
+        Ok(summary(&mut latencies, elapsed, Duration::ZERO))
+    })
 }
 
 /// CPU time of all threads of a process, the kernel's workers for it included.

@@ -18,12 +18,12 @@ use std::time::Duration;
 
 use cases::{CASES, Case, Measured, Target};
 use lexopt::prelude::*;
-use pericarp_tests::peer::Cache;
+use pericarp_tests::peer::{Cache, Kind};
 use pericarp_tests::scratch::Scratch;
 use serde_json::json;
 
 const HELP: &str = "\
-block-compare: pericarp-block, qemu-storage-daemon and host fio on one file, in turns
+block-compare: pericarp-block, its peers and host fio on one file, in turns
 
   --file PATH      the disk image; made and filled with 1 GiB of data if missing
   --rounds N       how often each target has its turn (default 5)
@@ -202,7 +202,13 @@ impl Case {
         let turn = Duration::from_secs(options.seconds);
         match target {
             Target::HostFio => fio::run(self, &options.file, turn),
-            Target::Backend(kind) => load::run(self, kind, options, scratch, turn),
+            Target::Backend(kind) => load::one(self, kind, None, options, scratch),
+            Target::QemuUring => {
+                let kind = Kind::QemuStorageDaemon;
+                load::one(self, kind, Some("io_uring"), options, scratch)
+            }
+            Target::Disks(count) => load::disks(self, count, options, scratch),
+            Target::RoundTrip => load::round_trip(turn),
         }
     }
 }

@@ -260,6 +260,9 @@ fn write_through_makes_ranges_durable_before_it_says_so() {
         let step = case.resume(step, 0);
         assert_eq!(step, Step::Sync { file: 0 });
         assert_eq!(case.status(), 0xee);
+        // An interrupted sync has made nothing durable.
+        assert_eq!(case.resume(step, -libc::EINTR), step);
+        assert_eq!(case.status(), 0xee);
         assert_eq!(case.resume(step, 0), Step::Done { written: 1 });
         assert_eq!(case.status(), S_OK);
     }
