@@ -7,6 +7,8 @@
 //! over from a running one gets its sockets where others bind theirs, and the
 //! sessions once it is ready to serve them.
 
+mod take_over;
+
 use std::fmt::Display;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,15 +21,14 @@ use std::time::{Duration, Instant};
 
 use log::{Level, info, log, warn};
 use pericarp_block::{
-    BadOption, BlockDevice, Command, DeviceOptions, Disk, HELP, Options, SocketOption, identity,
-    operations, parse, same_file, start_logging,
+    BadOption, BlockDevice, Command, DeviceOptions, Disk, HELP, Options, SocketOption, operations,
+    parse, start_logging,
 };
 use pericarp_confine::{Measure, Namespaces, Profile, SocketFile};
 use pericarp_control::Server as Control;
 use pericarp_vhost::{
-    CrashSafety, Ending, Endpoint, Estate, Giver, HandOverError, InflightFile, Inheritance, Limits,
-    Meeting, Overseen, Oversight, Pool, PoolOptions, Predecessor, RecordOf, Reopener, Server, Stop,
-    causes,
+    CrashSafety, Ending, Endpoint, Giver, InflightFile, Limits, Meeting, Overseen, Oversight, Pool,
+    PoolOptions, RecordOf, Reopener, Server, Stop, causes,
 };
 
 const PROGRAM: &str = "pericarp-block";
@@ -100,7 +101,7 @@ fn serve(options: &Options) -> Result<(), Failure> {
     start_logging(PROGRAM, options.log_level);
     // All that can be wrong with the input, before anything is changed.
     match &options.take_over {
-        Some(running) => check_take_over(running, options.control.as_deref())?,
+        Some(running) => take_over::check(running, options.control.as_deref())?,
         None => check_sockets(options)?,
     }
     check_cpus(&options.cpus)?;
@@ -161,57 +162,6 @@ fn check_sockets(options: &Options) -> Result<(), Failure> {
         Endpoint::check(path).map_err(|e| Failure::input(control_mistake(path, &e)))?;
     }
     Ok(())
-}
-
-/// The control socket to take over from is the one to take over.
-fn check_take_over(running: &Path, control: Option<&Path>) -> Result<(), Failure> {
-    match same_file(running, control.unwrap_or(running)) {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(take_over_mistake(
-            running,
-            "it is not the socket of --control-path: give the same, which is taken over, too",
-        )),
-        Err(e) => Err(take_over_mistake(
-            running,
-            format_args!("{e}: give the control socket of a running program to both"),
-        )),
-    }
-}
-
-fn take_over_mistake(running: &Path, rule: impl Display) -> Failure {
-    Failure::input(BadOption {
-        option: "--take-over".to_owned(),
-        value: running.display().to_string(),
-        rule: rule.to_string(),
-    })
-}
-
-fn take_over_failure(running: &Path, error: &HandOverError) -> Failure {
-    match error {
-        HandOverError::Connect(_) | HandOverError::Differs(_) => take_over_mistake(running, error),
-        other => Failure::run_time(format_args!(
-            "--take-over {}: {}",
-            running.display(),
-            causes(other)
-        )),
-    }
-}
-
-/// Asks the running program, which serves on meanwhile.
-fn ask(
-    options: &Options,
-    devices: &[Arc<BlockDevice>],
-) -> Result<Option<(Predecessor, Inheritance)>, Failure> {
-    let Some(running) = &options.take_over else {
-        return Ok(None);
-    };
-    let offer = identity(options, devices.iter().map(|d| &**d)).map_err(|(what, e)| {
-        let rule = format!("{what}: {e}: give the options of the running program");
-        take_over_mistake(running, rule)
-    })?;
-    Predecessor::ask(running, offer)
-        .map(Some)
-        .map_err(|e| take_over_failure(running, &e))
 }
 
 /// A queue takes four descriptors, and the default limit is 1024.
@@ -385,30 +335,6 @@ fn make_control(
         .map_err(|e| Failure::run_time(format_args!("control socket: {e}")))
 }
 
-/// What a process that takes over from this one gets.
-fn make_giver(
-    options: &Options,
-    devices: &[Arc<BlockDevice>],
-    (endpoints, control): (Vec<OwnedFd>, &UnixListener),
-    records: Option<&InflightFile>,
-    meeting: &Meeting,
-    stop: &Stop,
-) -> Result<Giver, Failure> {
-    let failed = |e: std::io::Error| Failure::run_time(format_args!("descriptors: {e}"));
-    let identity = identity(options, devices.iter().map(|d| &**d))
-        .map_err(|(what, e)| Failure::run_time(format_args!("{what}: {e}")))?;
-    let estate = Estate {
-        identity,
-        endpoints,
-        control: control.as_fd().try_clone_to_owned().map_err(failed)?,
-        records: records
-            .map(InflightFile::estate)
-            .transpose()
-            .map_err(failed)?,
-    };
-    Ok(Giver::new(estate, meeting, stop))
-}
-
 fn bind_and_run(
     options: &Options,
     devices: &[Arc<BlockDevice>],
@@ -419,7 +345,7 @@ fn bind_and_run(
 ) -> Result<(), Failure> {
     let mut servers = Vec::new();
     let oversights = oversee(options, devices);
-    let (predecessor, mut inherited, inherited_control) = match ask(options, devices)? {
+    let (predecessor, mut inherited, inherited_control) = match take_over::ask(options, devices)? {
         None => (None, Vec::new().into_iter(), None),
         Some((predecessor, inheritance)) => {
             records = open_records(options, inheritance.records)?;
@@ -453,7 +379,8 @@ fn bind_and_run(
         None => None,
         Some(listener) => {
             let sockets = (endpoints, &listener);
-            let giver = make_giver(options, devices, sockets, records.as_ref(), &meeting, stop)?;
+            let giver =
+                take_over::giver(options, devices, sockets, records.as_ref(), &meeting, stop)?;
             servers.iter_mut().for_each(|s| s.hand_over_at(&meeting));
             let (devices, oversights) = (devices, &oversights);
             let control = make_control(options, listener, devices, oversights, &pool, giver)?;
@@ -508,7 +435,7 @@ fn bind_and_run(
         // All that takes time is done: from here on its queues stand still.
         predecessor
             .take(&mut servers)
-            .map_err(|e| take_over_failure(path, &e))?;
+            .map_err(|e| take_over::failure(path, &e))?;
         *ours = true;
     }
     let mut sessions = Vec::new();
