@@ -6,7 +6,7 @@ use pericarp_uring::Engine;
 
 /// Requests that are popped before those so far are handed over. On a virtio
 /// disk, 4 KiB reads at depth 32: 103k a second with one entry at the end of the
-/// turn, 119k by 16, 133k by 8, 127k by 6, 119k by 4.
+/// turn, 119k by 16, 133k by 8, 127k by 6.
 const SUBMIT_EVERY: usize = 8;
 
 /// The requests of one turn of a worker, over all its queues.

@@ -4,8 +4,9 @@
 //! driver a kick; looking at the rings costs nothing but the time it takes. So
 //! a worker polls for at most a fixed, short time, and only while that has
 //! lately been enough more often than not: a disk that takes its time, or a
-//! guest that does, is waited for asleep. While a worker polls, drivers are not
-//! asked to kick.
+//! guest that does, is waited for asleep. Drivers are asked to kick only when the
+//! worker goes to sleep; what was asked for before an earlier sleep and did not
+//! come yet still stands while it polls.
 //!
 //! The loop of the worker is the only caller.
 
