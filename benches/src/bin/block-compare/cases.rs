@@ -48,19 +48,6 @@ pub(crate) struct Case {
     pub(crate) targets: &'static [Target],
 }
 
-/// What one turn gave.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Measured {
-    /// Operations per second.
-    pub(crate) iops: f64,
-    /// Latency seen by the generator, microseconds.
-    pub(crate) p50_us: f64,
-    pub(crate) p99_us: f64,
-    /// CPU time of the backend process per operation, microseconds. For host
-    /// fio, all of fio.
-    pub(crate) cpu_us: f64,
-}
-
 const DIRECT: &[Target] = &[
     Target::HostFio,
     Target::Backend(Kind::Pericarp),
