@@ -8,19 +8,18 @@ mod values;
 
 use std::collections::HashSet;
 use std::ffi::OsString;
-use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use lexopt::prelude::*;
 use log::LevelFilter;
+use pericarp_control::command_line::{self, bad, log_level, number, unknown};
 use pericarp_uring::EngineKind;
 use pericarp_vhost::Limits;
-use thiserror::Error;
 
 use crate::disk::DiskOptions;
 use draft::Draft;
-use values::{cpu_list, io_engine, log_level, number, unknown};
+pub use pericarp_control::command_line::{BadOption, SocketOption};
+use values::{cpu_list, io_engine};
 
 /// The most queues one device may have.
 pub const MAX_QUEUES: u16 = 64;
@@ -83,27 +82,6 @@ the process:
   --version, --help
 ";
 
-/// A mistake on the command line.
-#[derive(Debug, Error, PartialEq, Eq)]
-#[error("{option}{}{value}: {rule}", if value.is_empty() { "" } else { " " })]
-pub struct BadOption {
-    /// The option as it is written.
-    pub option: String,
-    /// Its value, quoted where that helps.
-    pub value: String,
-    /// Which rule it breaks, and the cure.
-    pub rule: String,
-}
-
-/// Where a device's socket comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SocketOption {
-    /// Bind it here.
-    Path(PathBuf),
-    /// It was passed as this descriptor.
-    Descriptor(i32),
-}
-
 /// One device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceOptions {
@@ -161,14 +139,6 @@ pub enum Command {
     Help,
 }
 
-fn bad(option: &str, value: impl Display, rule: impl Into<String>) -> BadOption {
-    BadOption {
-        option: option.to_owned(),
-        value: value.to_string(),
-        rule: rule.into(),
-    }
-}
-
 /// Parses the arguments, without the program's name.
 ///
 /// # Errors
@@ -183,35 +153,11 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
     let mut confine = true;
     let mut inflight_file = None;
     let (mut control, mut take_over) = (None, None);
-    while let Some(argument) = parser
-        .next()
-        .map_err(|e| bad("command line", "", format!("{e}; see --help")))?
-    {
-        let name = match argument {
-            Long(name) => format!("--{name}"),
-            Short('h') => "--help".to_owned(),
-            Short('V') => "--version".to_owned(),
-            Short(c) => return Err(unknown(&format!("-{c}"))),
-            Value(v) => {
-                let text = v.to_string_lossy();
-                return Err(bad(
-                    &text,
-                    "",
-                    "not an option: every value belongs to one; see --help",
-                ));
-            }
-        };
+    while let Some(name) = command_line::next(&mut parser)? {
         if name != "--device" && !seen.insert(name.clone()) {
             return Err(bad(&name, "", "given twice: give it once"));
         }
-        let mut value = || -> Result<String, BadOption> {
-            let value = parser
-                .value()
-                .map_err(|_| bad(&name, "", "its value is missing; see --help"))?;
-            value
-                .into_string()
-                .map_err(|v| bad(&name, v.display(), "not valid UTF-8: choose another name"))
-        };
+        let mut value = || command_line::value(&mut parser, &name);
         match name.as_str() {
             "--help" => return Ok(Command::Help),
             "--version" => return Ok(Command::Version),
