@@ -40,16 +40,7 @@ fn histogram(criterion: &mut Criterion) {
 
 /// CPU time of a process so far.
 fn cpu(pid: i32) -> Duration {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap_or_default();
-    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"));
-    let all: u64 = tasks.map_or(0, |tasks| {
-        tasks
-            .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok())
-            .filter_map(|line| line.split_whitespace().next()?.parse::<u64>().ok())
-            .sum()
-    });
-    let main = text.split_whitespace().next().and_then(|n| n.parse().ok());
-    Duration::from_nanos(all.max(main.unwrap_or(0)))
+    pericarp_benches::cpu::time(pid).expect("the backend runs")
 }
 
 /// CPU time of the backend for `rounds` batches of [`DEPTH`] reads.

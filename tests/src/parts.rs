@@ -121,15 +121,13 @@ pub fn search_path(program: &str) -> Option<PathBuf> {
 /// # Panics
 /// When a part is missing and `PERICARP_REQUIRE_ALL=1` forbids to skip.
 pub fn have(test: &str, parts: &[Part]) -> bool {
-    for part in parts {
-        if part.find().is_none() {
-            return skip(
-                test,
-                &format!("{} missing ({})", part.program(), part.cure()),
-            );
-        }
-    }
-    true
+    missing(parts).is_none_or(|why| skip(test, &why))
+}
+
+/// The first part that is not there, and how to get it.
+pub fn missing(parts: &[Part]) -> Option<String> {
+    let part = parts.iter().find(|part| part.find().is_none())?;
+    Some(format!("{} missing ({})", part.program(), part.cure()))
 }
 
 /// Reports that `test` does not run; always false.

@@ -3,7 +3,7 @@
 //! flight for it, and every read is compared whole. Buffers are used again at
 //! once, so that a read which lands late spoils a write, or the next read.
 //! Looks at the used ring only when called, as a guest does.
-//! Used by `tests/crash.rs`.
+//! Used by `tests/crash.rs` and `tests/handover.rs`.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -36,6 +36,8 @@ pub struct Load {
     /// Requests completed.
     pub done: u64,
     last: Instant,
+    /// The longest time without a completion, since somebody set it to zero.
+    pub longest: Duration,
 }
 
 /// What a block of this generation holds; the zeroth is that of an empty disk.
@@ -74,6 +76,7 @@ impl Load {
             sequence: Sequence::new(seed),
             done: 0,
             last: Instant::now(),
+            longest: Duration::ZERO,
         }
     }
 
@@ -170,6 +173,7 @@ impl Load {
         self.generations[block] = want;
         self.busy[block] = false;
         self.done += 1;
+        self.longest = self.longest.max(self.last.elapsed());
         self.last = Instant::now();
         Ok(())
     }

@@ -37,6 +37,60 @@ const TABLE: &[Bad] = &[
     bad("no disk", &["--socket-path=@/s"], &["--blk-file"]),
     bad("no socket", &["--blk-file=@/disk"], &["--socket-path"]),
     bad(
+        "take-over from nothing",
+        &[
+            "--socket-path=@/live",
+            "--blk-file=@/disk",
+            "--control-path=@/nobody",
+            "--take-over=@/nobody",
+        ],
+        &["--take-over", "@/nobody", "running program"],
+    ),
+    bad(
+        "take-over without a control socket",
+        &[
+            "--socket-path=@/live",
+            "--blk-file=@/disk",
+            "--take-over=@/live",
+        ],
+        &["--take-over", "@/live", "--control-path"],
+    ),
+    bad(
+        "take-over of another control socket",
+        &[
+            "--socket-path=@/live",
+            "--blk-file=@/disk",
+            "--control-path=@/file.sock",
+            "--take-over=@/live",
+        ],
+        &["--take-over", "@/live", "--control-path"],
+    ),
+    bad(
+        "take-over from a file",
+        &[
+            "--socket-path=@/live",
+            "--blk-file=@/disk",
+            "--control-path=@/file.sock",
+            "--take-over=@/file.sock",
+        ],
+        &["--take-over", "@/file.sock", "control socket"],
+    ),
+    bad(
+        "take-over of a socket that is not there",
+        &[
+            "--socket-path=@/nowhere",
+            "--blk-file=@/disk",
+            "--control-path=@/live",
+            "--take-over=@/live",
+        ],
+        &["--take-over", "@/live", "@/nowhere"],
+    ),
+    bad(
+        "take-over without a path",
+        &["--socket-path=@/s", "--blk-file=@/disk", "--take-over="],
+        &["--take-over", "empty"],
+    ),
+    bad(
         "missing disk",
         &["--socket-path=@/s", "--blk-file=@/nowhere"],
         &["--blk-file", "@/nowhere"],

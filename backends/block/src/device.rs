@@ -355,6 +355,14 @@ impl Device for BlockDevice {
             .store(features & feature::FLUSH != 0, Ordering::Relaxed);
     }
 
+    fn resumed(&self, features: u64, config: &[u8]) {
+        self.negotiated(features);
+        // Without CONFIG_WCE this is refused, and nothing else was ever set.
+        if let Some(byte) = config.get(WRITEBACK_OFFSET) {
+            let _ = self.write_config(WRITEBACK_OFFSET, &[*byte]);
+        }
+    }
+
     fn files(&self) -> &[OwnedFd] {
         &self.files
     }

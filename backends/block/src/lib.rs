@@ -8,13 +8,14 @@
 mod control;
 mod device;
 mod disk;
-mod logger;
+mod handover;
 mod options;
 
 pub use control::operations;
 pub use device::{BlockDevice, Request};
 pub use disk::{CacheMode, Disk, DiskError, DiskOptions};
-pub use logger::start_logging;
+pub use handover::{identity, same_file};
 pub use options::{
     BadOption, Command, DeviceOptions, HELP, MAX_QUEUES, Options, SocketOption, parse,
 };
+pub use pericarp_control::start_logging;

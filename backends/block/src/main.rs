@@ -3,11 +3,16 @@
 //! Order matters. Everything an operator may have got wrong is checked before
 //! anything changes; then files are opened, engines made and sockets bound;
 //! then the process gives up every right it does not need; only then does it
-//! start threads and read the first byte from a front end.
+//! start threads and read the first byte from a front end. A process that takes
+//! over from a running one gets its sockets where others bind theirs, and the
+//! sessions once it is ready to serve them.
+
+mod take_over;
 
 use std::fmt::Display;
 use std::io::Write;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -22,8 +27,8 @@ use pericarp_block::{
 use pericarp_confine::{Measure, Namespaces, Profile, SocketFile};
 use pericarp_control::Server as Control;
 use pericarp_vhost::{
-    CrashSafety, Ending, Endpoint, InflightFile, Limits, Overseen, Oversight, Pool, PoolOptions,
-    RecordOf, Reopener, Server, Stop, causes,
+    CrashSafety, Ending, Endpoint, Giver, InflightFile, Limits, Meeting, Overseen, Oversight, Pool,
+    PoolOptions, RecordOf, Reopener, Server, Stop, causes,
 };
 
 const PROGRAM: &str = "pericarp-block";
@@ -95,20 +100,20 @@ fn print(text: &str) -> Result<(), Failure> {
 fn serve(options: &Options) -> Result<(), Failure> {
     start_logging(PROGRAM, options.log_level);
     // All that can be wrong with the input, before anything is changed.
-    for device in &options.devices {
-        if let SocketOption::Path(path) = &device.socket {
-            Endpoint::check(path).map_err(|e| Failure::input(socket_mistake(device, &e)))?;
-        }
-    }
-    if let Some(path) = &options.control {
-        Endpoint::check(path).map_err(|e| Failure::input(control_mistake(path, &e)))?;
+    match &options.take_over {
+        Some(running) => take_over::check(running, options.control.as_deref())?,
+        None => check_sockets(options)?,
     }
     check_cpus(&options.cpus)?;
     let disks = open_disks(options)?;
     let commands = disks.iter().any(Disk::discards_by_command);
     let threads = disks.iter().any(Disk::needs_threads).then_some(MAX_THREADS);
     let devices = make_devices(options, disks);
-    let records = open_records(options)?;
+    let records = match &options.take_over {
+        None => open_records(options, None)?,
+        // It comes from the running program.
+        Some(_) => None,
+    };
 
     let stop = Stop::new().map_err(|e| Failure::run_time(format_args!("signals: {e}")))?;
     raise_descriptor_limit();
@@ -126,20 +131,37 @@ fn serve(options: &Options) -> Result<(), Failure> {
     .map_err(|e| Failure::run_time(causes(&e)))?;
 
     let mut sockets = Vec::new();
+    let mut ours = options.take_over.is_none();
     let result = bind_and_run(
         options,
         &devices,
         records,
         (pool, commands),
         &stop,
-        &mut sockets,
+        (&mut sockets, &mut ours),
     );
+    if !ours {
+        // Another process listens there.
+        return result;
+    }
     for socket in sockets {
         if let Err(e) = socket.remove() {
             warn!("cannot remove a socket: {e}");
         }
     }
     result
+}
+
+fn check_sockets(options: &Options) -> Result<(), Failure> {
+    for device in &options.devices {
+        if let SocketOption::Path(path) = &device.socket {
+            Endpoint::check(path).map_err(|e| Failure::input(socket_mistake(device, &e)))?;
+        }
+    }
+    if let Some(path) = &options.control {
+        Endpoint::check(path).map_err(|e| Failure::input(control_mistake(path, &e)))?;
+    }
+    Ok(())
 }
 
 /// A queue takes four descriptors, and the default limit is 1024.
@@ -199,7 +221,10 @@ fn make_devices(options: &Options, disks: Vec<Disk>) -> Vec<Arc<BlockDevice>> {
 }
 
 /// The file for requests in flight, if one was asked for.
-fn open_records(options: &Options) -> Result<Option<InflightFile>, Failure> {
+fn open_records(
+    options: &Options,
+    inherited: Option<(OwnedFd, OwnedFd)>,
+) -> Result<Option<InflightFile>, Failure> {
     let Some(path) = &options.inflight_file else {
         return Ok(None);
     };
@@ -213,15 +238,17 @@ fn open_records(options: &Options) -> Result<Option<InflightFile>, Failure> {
             queue_size: device.queue_size,
         })
         .collect();
-    InflightFile::open(path, &devices)
-        .map(Some)
-        .map_err(|rule| {
-            Failure::input(BadOption {
-                option: "--inflight-file".to_owned(),
-                value: path.display().to_string(),
-                rule: rule.to_string(),
-            })
+    let opened = match inherited {
+        None => InflightFile::open(path, &devices),
+        Some(descriptors) => InflightFile::inherit(path, descriptors, &devices),
+    };
+    opened.map(Some).map_err(|rule| {
+        Failure::input(BadOption {
+            option: "--inflight-file".to_owned(),
+            value: path.display().to_string(),
+            rule: rule.to_string(),
         })
+    })
 }
 
 /// The name of an option as this command line has it.
@@ -267,21 +294,34 @@ fn oversee(options: &Options, devices: &[Arc<BlockDevice>]) -> Vec<Option<Arc<Ov
 /// Binds the control socket, if there is to be one.
 fn bind_control(
     options: &Options,
-    devices: &[Arc<BlockDevice>],
-    oversights: &[Option<Arc<Oversight>>],
-    pool: &Pool<BlockDevice>,
+    inherited: Option<OwnedFd>,
     sockets: &mut Vec<SocketFile>,
-) -> Result<Option<Control>, Failure> {
+) -> Result<Option<UnixListener>, Failure> {
     let Some(path) = &options.control else {
         return Ok(None);
     };
-    let endpoint = Endpoint::bind_private(path);
+    let endpoint = match inherited {
+        None => Endpoint::bind_private(path),
+        Some(socket) => Endpoint::inherited(socket, Some(path)),
+    };
     let endpoint = endpoint.map_err(|e| Failure::input(control_mistake(path, &e)))?;
     let failed = |e| Failure::run_time(format_args!("{}: {e}", path.display()));
     sockets.push(SocketFile::open(path).map_err(failed)?);
-    let Endpoint::Bound(listener, _) = endpoint else {
-        return Ok(None);
-    };
+    match endpoint {
+        Endpoint::Bound(listener, _) => Ok(Some(listener)),
+        _ => Ok(None),
+    }
+}
+
+/// What can be asked on the control socket.
+fn make_control(
+    options: &Options,
+    listener: UnixListener,
+    devices: &[Arc<BlockDevice>],
+    oversights: &[Option<Arc<Oversight>>],
+    pool: &Pool<BlockDevice>,
+    giver: Giver,
+) -> Result<Control, Failure> {
     let overseen = options.devices.iter().zip(oversights).zip(devices);
     let disks = overseen.filter_map(|((device, oversight), block)| {
         let overseen = Overseen {
@@ -291,23 +331,35 @@ fn bind_control(
         Some((overseen, Arc::clone(block)))
     });
     let operations = operations(PROGRAM, disks.collect(), pool.waker());
-    Control::new(listener, operations).map(Some).map_err(failed)
+    Control::new(listener, giver.with_operation(operations))
+        .map_err(|e| Failure::run_time(format_args!("control socket: {e}")))
 }
 
 fn bind_and_run(
     options: &Options,
     devices: &[Arc<BlockDevice>],
-    records: Option<InflightFile>,
+    mut records: Option<InflightFile>,
     (pool, commands): (Pool<BlockDevice>, bool),
     stop: &Stop,
-    sockets: &mut Vec<SocketFile>,
+    (sockets, ours): (&mut Vec<SocketFile>, &mut bool),
 ) -> Result<(), Failure> {
     let mut servers = Vec::new();
     let oversights = oversee(options, devices);
+    let (predecessor, mut inherited, inherited_control) = match take_over::ask(options, devices)? {
+        None => (None, Vec::new().into_iter(), None),
+        Some((predecessor, inheritance)) => {
+            records = open_records(options, inheritance.records)?;
+            let endpoints = inheritance.endpoints.into_iter();
+            (Some(predecessor), endpoints, Some(inheritance.control))
+        }
+    };
+    let mut endpoints = Vec::new();
     for (index, (device, block)) in options.devices.iter().zip(devices).enumerate() {
-        let endpoint = match &device.socket {
-            SocketOption::Path(path) => Endpoint::bind(path),
-            SocketOption::Descriptor(number) => Endpoint::from_number(*number),
+        let endpoint = match (&device.socket, inherited.next()) {
+            (SocketOption::Path(path), None) => Endpoint::bind(path),
+            (SocketOption::Descriptor(number), None) => Endpoint::from_number(*number),
+            (SocketOption::Path(path), Some(socket)) => Endpoint::inherited(socket, Some(path)),
+            (SocketOption::Descriptor(_), Some(socket)) => Endpoint::inherited(socket, None),
         }
         .map_err(|e| Failure::input(socket_mistake(device, &e)))?;
         if let Some(path) = endpoint.path() {
@@ -315,11 +367,26 @@ fn bind_and_run(
                 .map_err(|e| Failure::run_time(format_args!("{}: {e}", path.display())))?;
             sockets.push(file);
         }
+        if options.control.is_some() {
+            endpoints.push(endpoint.descriptor().map_err(descriptors_failed)?);
+        }
         let server = Server::new(endpoint, Arc::clone(block), index as u16, &pool);
         servers.push(server.overseen(oversights[index].clone()));
     }
     let mut reopener = Reopener::new().map_err(|e| e.to_string());
-    let control = bind_control(options, devices, &oversights, &pool, sockets)?;
+    let meeting = Meeting::new(devices.len()).map_err(descriptors_failed)?;
+    let control = match bind_control(options, inherited_control, sockets)? {
+        None => None,
+        Some(listener) => {
+            let sockets = (endpoints, &listener);
+            let giver =
+                take_over::giver(options, devices, sockets, records.as_ref(), &meeting, stop)?;
+            servers.iter_mut().for_each(|s| s.hand_over_at(&meeting));
+            let (devices, oversights) = (devices, &oversights);
+            let control = make_control(options, listener, devices, oversights, &pool, giver)?;
+            Some(control)
+        }
+    };
     if options.confine {
         let profile = Profile {
             // Of the records of requests in flight: their memory and its lock.
@@ -364,6 +431,13 @@ fn bind_and_run(
     let running = pool
         .start(stop)
         .map_err(|e| Failure::run_time(causes(&e)))?;
+    if let (Some(predecessor), Some(path)) = (predecessor, &options.take_over) {
+        // All that takes time is done: from here on its queues stand still.
+        predecessor
+            .take(&mut servers)
+            .map_err(|e| take_over::failure(path, &e))?;
+        *ours = true;
+    }
     let mut sessions = Vec::new();
     for server in servers {
         let thread = server.start(stop);
@@ -376,7 +450,18 @@ fn bind_and_run(
             .and_then(|s| control.start(s));
         sessions.push(thread.map_err(|e| Failure::run_time(format_args!("threads: {e}")))?);
     }
-    if stop.wait() == Ending::Failed {
+    let ending = stop.wait();
+    let drained = drain(ending, &sessions);
+    // Another process listens on them now: not ours to remove.
+    *ours = !meeting.is_over();
+    drained?;
+    running.end();
+    Ok(())
+}
+
+/// Waits for the sessions to end, once they are told to.
+fn drain(ending: Ending, sessions: &[JoinHandle<()>]) -> Result<(), Failure> {
+    if ending == Ending::Failed {
         // The sessions may wait for a worker that is gone: nothing to drain.
         return Err(Failure::run_time("a worker failed; see above"));
     }
@@ -390,6 +475,9 @@ fn bind_and_run(
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    running.end();
     Ok(())
+}
+
+fn descriptors_failed(error: std::io::Error) -> Failure {
+    Failure::run_time(format_args!("descriptors: {error}"))
 }

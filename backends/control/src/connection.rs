@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
 use rustix::event::PollFlags;
+use serde_json::json;
 
 use crate::operations::Operations;
 
@@ -142,10 +143,16 @@ impl Connection {
                 }
             }
             Mode::Lines if line.is_empty() => {}
-            Mode::Lines => {
-                self.output = operations.answer(line).into_bytes();
-                self.output.push(b'\n');
-            }
+            Mode::Lines => match operations.adopt(line, &self.stream) {
+                Some(Ok(())) => self.last(String::new()),
+                Some(Err(error)) => {
+                    self.last(format!("{}\n", json!({"error": error, "ok": false})))
+                }
+                None => {
+                    self.output = operations.answer(line).into_bytes();
+                    self.output.push(b'\n');
+                }
+            },
             // The headers say nothing that we need. They are read to their end
             // all the same: closing with unread bytes looks like a failure.
             Mode::Headers(path) if line.is_empty() => {

@@ -1,5 +1,7 @@
-//! The control socket of a sidecar (`--control-path`): what an operator asks a
-//! running program, and changes in it.
+//! What a sidecar and its operator say to each other: what all command lines
+//! have in common ([`command_line`]), log lines ([`start_logging`]), and the
+//! control socket (`--control-path`), by which one asks a running program and
+//! changes it.
 //!
 //! A program fills an [`Operations`] table before it confines itself and gives
 //! it to a [`Server`] with the socket it bound; one thread serves all peers
@@ -21,9 +23,12 @@
 //! taken the peer that was silent longest loses its own. An operation itself
 //! runs on the serving thread and must not block.
 
+pub mod command_line;
 mod connection;
+mod logger;
 mod operations;
 mod server;
 
+pub use logger::start_logging;
 pub use operations::{Answer, Arguments, Operations, only};
 pub use server::Server;

@@ -3,6 +3,8 @@
 //!
 //! Each program adds its own to `version` and `metrics`, which all have.
 
+use std::os::unix::net::UnixStream;
+
 use serde_json::{Map, Value, json};
 
 /// The members of a request beside `op`.
@@ -12,11 +14,13 @@ pub type Arguments = Map<String, Value>;
 pub type Answer = Result<Map<String, Value>, String>;
 
 type Operation = Box<dyn FnMut(&Arguments) -> Answer + Send>;
+type Adoption = Box<dyn FnMut(&Arguments, UnixStream) -> Result<(), String> + Send>;
 type Metrics = Box<dyn FnMut() -> String + Send>;
 
 /// What one program can be asked.
 pub struct Operations {
     named: Vec<(&'static str, Operation)>,
+    adoptions: Vec<(&'static str, Adoption)>,
     metrics: Metrics,
     version: Map<String, Value>,
 }
@@ -34,6 +38,7 @@ impl Operations {
         about.insert("version".to_owned(), json!(version));
         Self {
             named: Vec::new(),
+            adoptions: Vec::new(),
             metrics: Box::new(metrics),
             version: about,
         }
@@ -48,6 +53,36 @@ impl Operations {
     ) -> Self {
         self.named.push((name, Box::new(operation)));
         self
+    }
+
+    /// Adds an operation that takes the connection over and goes on with it by
+    /// itself, unless it refuses. It must not block either.
+    #[must_use]
+    pub fn with_adoption(
+        mut self,
+        name: &'static str,
+        adoption: impl FnMut(&Arguments, UnixStream) -> Result<(), String> + Send + 'static,
+    ) -> Self {
+        self.adoptions.push((name, Box::new(adoption)));
+        self
+    }
+
+    /// Whether the line is an operation that takes the connection over, and how
+    /// it went then.
+    pub(crate) fn adopt(&mut self, line: &[u8], stream: &UnixStream) -> Option<Result<(), String>> {
+        if self.adoptions.is_empty() {
+            return None;
+        }
+        let mut arguments: Arguments = serde_json::from_slice(line).ok()?;
+        let name = arguments.remove("op")?;
+        let (_, adoption) = self
+            .adoptions
+            .iter_mut()
+            .find(|(known, _)| name == *known)?;
+        Some(match stream.try_clone() {
+            Ok(stream) => adoption(&arguments, stream),
+            Err(e) => Err(e.to_string()),
+        })
     }
 
     /// The answer to one line, without its line end.
@@ -100,6 +135,7 @@ impl Operations {
     fn names(&self) -> String {
         let mut names = vec!["version", "metrics"];
         names.extend(self.named.iter().map(|(name, _)| *name));
+        names.extend(self.adoptions.iter().map(|(name, _)| *name));
         let last = names.pop().unwrap_or_default();
         format!("{} or {last}", names.join(", "))
     }

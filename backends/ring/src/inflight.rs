@@ -194,6 +194,17 @@ impl InflightMemory {
         }
     }
 
+    /// The file and where in it the records begin.
+    pub fn place(&self) -> Option<(&File, u64)> {
+        let place = self.mapping.file_offset()?;
+        Some((place.file(), place.start()))
+    }
+
+    /// Queues and descriptors of each.
+    pub fn geometry(&self) -> (u16, u16) {
+        (self.queues, self.size)
+    }
+
     /// True once the memory was taken away: nothing is recorded any more.
     pub fn is_lost(&self) -> bool {
         self.watch.lost()

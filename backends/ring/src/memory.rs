@@ -146,6 +146,11 @@ impl Region {
         self.spec
     }
 
+    /// The file behind it.
+    pub fn file(&self) -> Option<&File> {
+        self.mapping.memory.file_offset().map(FileOffset::file)
+    }
+
     /// The host address of the byte `offset` bytes into the region.
     fn at(&self, offset: u64) -> *mut u8 {
         debug_assert!(offset < self.spec.size);

@@ -7,7 +7,7 @@
 
 use std::io::{IoSlice, IoSliceMut, Read};
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use thiserror::Error;
 use vhost::vhost_user::message::{FrontendReq, MAX_MSG_SIZE};
 use vm_memory::ByteValued;
 
+use crate::handover::Meeting;
 use crate::stop::Stop;
 
 /// More descriptors than any message may carry.
@@ -83,6 +84,14 @@ impl Message {
     }
 }
 
+/// What there is between two messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Next {
+    Message,
+    /// A new process wants the session.
+    Summons,
+}
+
 /// The connection to one front end.
 #[derive(Debug)]
 pub(crate) struct Channel {
@@ -93,6 +102,31 @@ pub(crate) struct Channel {
 impl Channel {
     pub(crate) fn new(stream: UnixStream, stop: Stop) -> Self {
         Self { stream, stop }
+    }
+
+    /// Sleeps until there is a message, or a new process asks for the session.
+    pub(crate) fn next(&self, meeting: Option<&Meeting>) -> Result<Next, ChannelError> {
+        loop {
+            let mut fds = vec![
+                PollFd::new(&self.stream, PollFlags::IN),
+                PollFd::from_borrowed_fd(self.stop.event(), PollFlags::IN),
+            ];
+            fds.extend(meeting.map(|m| PollFd::from_borrowed_fd(m.summons(), PollFlags::IN)));
+            match poll(&mut fds, None) {
+                Ok(_) if !fds[1].revents().is_empty() => return Err(ChannelError::Stopped),
+                Ok(_) if fds.get(2).is_some_and(|m| !m.revents().is_empty()) => {
+                    return Ok(Next::Summons);
+                }
+                Ok(_) => return Ok(Next::Message),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// The connection itself, for another process.
+    pub(crate) fn descriptor(&self) -> std::io::Result<OwnedFd> {
+        self.stream.as_fd().try_clone_to_owned()
     }
 
     /// Waits for the next message.

@@ -137,6 +137,13 @@ pub trait Device: Debug + Send + Sync + 'static {
     /// A session settled on these features. No queue runs yet.
     fn negotiated(&self, features: u64);
 
+    /// A session goes on that settled on these features with another process,
+    /// where the configuration space read like this. What the driver has set in
+    /// it counts here, too.
+    fn resumed(&self, features: u64, _config: &[u8]) {
+        self.negotiated(features);
+    }
+
     /// The files requests act on, open as long as the device lives.
     fn files(&self) -> &[OwnedFd];
 

@@ -12,6 +12,7 @@
 mod channel;
 mod clock;
 mod device;
+mod handover;
 pub mod histogram;
 mod limiter;
 mod mailbox;
@@ -25,6 +26,9 @@ mod stop;
 mod worker;
 
 pub use device::{Account, ConfigRefused, Device, Step};
+pub use handover::{
+    DeviceIdentity, Estate, Giver, HandOverError, Identity, Inheritance, Meeting, Predecessor,
+};
 pub use limiter::Limits;
 pub use oversight::{Overseen, Oversight, Told, device_named, metrics_of, with_operations};
 pub use pool::{Pool, PoolError, PoolOptions, Running};

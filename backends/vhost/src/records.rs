@@ -62,6 +62,11 @@ impl Fence {
         }
     }
 
+    /// The description itself. Whoever gets it has the same lock.
+    pub(crate) fn description(&self) -> BorrowedFd<'_> {
+        self.description.as_fd()
+    }
+
     /// What rings hold on to.
     pub(crate) fn descriptor(&self) -> RawFd {
         self.description.as_raw_fd()
@@ -166,7 +171,7 @@ pub struct RecordOf<'a> {
 #[derive(Debug)]
 pub struct InflightFile {
     /// Locked as long as this process lives.
-    _owner: File,
+    owner: File,
     devices: Vec<Records>,
 }
 
@@ -196,10 +201,7 @@ impl InflightFile {
         }
         // As it is now that nobody else can be making it.
         let found = owner.metadata().map_err(InflightFileError::Open)?;
-        let sizes = devices
-            .iter()
-            .map(|d| InflightMemory::bytes(d.queues, d.queue_size).next_multiple_of(4096));
-        let total: u64 = sizes.clone().sum();
+        let total: u64 = devices.iter().map(bytes).sum();
         match found.len() {
             0 => owner.set_len(total).map_err(InflightFileError::Use)?,
             len if len == total => {}
@@ -216,7 +218,46 @@ impl InflightFile {
         if (again.dev(), again.ino()) != (found.dev(), found.ino()) {
             return Err(InflightFileError::Open(Errno::STALE.into()));
         }
-        let fence = Arc::new(Fence::new(fence.into()));
+        Self::map(owner, fence.into(), devices)
+    }
+
+    /// Goes on with the file of a predecessor that lives: with its lock, and
+    /// with the lock that its rings held, so that nobody else gets in between.
+    ///
+    /// # Errors
+    /// [`InflightFileError`]; the file is unchanged then.
+    pub fn inherit(
+        path: &Path,
+        (owner, fence): (OwnedFd, OwnedFd),
+        devices: &[RecordOf<'_>],
+    ) -> Result<Self, InflightFileError> {
+        let owner = File::from(owner);
+        let have = std::fs::metadata(path).map_err(InflightFileError::Open)?;
+        let found = owner.metadata().map_err(InflightFileError::Open)?;
+        if (have.dev(), have.ino()) != (found.dev(), found.ino()) {
+            return Err(InflightFileError::Other);
+        }
+        Self::map(owner, fence, devices)
+    }
+
+    /// What a successor needs to go on with it: the descriptors of
+    /// [`inherit`](Self::inherit).
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn estate(&self) -> io::Result<(OwnedFd, OwnedFd)> {
+        let first = self.devices.first().ok_or(io::ErrorKind::NotFound)?;
+        let fence = first.fence.description().try_clone_to_owned()?;
+        Ok((self.owner.as_fd().try_clone_to_owned()?, fence))
+    }
+
+    fn map(
+        owner: File,
+        fence: OwnedFd,
+        devices: &[RecordOf<'_>],
+    ) -> Result<Self, InflightFileError> {
+        let sizes = devices.iter().map(bytes);
+        let fence = Arc::new(Fence::new(fence));
         let mut records = Vec::with_capacity(devices.len());
         let mut offset = 0;
         for (device, size) in devices.iter().zip(sizes) {
@@ -234,7 +275,7 @@ impl InflightFile {
             offset += size;
         }
         Ok(Self {
-            _owner: owner,
+            owner,
             devices: records,
         })
     }
@@ -267,6 +308,11 @@ fn owned(file: &File) -> Result<bool, InflightFileError> {
         }
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Bytes of the file that a device takes.
+fn bytes(device: &RecordOf<'_>) -> u64 {
+    InflightMemory::bytes(device.queues, device.queue_size).next_multiple_of(4096)
 }
 
 /// What tells a device from others: its store and its name.

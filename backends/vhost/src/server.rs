@@ -7,7 +7,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -22,11 +22,13 @@ use rustix::io::Errno;
 use rustix::process::umask;
 use thiserror::Error;
 
+use crate::causes;
 use crate::device::Device;
+use crate::handover::{DeviceState, HandOverError, Meeting, Parcel, Verdict};
 use crate::oversight::{MaybeOverseen, Oversight};
 use crate::pool::{Handles, Pool};
 use crate::records::CrashSafety;
-use crate::session::Session;
+use crate::session::{Moved, Over, Session};
 use crate::stop::Stop;
 
 /// How long a process that was killed may need to let go of its socket.
@@ -152,6 +154,31 @@ impl Endpoint {
         Self::from_descriptor(unsafe { OwnedFd::from_raw_fd(number) })
     }
 
+    /// The socket itself, for another process.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn descriptor(&self) -> io::Result<OwnedFd> {
+        match self {
+            Self::Bound(listener, _) | Self::Listening(listener) => listener.as_fd(),
+            Self::Connected(stream) => stream.as_fd(),
+        }
+        .try_clone_to_owned()
+    }
+
+    /// Takes a socket that another process listened with so far. With a path,
+    /// it is the one bound there, to be removed at the end.
+    ///
+    /// # Errors
+    /// [`EndpointError::BadDescriptor`].
+    pub fn inherited(fd: OwnedFd, path: Option<&Path>) -> Result<Self, EndpointError> {
+        match (Self::from_descriptor(fd)?, path) {
+            (Self::Listening(listener), Some(path)) => Ok(Self::Bound(listener, path.to_owned())),
+            (_, Some(_)) => Err(EndpointError::BadDescriptor),
+            (passed, None) => Ok(passed),
+        }
+    }
+
     /// Takes a passed descriptor, listening or connected.
     ///
     /// # Errors
@@ -201,6 +228,9 @@ pub struct Server<D: Device> {
     workers: Handles<D>,
     safety: CrashSafety,
     oversight: MaybeOverseen,
+    meeting: Option<Meeting>,
+    /// The front end that was there before this process was.
+    moved: Option<Moved>,
 }
 
 impl<D: Device> Server<D> {
@@ -214,7 +244,28 @@ impl<D: Device> Server<D> {
             workers: pool.handles(),
             safety: CrashSafety::default(),
             oversight: None,
+            meeting: None,
+            moved: None,
         }
+    }
+
+    /// Lets another process take this device over.
+    pub fn hand_over_at(&mut self, meeting: &Meeting) {
+        self.meeting = Some(meeting.clone());
+    }
+
+    /// The front end that another process has served so far.
+    pub(crate) fn take_over(
+        &mut self,
+        state: DeviceState,
+        fds: Vec<OwnedFd>,
+    ) -> Result<(), HandOverError> {
+        if let (Some(limits), Some(oversight)) = (state.limits(), &self.oversight) {
+            oversight.set_limits(&limits);
+        }
+        let moved = Moved::unpack(&*self.device, state, fds);
+        self.moved = moved.map_err(|e| HandOverError::Session(self.device_id, causes(&e)))?;
+        Ok(())
     }
 
     /// Provides for a successor that goes on when this process is killed.
@@ -240,26 +291,55 @@ impl<D: Device> Server<D> {
             .spawn(move || self.run(&stop))
     }
 
-    fn run(self, stop: &Stop) {
+    fn run(mut self, stop: &Stop) {
+        let mut over = match self.moved.take() {
+            None => None,
+            Some(moved) => match moved.connection() {
+                Ok(stream) => Some(self.serve(stream, Some(moved), stop)),
+                Err(e) => {
+                    warn!("device {}: {e}", self.device_id);
+                    Some(Over::Ended)
+                }
+            },
+        };
         match &self.endpoint {
             Endpoint::Bound(listener, _) | Endpoint::Listening(listener) => {
-                while let Some(stream) = accept(listener, stop) {
-                    self.serve(stream, stop);
+                while over != Some(Over::Moved) {
+                    over = match accept(listener, stop, self.meeting.as_ref()) {
+                        Accepted::FrontEnd(stream) => Some(self.serve(stream, None, stop)),
+                        Accepted::Summons => self.meet(),
+                        Accepted::End => return,
+                    };
                 }
             }
             Endpoint::Connected(stream) => {
-                match stream.try_clone() {
-                    Ok(stream) => self.serve(stream, stop),
-                    Err(e) => warn!("device {}: {e}", self.device_id),
+                let over = over.unwrap_or_else(|| match stream.try_clone() {
+                    Ok(stream) => self.serve(stream, None, stop),
+                    Err(e) => {
+                        warn!("device {}: {e}", self.device_id);
+                        Over::Ended
+                    }
+                });
+                if over == Over::Ended {
+                    stop.request();
                 }
-                stop.request();
             }
         }
     }
 
-    fn serve(&self, stream: UnixStream, stop: &Stop) {
-        info!("device {}: front end connected", self.device_id);
-        let session = Session::new(
+    /// A new process asks while no front end is there.
+    fn meet(&self) -> Option<Over> {
+        let limits = self.oversight.as_ref().map(|o| o.limits());
+        let meeting = self.meeting.as_ref()?;
+        let verdict = meeting.arrive(self.device_id, Ok(Parcel::idle(limits)));
+        (verdict == Verdict::Leave).then_some(Over::Moved)
+    }
+
+    fn serve(&self, stream: UnixStream, moved: Option<Moved>, stop: &Stop) -> Over {
+        if moved.is_none() {
+            info!("device {}: front end connected", self.device_id);
+        }
+        let mut session = Session::new(
             stream,
             stop.clone(),
             &self.device,
@@ -267,27 +347,47 @@ impl<D: Device> Server<D> {
             &self.workers,
             &self.safety,
             self.oversight.clone(),
-        );
-        session.run();
-        info!("device {}: front end gone", self.device_id);
+        )
+        .movable(self.meeting.as_ref());
+        if let Some(moved) = moved {
+            session.adopt(moved);
+        }
+        let over = session.run();
+        if over == Over::Ended {
+            info!("device {}: front end gone", self.device_id);
+        }
+        over
     }
 }
 
-/// The next front end, or `None` when the program ends.
-fn accept(listener: &UnixListener, stop: &Stop) -> Option<UnixStream> {
+/// What comes while no front end is there.
+enum Accepted {
+    FrontEnd(UnixStream),
+    /// A new process wants the device.
+    Summons,
+    /// The program ends.
+    End,
+}
+
+/// Waits for the next front end.
+fn accept(listener: &UnixListener, stop: &Stop, meeting: Option<&Meeting>) -> Accepted {
     loop {
         let event = stop.event();
-        let mut fds = [
+        let mut fds = vec![
             PollFd::new(listener, PollFlags::IN),
             PollFd::from_borrowed_fd(event, PollFlags::IN),
         ];
+        fds.extend(meeting.map(|m| PollFd::from_borrowed_fd(m.summons(), PollFlags::IN)));
         match poll(&mut fds, None) {
-            Ok(_) if fds[1].revents().contains(PollFlags::IN) => return None,
+            Ok(_) if fds[1].revents().contains(PollFlags::IN) => return Accepted::End,
+            Ok(_) if fds.get(2).is_some_and(|m| !m.revents().is_empty()) => {
+                return Accepted::Summons;
+            }
             Ok(_) => {}
             Err(Errno::INTR) => continue,
             Err(errno) => {
                 warn!("waiting for a front end: {errno}");
-                return None;
+                return Accepted::End;
             }
         }
         match listener.accept() {
@@ -295,7 +395,7 @@ fn accept(listener: &UnixListener, stop: &Stop) -> Option<UnixStream> {
                 // Inherited from the listener on some systems, not on Linux;
                 // reads are preceded by a poll either way.
                 let _ = stream.set_nonblocking(false);
-                return Some(stream);
+                return Accepted::FrontEnd(stream);
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
             Err(e) => {

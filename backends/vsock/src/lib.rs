@@ -52,12 +52,11 @@ mod connection;
 mod credit;
 mod device;
 mod engine;
-mod logger;
 mod options;
 mod packet;
 mod session;
 
 pub use engine::{Engine, MAX_CONNECTIONS};
-pub use logger::start_logging;
 pub use options::{BadOption, Command, HELP, Options, SocketOption, parse};
+pub use pericarp_control::start_logging;
 pub use session::{ServeError, serve};

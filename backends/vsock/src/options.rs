@@ -5,12 +5,11 @@
 
 use std::collections::HashSet;
 use std::ffi::OsString;
-use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
-use lexopt::prelude::*;
 use log::LevelFilter;
-use thiserror::Error;
+use pericarp_control::command_line::{self, bad, log_level, number, unknown};
+pub use pericarp_control::command_line::{BadOption, SocketOption};
 
 /// What `--help` prints.
 pub const HELP: &str = "\
@@ -37,27 +36,6 @@ the process:
 
 /// The longest name a port number can be appended to in a socket address.
 const LONGEST_NAME: usize = 107 - "_4294967295".len();
-
-/// A mistake on the command line.
-#[derive(Debug, Error, PartialEq, Eq)]
-#[error("{option}{}{value}: {rule}", if value.is_empty() { "" } else { " " })]
-pub struct BadOption {
-    /// The option as it is written.
-    pub option: String,
-    /// Its value, quoted where that helps.
-    pub value: String,
-    /// Which rule it breaks, and the cure.
-    pub rule: String,
-}
-
-/// Where the front end's socket comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SocketOption {
-    /// Bind it here.
-    Path(PathBuf),
-    /// It was passed as this descriptor.
-    Descriptor(i32),
-}
 
 /// The whole command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,14 +67,6 @@ pub enum Command {
     Help,
 }
 
-fn bad(option: &str, value: impl Display, rule: impl Into<String>) -> BadOption {
-    BadOption {
-        option: option.to_owned(),
-        value: value.to_string(),
-        rule: rule.into(),
-    }
-}
-
 /// Parses the arguments, without the program's name.
 ///
 /// # Errors
@@ -106,31 +76,11 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
     let mut seen = HashSet::new();
     let (mut socket, mut cid, mut uds, mut level) = (None, None, None, None);
     let mut confine = true;
-    while let Some(argument) = parser
-        .next()
-        .map_err(|e| bad("command line", "", format!("{e}; see --help")))?
-    {
-        let name = match argument {
-            Long(name) => format!("--{name}"),
-            Short('h') => "--help".to_owned(),
-            Short('V') => "--version".to_owned(),
-            Short(c) => return Err(unknown(&format!("-{c}"))),
-            Value(v) => {
-                let rule = "not an option: every value belongs to one; see --help";
-                return Err(bad(&v.to_string_lossy(), "", rule));
-            }
-        };
+    while let Some(name) = command_line::next(&mut parser)? {
         if !seen.insert(name.clone()) {
             return Err(bad(&name, "", "given twice: give it once"));
         }
-        let mut value = || -> Result<String, BadOption> {
-            let value = parser
-                .value()
-                .map_err(|_| bad(&name, "", "its value is missing; see --help"))?;
-            value
-                .into_string()
-                .map_err(|v| bad(&name, v.display(), "not valid UTF-8: choose another name"))
-        };
+        let mut value = || command_line::value(&mut parser, &name);
         match name.as_str() {
             "--help" => return Ok(Command::Help),
             "--version" => return Ok(Command::Version),
@@ -145,17 +95,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
                 let rule = "give either --socket-path or --fd, not both";
                 return Err(bad(&name, value()?, rule));
             }
-            "--socket-path" => {
-                let value = value()?;
-                if value.is_empty() {
-                    return Err(bad(&name, "\"\"", "empty: give the path of a socket"));
-                }
-                socket = Some(SocketOption::Path(value.into()));
-            }
-            "--fd" => {
-                let number = number(&name, &value()?, 3, i32::MAX as u64)?;
-                socket = Some(SocketOption::Descriptor(number as i32));
-            }
+            "--socket-path" => socket = Some(command_line::socket_path(&name, &value()?)?),
+            "--fd" => socket = Some(command_line::descriptor(&name, &value()?)?),
             _ => return Err(unknown(&name)),
         }
     }
@@ -227,22 +168,6 @@ fn directory(path: &Path) -> PathBuf {
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
     let parent = parent.unwrap_or(Path::new("."));
     parent.canonicalize().unwrap_or_else(|_| parent.to_owned())
-}
-
-fn unknown(name: &str) -> BadOption {
-    bad(name, "", "unknown option; see --help")
-}
-
-fn number(name: &str, value: &str, low: u64, high: u64) -> Result<u64, BadOption> {
-    let number = value.parse().ok().filter(|n| (low..=high).contains(n));
-    let rule = format!("not a number from {low} to {high}");
-    number.ok_or_else(|| bad(name, format!("{value:?}"), rule))
-}
-
-fn log_level(name: &str, value: &str) -> Result<LevelFilter, BadOption> {
-    let known = value.parse().ok().filter(|l| *l != LevelFilter::Trace);
-    let rule = "unknown level: use error, warn, info, debug or off";
-    known.ok_or_else(|| bad(name, format!("{value:?}"), rule))
 }
 
 #[cfg(test)]

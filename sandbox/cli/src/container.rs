@@ -6,13 +6,13 @@
 use std::collections::BTreeMap;
 
 use pericarp_oci::{
-    config::{self, ConfigError, Process},
+    config::{self, ConfigError, Process, Wishes},
     image::Defaults,
     runtime::{self, Cgroups, Container, Limits, Network, RunAs},
 };
 use serde_json::Value;
 
-use crate::input::check::{Plan, Root, RuntimePlan, Wishes};
+use crate::input::check::{Plan, Root, RuntimePlan};
 
 /// Host name seen by the command.
 pub(crate) const HOSTNAME: &str = "pericarp";
@@ -24,34 +24,16 @@ pub(crate) fn own_environment() -> BTreeMap<String, String> {
         .collect()
 }
 
-/// What the container runs.
-pub(crate) fn process(
-    root: &Root,
-    wishes: &Wishes,
-    terminal: bool,
-) -> Result<Process, ConfigError> {
+/// What the container runs, with our own environment as the caller's.
+pub(crate) fn process(root: &Root, wishes: Wishes<'_>) -> Result<Process, ConfigError> {
     let none = Defaults::default();
     let defaults = match root {
         Root::Oci(image) => image.defaults(),
         Root::Image(_) | Root::Directory(_) => &none,
     };
     let caller = own_environment();
-    config::merge(
-        defaults,
-        &config::Wishes {
-            entrypoint: wishes
-                .entrypoint
-                .as_ref()
-                .map(|program| vec![program.clone()]),
-            command: wishes.command.clone(),
-            env: wishes.env.clone(),
-            caller: Some(&caller),
-            working_dir: wishes.workdir.clone(),
-            user: wishes.user.clone(),
-            terminal,
-            hostname: HOSTNAME.to_owned(),
-        },
-    )
+    let caller = Some(&caller);
+    config::merge(defaults, &Wishes { caller, ..wishes })
 }
 
 /// The OCI runtime's configuration, without the root, the user's numbers and the cgroup: only

@@ -3,9 +3,10 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 
+use pericarp_control::command_line::{self, number};
 use pericarp_vhost::Limits;
 
-use super::values::{amount, number};
+use super::values::amount;
 use super::{BadOption, DeviceOptions, MAX_QUEUES, QUEUE_SIZES, SocketOption, bad};
 use crate::disk::{CacheMode, DiskOptions};
 
@@ -94,11 +95,8 @@ impl Draft {
     /// Sets what `key` names; `name` is how the operator spelled it.
     pub(super) fn set(&mut self, name: &str, key: &str, value: &str) -> Result<(), BadOption> {
         match key {
-            "socket-path" if value.is_empty() => {
-                return Err(bad(name, "\"\"", "empty: give the path of a socket"));
-            }
-            "socket-path" => self.socket = Some(SocketOption::Path(value.into())),
-            "fd" => self.socket = Some(SocketOption::Descriptor(number(name, value, 3, i32::MAX)?)),
+            "socket-path" => self.socket = Some(command_line::socket_path(name, value)?),
+            "fd" => self.socket = Some(command_line::descriptor(name, value)?),
             "blk-file" => self.file = Some(value.into()),
             "num-queues" => self.queues = Some(number(name, value, 1, MAX_QUEUES)?),
             "queue-size" => {

@@ -8,19 +8,18 @@ mod values;
 
 use std::collections::HashSet;
 use std::ffi::OsString;
-use std::fmt::Display;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use lexopt::prelude::*;
 use log::LevelFilter;
+use pericarp_control::command_line::{self, bad, log_level, number, unknown};
 use pericarp_uring::EngineKind;
 use pericarp_vhost::Limits;
-use thiserror::Error;
 
 use crate::disk::DiskOptions;
 use draft::Draft;
-use values::{cpu_list, io_engine, log_level, number, unknown};
+pub use pericarp_control::command_line::{BadOption, SocketOption};
+use values::{cpu_list, io_engine};
 
 /// The most queues one device may have.
 pub const MAX_QUEUES: u16 = 64;
@@ -73,33 +72,15 @@ the process:
   --io-engine ENGINE    auto (default), uring or sync
   --control-path PATH   answer here what one asks and changes while it runs: one JSON
                         object per line, {\"op\":\"stats\"}, and ops version, metrics,
-                        limits, resize; HTTP GET /metrics, too
+                        limits, resize, hand-over; HTTP GET /metrics, too
+  --take-over CONTROL   take the front ends of a running pericarp-block over, without a
+                        disconnect: CONTROL is its control socket; give the options it
+                        was started with, --control-path included
   --log-level LEVEL     error, warn (default), info, debug or off
   --no-confine          keep all privileges; for debugging only
   --print-capabilities  print what this program can do as JSON
   --version, --help
 ";
-
-/// A mistake on the command line.
-#[derive(Debug, Error, PartialEq, Eq)]
-#[error("{option}{}{value}: {rule}", if value.is_empty() { "" } else { " " })]
-pub struct BadOption {
-    /// The option as it is written.
-    pub option: String,
-    /// Its value, quoted where that helps.
-    pub value: String,
-    /// Which rule it breaks, and the cure.
-    pub rule: String,
-}
-
-/// Where a device's socket comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SocketOption {
-    /// Bind it here.
-    Path(PathBuf),
-    /// It was passed as this descriptor.
-    Descriptor(i32),
-}
 
 /// One device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,6 +118,8 @@ pub struct Options {
     pub inflight_file: Option<PathBuf>,
     /// Where the control socket is bound.
     pub control: Option<PathBuf>,
+    /// The control socket of a running program to take over from.
+    pub take_over: Option<PathBuf>,
     /// Log level.
     pub log_level: LevelFilter,
     /// Confine the process.
@@ -156,14 +139,6 @@ pub enum Command {
     Help,
 }
 
-fn bad(option: &str, value: impl Display, rule: impl Into<String>) -> BadOption {
-    BadOption {
-        option: option.to_owned(),
-        value: value.to_string(),
-        rule: rule.into(),
-    }
-}
-
 /// Parses the arguments, without the program's name.
 ///
 /// # Errors
@@ -177,36 +152,12 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
     let mut poll_limit = None;
     let mut confine = true;
     let mut inflight_file = None;
-    let mut control = None;
-    while let Some(argument) = parser
-        .next()
-        .map_err(|e| bad("command line", "", format!("{e}; see --help")))?
-    {
-        let name = match argument {
-            Long(name) => format!("--{name}"),
-            Short('h') => "--help".to_owned(),
-            Short('V') => "--version".to_owned(),
-            Short(c) => return Err(unknown(&format!("-{c}"))),
-            Value(v) => {
-                let text = v.to_string_lossy();
-                return Err(bad(
-                    &text,
-                    "",
-                    "not an option: every value belongs to one; see --help",
-                ));
-            }
-        };
+    let (mut control, mut take_over) = (None, None);
+    while let Some(name) = command_line::next(&mut parser)? {
         if name != "--device" && !seen.insert(name.clone()) {
             return Err(bad(&name, "", "given twice: give it once"));
         }
-        let mut value = || -> Result<String, BadOption> {
-            let value = parser
-                .value()
-                .map_err(|_| bad(&name, "", "its value is missing; see --help"))?;
-            value
-                .into_string()
-                .map_err(|v| bad(&name, v.display(), "not valid UTF-8: choose another name"))
-        };
+        let mut value = || command_line::value(&mut parser, &name);
         match name.as_str() {
             "--help" => return Ok(Command::Help),
             "--version" => return Ok(Command::Version),
@@ -233,6 +184,13 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
                     return Err(bad(&name, "\"\"", "empty: give the path of a socket"));
                 }
                 path => control = Some(PathBuf::from(path)),
+            },
+            "--take-over" => match value()? {
+                path if path.is_empty() => {
+                    let rule = "empty: give the control socket of a running program";
+                    return Err(bad(&name, "\"\"", rule));
+                }
+                path => take_over = Some(PathBuf::from(path)),
             },
             "--log-level" => level = Some(log_level(&name, &value()?)?),
             "--socket-path" | "--fd" if single.socket.is_some() => {
@@ -273,7 +231,12 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
         let rule = "used twice: give the control socket its own";
         return Err(bad("--control-path", path.display(), rule));
     }
+    if let (Some(path), None) = (&take_over, &control) {
+        let rule = "the running program has a control socket: give --control-path, too";
+        return Err(bad("--take-over", path.display(), rule));
+    }
     options.control = control;
+    options.take_over = take_over;
     Ok(Command::Serve(Box::new(options)))
 }
 
@@ -325,6 +288,7 @@ fn finish(
         poll_limit: POLL_LIMIT,
         inflight_file: None,
         control: None,
+        take_over: None,
         log_level: level.unwrap_or(LevelFilter::Warn),
         confine,
     })

@@ -1,33 +1,7 @@
-//! Values of options: numbers, CPU lists, names.
+//! Values of options that only disks have: amounts, CPU lists, engines.
 
-use std::fmt::Display;
-use std::str::FromStr;
-
-use log::LevelFilter;
+use pericarp_control::command_line::{BadOption, bad, number};
 use pericarp_uring::EngineKind;
-
-use super::{BadOption, bad};
-
-pub(super) fn unknown(name: &str) -> BadOption {
-    bad(name, "", "unknown option; see --help")
-}
-
-pub(super) fn number<T>(name: &str, value: &str, low: T, high: T) -> Result<T, BadOption>
-where
-    T: FromStr + PartialOrd + Display + Copy,
-{
-    value
-        .parse()
-        .ok()
-        .filter(|n| (low..=high).contains(n))
-        .ok_or_else(|| {
-            bad(
-                name,
-                format!("{value:?}"),
-                format!("not a number from {low} to {high}"),
-            )
-        })
-}
 
 /// A whole number with an optional suffix K, M or G, by 1024 each.
 pub(super) fn amount(name: &str, value: &str) -> Result<u64, BadOption> {
@@ -75,10 +49,4 @@ pub(super) fn io_engine(name: &str, value: &str) -> Result<EngineKind, BadOption
             "unknown engine: use auto, uring or sync",
         )),
     }
-}
-
-pub(super) fn log_level(name: &str, value: &str) -> Result<LevelFilter, BadOption> {
-    let known = value.parse().ok().filter(|l| *l != LevelFilter::Trace);
-    let rule = "unknown level: use error, warn, info, debug or off";
-    known.ok_or_else(|| bad(name, format!("{value:?}"), rule))
 }

@@ -39,6 +39,11 @@ impl Notices {
         Self { channel, is_socket }
     }
 
+    /// The channel itself, for another process.
+    pub(crate) fn descriptor(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.channel)
+    }
+
     pub(crate) fn config_changed(&self) -> Told {
         let mut message = [0; 12];
         for (word, bytes) in [CONFIG_CHANGE, VERSION, 0]

@@ -5,6 +5,7 @@
 //! reads the next. Whatever the front end does, the session ends with every
 //! queue taken back and drained, so that the next front end starts clean.
 
+mod handover;
 mod inflight;
 mod memory;
 #[cfg(test)]
@@ -25,13 +26,15 @@ use vhost::vhost_user::message::{
 use vm_memory::ByteValued;
 
 use crate::causes;
-use crate::channel::{Channel, ChannelError, Message};
+use crate::channel::{Channel, ChannelError, Message, Next};
 use crate::device::Device;
 use crate::features;
+use crate::handover::{HandOverError, Meeting};
 use crate::oversight::{MaybeOverseen, Notices};
 use crate::pool::Handles;
 use crate::records::{CrashSafety, Records};
 use crate::stop::Stop;
+pub(crate) use handover::Moved;
 pub(crate) use inflight::Kept;
 use vring::{Vring, bell};
 
@@ -58,7 +61,7 @@ const ANSWERED: [FrontendReq; 6] = [
 /// Why one request was refused. The front end is told if it asked to be, and
 /// disconnected if it did not.
 #[derive(Debug, Error)]
-enum Refusal {
+pub(crate) enum Refusal {
     #[error("request {0} is not supported")]
     Unknown(u32),
     #[error("the payload is too short")]
@@ -91,6 +94,8 @@ enum Refusal {
     Inflight(#[from] InflightError),
     #[error("another process still owns the records of requests in flight, or its I/O goes on")]
     Fenced,
+    #[error(transparent)]
+    HandOver(#[from] HandOverError),
     #[error("the system refused it")]
     System(#[from] std::io::Error),
     #[error("the system refused it")]
@@ -115,6 +120,17 @@ pub(crate) struct Session<'s, D: Device> {
     /// The records that the front end keeps, once it gave them.
     shared: Option<Records>,
     oversight: MaybeOverseen,
+    /// Where a new process is met that takes the session over.
+    meeting: Option<&'s Meeting>,
+}
+
+/// How a session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Over {
+    /// The front end went or was dropped, or the program ends.
+    Ended,
+    /// It goes on in another process.
+    Moved,
 }
 
 impl<'s, D: Device> Session<'s, D> {
@@ -145,12 +161,27 @@ impl<'s, D: Device> Session<'s, D> {
             backend_channel: None,
             shared: None,
             oversight,
+            meeting: None,
         }
     }
 
-    /// Serves the front end until it goes, misbehaves, or the program ends.
-    pub(crate) fn run(mut self) {
+    /// Lets another process take the session over.
+    pub(crate) fn movable(mut self, meeting: Option<&'s Meeting>) -> Self {
+        self.meeting = meeting;
+        self
+    }
+
+    /// Serves the front end until it goes, misbehaves, or the program ends, or
+    /// until another process does.
+    pub(crate) fn run(mut self) -> Over {
         let end = loop {
+            // Between two messages, where nothing is half done.
+            match self.channel.next(self.meeting) {
+                Ok(Next::Message) => {}
+                Ok(Next::Summons) if self.meet() => return Over::Moved,
+                Ok(Next::Summons) => continue,
+                Err(error) => break error,
+            }
             if let Err(error) = self.turn() {
                 break error;
             }
@@ -162,6 +193,7 @@ impl<'s, D: Device> Session<'s, D> {
             other => warn!("device {}: session dropped: {other}", self.device_id),
         }
         self.pause_all();
+        Over::Ended
     }
 
     /// Lets the operator's side tell the front end what it agreed to hear.

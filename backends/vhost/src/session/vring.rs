@@ -8,7 +8,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{Receiver, sync_channel};
 
 use log::debug;
 use pericarp_ring::{QueueError, QueueLayout, SplitQueue};
@@ -19,7 +19,7 @@ use super::{Refusal, Session, number_in, one_fd};
 use crate::channel::Message;
 use crate::device::Device;
 use crate::features;
-use crate::mailbox::{Bell, Command, QueueId, StartQueue};
+use crate::mailbox::{Bell, Command, QueueId, StartQueue, Stopped};
 
 /// Bits of the number in SET_VRING_KICK, CALL and ERR.
 const INDEX_MASK: u64 = 0xff;
@@ -28,24 +28,24 @@ const NO_FD: u64 = 0x100;
 /// One vring as the front end set it up.
 #[derive(Debug, Default)]
 pub(super) struct Vring {
-    size: u16,
-    addresses: Option<Addresses>,
-    base: u16,
-    kick: Option<Arc<OwnedFd>>,
-    call: Option<Bell>,
-    error: Option<Bell>,
-    enabled: bool,
-    running: bool,
+    pub(super) size: u16,
+    pub(super) addresses: Option<Addresses>,
+    pub(super) base: u16,
+    pub(super) kick: Option<Arc<OwnedFd>>,
+    pub(super) call: Option<Bell>,
+    pub(super) error: Option<Bell>,
+    pub(super) enabled: bool,
+    pub(super) running: bool,
     /// The driver broke the ring; it stays stopped until it is set up anew.
-    broken: bool,
+    pub(super) broken: bool,
 }
 
 /// Ring addresses in the front end's own address space.
 #[derive(Debug, Clone, Copy)]
-struct Addresses {
-    descriptors: u64,
-    available: u64,
-    used: u64,
+pub(super) struct Addresses {
+    pub(super) descriptors: u64,
+    pub(super) available: u64,
+    pub(super) used: u64,
 }
 
 impl<D: Device> Session<'_, D> {
@@ -213,22 +213,40 @@ impl<D: Device> Session<'_, D> {
 
     /// Takes the queue back from its worker, drained.
     fn pause(&mut self, index: usize) {
+        if let Some(answer) = self.ask_back(index) {
+            self.take_back(index, &answer);
+        }
+    }
+
+    /// Takes all queues back. They drain together.
+    pub(super) fn pause_all(&mut self) {
+        let answers: Vec<_> = (0..self.vrings.len())
+            .map(|index| self.ask_back(index))
+            .collect();
+        for (index, answer) in answers.iter().enumerate() {
+            if let Some(answer) = answer {
+                self.take_back(index, answer);
+            }
+        }
+    }
+
+    /// Tells the worker of a running queue to drain it.
+    fn ask_back(&mut self, index: usize) -> Option<Receiver<Stopped>> {
         if !std::mem::take(&mut self.vrings[index].running) {
-            return;
+            return None;
         }
         let id = self.id(index);
         let (reply, answer) = sync_channel(1);
         self.workers.of(id).send(Command::Stop(id, reply));
+        Some(answer)
+    }
+
+    fn take_back(&mut self, index: usize, answer: &Receiver<Stopped>) {
         // A worker that is gone takes the process with it.
         if let Ok(stopped) = answer.recv() {
             self.vrings[index].base = stopped.next_avail;
             self.vrings[index].broken = stopped.broken;
         }
-    }
-
-    /// Takes all queues back.
-    pub(super) fn pause_all(&mut self) {
-        (0..self.vrings.len()).for_each(|index| self.pause(index));
     }
 
     /// Starts every queue that may run. One whose rings are not in memory now

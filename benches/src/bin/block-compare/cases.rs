@@ -9,8 +9,6 @@ pub(crate) enum Target {
     HostFio,
     /// A vhost-user backend behind the `virtio-driver` crate.
     Backend(Kind),
-    /// The build of `pericarp-block` that `--baseline` names.
-    Baseline,
     /// `qemu-storage-daemon` with io_uring where threads are its default.
     QemuUring,
     /// `pericarp-block` with one worker and so many disks, which share the
@@ -27,7 +25,6 @@ impl Target {
             Self::Backend(Kind::Pericarp) => "pericarp-block",
             Self::Backend(Kind::QemuStorageDaemon) => "qemu-storage-daemon",
             Self::Backend(Kind::Reference) => "reference backend",
-            Self::Baseline => "baseline",
             Self::QemuUring => "qemu-sd io_uring",
             Self::Disks(1) => "one disk",
             Self::Disks(_) => "eight disks",
@@ -49,19 +46,6 @@ pub(crate) struct Case {
     pub(crate) block: usize,
     pub(crate) queues: usize,
     pub(crate) targets: &'static [Target],
-}
-
-/// What one turn gave.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Measured {
-    /// Operations per second.
-    pub(crate) iops: f64,
-    /// Latency seen by the generator, microseconds.
-    pub(crate) p50_us: f64,
-    pub(crate) p99_us: f64,
-    /// CPU time of the backend process per operation, microseconds. For host
-    /// fio, all of fio.
-    pub(crate) cpu_us: f64,
 }
 
 const DIRECT: &[Target] = &[

@@ -2,29 +2,34 @@
 //! reaping in batches as the backends do.
 
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
+use pericarp_benches::Outcome;
+use pericarp_benches::fio::{self, SLACK};
+use pericarp_benches::turns::Measured;
+use pericarp_tests::parts::Part;
 use pericarp_tests::peer::Cache;
-use serde_json::Value;
+use pericarp_tests::process::command;
+use pericarp_tests::scratch::Scratch;
 
-use crate::Outcome;
-use crate::cases::{Case, Measured};
+use crate::cases::Case;
 
-pub(crate) fn run(case: &Case, file: &Path, turn: Duration) -> Outcome<Measured> {
+pub(crate) fn run(
+    case: &Case,
+    file: &Path,
+    turn: Duration,
+    scratch: &Scratch,
+) -> Outcome<Measured> {
     let section = if case.write { "write" } else { "read" };
     let order = if case.sequential { "" } else { "rand" };
     let direct = u8::from(case.cache == Cache::Direct);
     // Depth 1 is a thread that waits for its system call.
     let engine = if case.depth == 1 { "psync" } else { "io_uring" };
     let batch = case.depth.div_ceil(2);
-    let output = Command::new("fio")
-        .args([
-            "--name=host",
-            "--output-format=json",
-            "--time_based",
-            "--allow_file_create=0",
-        ])
+    let program = Part::Fio.find().ok_or("no fio")?;
+    let mut command = command(&program);
+    command
+        .args(["--name=host", "--time_based", "--allow_file_create=0"])
         .arg(format!("--filename={}", file.display()))
         .arg(format!("--rw={order}{section}"))
         .arg(format!("--bs={}", case.block))
@@ -36,23 +41,6 @@ pub(crate) fn run(case: &Case, file: &Path, turn: Duration) -> Outcome<Measured>
         .arg(format!("--iodepth_batch_complete_max={}", case.depth))
         .arg("--norandommap")
         .arg("--invalidate=0")
-        .arg(format!("--runtime={}", turn.as_secs()))
-        .output()?;
-    if !output.status.success() {
-        let text = String::from_utf8_lossy(&output.stderr);
-        return Err(format!("fio failed: {}", text.trim()).into());
-    }
-    let report: Value = serde_json::from_slice(&output.stdout)?;
-    let job = &report["jobs"][0];
-    let number = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
-    let data = &job[section];
-    let percentile = |name: &str| number(&data["clat_ns"]["percentile"][name]) / 1e3;
-    let cpu_share = (number(&job["usr_cpu"]) + number(&job["sys_cpu"])) / 100.0;
-    let iops = number(&data["iops"]);
-    Ok(Measured {
-        iops,
-        p50_us: percentile("50.000000"),
-        p99_us: percentile("99.000000"),
-        cpu_us: cpu_share * 1e6 / iops,
-    })
+        .arg(format!("--runtime={}", turn.as_secs()));
+    Ok(fio::run(&mut command, scratch, turn + SLACK)?.measured)
 }

@@ -6,14 +6,17 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use pericarp_benches::disk::next_random;
+use pericarp_benches::options::Options as Ask;
+use pericarp_benches::turns::Measured;
+use pericarp_benches::{Outcome, cpu};
 use pericarp_tests::client::Client;
 use pericarp_tests::parts::Part;
 use pericarp_tests::peer::{Backend, Kind, Options};
 use pericarp_tests::process::{Process, command};
 use pericarp_tests::scratch::Scratch;
 
-use crate::Outcome;
-use crate::cases::{Case, Measured};
+use crate::cases::Case;
 
 /// Requests before the clock starts.
 const WARM_UP: usize = 2000;
@@ -21,16 +24,8 @@ const WARM_UP: usize = 2000;
 /// How long one completion may take.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// One step of xorshift64*.
-pub(crate) fn next_random(mut state: u64) -> u64 {
-    state ^= state >> 12;
-    state ^= state << 25;
-    state ^= state >> 27;
-    state.wrapping_mul(0x2545_f491_4f6c_dd1d)
-}
-
 /// What is special about a backend.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Peer {
     /// Another build than the one that is found.
     pub(crate) build: Option<PathBuf>,
@@ -43,7 +38,7 @@ pub(crate) fn one(
     case: &Case,
     kind: Kind,
     peer: Peer,
-    options: &crate::Options,
+    options: &Ask,
     scratch: &Scratch,
 ) -> Outcome<Measured> {
     let turn = Duration::from_secs(options.seconds);
@@ -65,7 +60,7 @@ pub(crate) fn one(
 pub(crate) fn disks(
     case: &Case,
     count: usize,
-    options: &crate::Options,
+    options: &Ask,
     scratch: &Scratch,
 ) -> Outcome<Measured> {
     let turn = Duration::from_secs(options.seconds);
@@ -127,13 +122,13 @@ fn measure(case: &Case, clients: Vec<Client>, pid: i32, turn: Duration) -> Outco
     }
     generator.latencies.clear();
 
-    let cpu = cpu_time(pid)?;
+    let cpu = cpu::time(pid)?;
     let start = Instant::now();
     while start.elapsed() < turn {
         generator.turn()?;
     }
     let elapsed = start.elapsed();
-    let cpu = cpu_time(pid)?.saturating_sub(cpu);
+    let cpu = cpu::time(pid)?.saturating_sub(cpu);
     Ok(summary(&mut generator.latencies, elapsed, cpu))
 }
 
@@ -268,16 +263,4 @@ pub(crate) fn round_trip(turn: Duration) -> Outcome<Measured> {
         let _ = other.join();
         Ok(summary(&mut latencies, elapsed, Duration::ZERO))
     })
-}
-
-/// CPU time of all threads of a process, the kernel's workers for it included.
-fn cpu_time(pid: i32) -> Outcome<Duration> {
-    let mut total = 0;
-    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-        // A thread may end between the listing and the look.
-        let text = fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
-        let running = text.split_whitespace().next().unwrap_or("0");
-        total += running.parse::<u64>()?;
-    }
-    Ok(Duration::from_nanos(total))
 }

@@ -8,7 +8,7 @@ use std::{path::PathBuf, time::Duration};
 use pericarp_hypervisor::{Choice, HostFacts, select};
 
 use pericarp_oci::{
-    config::Process,
+    config::{Process, Wishes},
     image::{Image as OciImage, Location},
 };
 
@@ -44,17 +44,6 @@ pub(crate) struct Plan {
     pub(crate) detach: bool,
     pub(crate) runtime: RuntimePlan,
     pub(crate) timing: bool,
-}
-
-/// What the command line says of the command; an image's own words stand where it is silent.
-#[derive(Debug, Default)]
-pub(crate) struct Wishes {
-    pub(crate) command: Vec<String>,
-    pub(crate) entrypoint: Option<String>,
-    /// As written: `NAME=VALUE`, or `NAME` to be taken from our own environment.
-    pub(crate) env: Vec<String>,
-    pub(crate) workdir: Option<String>,
-    pub(crate) user: Option<String>,
 }
 
 /// Where the root file system comes from.
@@ -99,17 +88,20 @@ pub(crate) fn check(mut request: Request) -> Result<Plan, Vec<Problem>> {
     let name = name(&request, &id, &mut problems);
     check_wishes(&request, &mut problems);
     let wishes = Wishes {
+        entrypoint: request.entrypoint.take().map(|program| vec![program]),
         command: std::mem::take(&mut request.command),
-        entrypoint: request.entrypoint.take(),
         env: std::mem::take(&mut request.env),
-        workdir: request.workdir.take(),
+        caller: None,
+        working_dir: request.workdir.take(),
         user: request.user.take(),
+        terminal: request.tty,
+        hostname: container::HOSTNAME.to_owned(),
     };
     let process = root
         .as_ref()
         .filter(|_| problems.is_empty())
         .and_then(|root| {
-            container::process(root, &wishes, request.tty)
+            container::process(root, wishes)
                 .map_err(|error| problems.push(Problem::whole("--image", &error.to_string())))
                 .ok()
         });

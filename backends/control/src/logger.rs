@@ -1,6 +1,6 @@
 //! Log lines on stderr, at a bounded rate.
 //!
-//! `main` starts it before anything else. A guest or front end can provoke some
+//! The `main` of each sidecar starts it before anything else. A guest or front end can provoke some
 //! of these lines, so that their number per second has a limit; what was left
 //! out is counted and said.
 
@@ -9,9 +9,13 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use log::{LevelFilter, Log, Metadata, Record};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// Lines per second; more is a flood.
 const LINES_PER_SECOND: u32 = 20;
+
+/// Bytes of a line, which a pipe takes whole.
+const MAX_LINE: usize = 4096;
 
 struct Logger {
     program: &'static str,
@@ -48,6 +52,15 @@ impl Log for Logger {
             window.dropped += 1;
             return;
         }
+        // A reader that stalls must not stall the thread that logs: a pipe
+        // with room takes a line whole (PIPE_BUF).
+        let stderr = std::io::stderr();
+        let mut room = [PollFd::new(&stderr, PollFlags::OUT)];
+        let ready = poll(&mut room, Some(&Timespec::default()));
+        if ready != Ok(1) || !room[0].revents().contains(PollFlags::OUT) {
+            window.dropped += 1;
+            return;
+        }
         window.lines += 1;
         drop(window);
         let level = record.level().as_str().to_ascii_lowercase();
@@ -56,7 +69,8 @@ impl Log for Logger {
             text.insert_str(0, &format!("{}: {dropped} lines left out\n", self.program));
         }
         // Nobody to tell if stderr is gone.
-        let _ = std::io::stderr().write_all(text.as_bytes());
+        text.truncate(text.floor_char_boundary(MAX_LINE));
+        let _ = (&stderr).write_all(text.as_bytes());
     }
 
     fn flush(&self) {}

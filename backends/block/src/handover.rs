@@ -1,0 +1,69 @@
+//! What `pericarp-block` is to a process that takes over from it: its disks and
+//! sockets, named by what the kernel names them by.
+//!
+//! `main` makes it before the program confines itself, in the old process and in
+//! the new one; the two are compared.
+
+use std::fs::Metadata;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use pericarp_vhost::{Device, DeviceIdentity, Identity};
+
+use crate::device::BlockDevice;
+use crate::options::{DeviceOptions, Options, SocketOption};
+
+fn named(found: &Metadata) -> String {
+    format!("{:x}:{:x}:{:x}", found.dev(), found.ino(), found.rdev())
+}
+
+/// True when both paths name one file.
+///
+/// # Errors
+/// The kernel's answer where one of them is not there.
+pub fn same_file(one: &Path, other: &Path) -> io::Result<bool> {
+    Ok(named(&std::fs::metadata(one)?) == named(&std::fs::metadata(other)?))
+}
+
+/// What this process serves. Sockets with a path and the file for requests in
+/// flight must be there.
+///
+/// # Errors
+/// The kernel's answer where one is not, and the path or the device.
+pub fn identity<'a>(
+    options: &Options,
+    devices: impl Iterator<Item = &'a BlockDevice>,
+) -> Result<Identity, (String, io::Error)> {
+    let of = |path: &Path| {
+        let found = std::fs::metadata(path);
+        found
+            .map(|found| named(&found))
+            .map_err(|e| (path.display().to_string(), e))
+    };
+    let device = |(option, device): (&DeviceOptions, &BlockDevice)| {
+        let id = option.id.clone();
+        let file = device.files().first().ok_or(io::ErrorKind::NotFound.into());
+        let store = file
+            .and_then(|file| file.try_clone())
+            .and_then(|file| std::fs::File::from(file).metadata())
+            .map_err(|e| (id.clone(), e))?;
+        Ok(DeviceIdentity {
+            id,
+            store: named(&store),
+            socket: match &option.socket {
+                SocketOption::Path(path) => of(path)?,
+                SocketOption::Descriptor(_) => "passed".to_owned(),
+            },
+            queues: option.queues,
+            queue_size: option.queue_size,
+            read_only: option.disk.read_only,
+        })
+    };
+    let records = options.inflight_file.as_deref().map(of);
+    let devices = options.devices.iter().zip(devices).map(device);
+    Ok(Identity {
+        devices: devices.collect::<Result<_, _>>()?,
+        records: records.transpose()?,
+    })
+}

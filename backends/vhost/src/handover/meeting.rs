@@ -1,0 +1,251 @@
+//! Where the sessions of the old process come together when a new one asks.
+//!
+//! Each device's thread watches [`Meeting::summons`] between two messages. When
+//! it is readable the thread brings its queues to rest, leaves its state here
+//! and sleeps until it is told to go on or to go.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::state::Parcel;
+use super::{HandOverError, monotonic};
+
+/// Between two looks at whether the other process still lives.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// What becomes of a session that came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Its queues are its own again.
+    Stay,
+    /// Another process has them.
+    Leave,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Quiet,
+    /// A new process is there; sessions go on.
+    Talking,
+    Gathering,
+    Gone,
+}
+
+#[derive(Debug)]
+struct Hall {
+    phase: Phase,
+    /// Counts gatherings: whoever sleeps through the end of one must not be
+    /// taken for somebody of the next.
+    round: u64,
+    arrived: Vec<Option<Parcel>>,
+    failed: Option<HandOverError>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    summons: OwnedFd,
+    hall: Mutex<Hall>,
+    moved: Condvar,
+}
+
+/// The meeting of all devices of a process.
+#[derive(Debug, Clone)]
+pub struct Meeting(Arc<Inner>);
+
+impl Meeting {
+    /// For this many devices. Before confinement.
+    ///
+    /// # Errors
+    /// The kernel's refusal to make an eventfd.
+    pub fn new(devices: usize) -> std::io::Result<Self> {
+        // The first look at this clock asks the kernel where the vDSO is, which
+        // a confined process may not.
+        let _ = monotonic();
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        Ok(Self(Arc::new(Inner {
+            summons: eventfd(0, flags)?,
+            hall: Mutex::new(Hall {
+                phase: Phase::Quiet,
+                round: 0,
+                arrived: (0..devices).map(|_| None).collect(),
+                failed: None,
+            }),
+            moved: Condvar::new(),
+        })))
+    }
+
+    /// True once another process has all of it.
+    pub fn is_over(&self) -> bool {
+        self.hall().phase == Phase::Gone
+    }
+
+    /// Readable while sessions are to come.
+    pub(crate) fn summons(&self) -> BorrowedFd<'_> {
+        self.0.summons.as_fd()
+    }
+
+    /// A session came, or could not. Sleeps until it is decided.
+    pub(crate) fn arrive(&self, device: u16, parcel: Result<Parcel, HandOverError>) -> Verdict {
+        let mut hall = self.hall();
+        if hall.phase == Phase::Gathering {
+            match parcel {
+                Ok(parcel) => {
+                    if let Some(place) = hall.arrived.get_mut(usize::from(device)) {
+                        *place = Some(parcel);
+                    }
+                }
+                Err(error) => hall.failed = Some(error),
+            }
+            self.0.moved.notify_all();
+        }
+        let wait = |hall| self.0.moved.wait(hall);
+        let round = hall.round;
+        while hall.phase == Phase::Gathering && hall.round == round {
+            hall = wait(hall).unwrap_or_else(PoisonError::into_inner);
+        }
+        if hall.phase == Phase::Gone {
+            Verdict::Leave
+        } else {
+            Verdict::Stay
+        }
+    }
+
+    /// One new process at a time.
+    pub(super) fn open(&self) -> Result<Round<'_>, HandOverError> {
+        let mut hall = self.hall();
+        if hall.phase != Phase::Quiet {
+            let text = "a hand-over goes on already: wait for its end".to_owned();
+            return Err(HandOverError::Refused(text));
+        }
+        hall.phase = Phase::Talking;
+        Ok(Round(self))
+    }
+
+    fn hall(&self) -> MutexGuard<'_, Hall> {
+        self.0.hall.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The talk with one new process. Everybody stays unless it is said otherwise.
+pub(super) struct Round<'a>(&'a Meeting);
+
+impl Round<'_> {
+    /// Has every device come to rest. `alive` is asked now and then, and ends
+    /// the wait with its error.
+    pub(super) fn gather(
+        &self,
+        limit: Duration,
+        alive: impl Fn() -> Result<(), HandOverError>,
+    ) -> Result<Vec<Parcel>, HandOverError> {
+        let inner = &self.0.0;
+        let end = Instant::now() + limit;
+        let mut hall = self.0.hall();
+        hall.phase = Phase::Gathering;
+        hall.round += 1;
+        rustix::io::write(&inner.summons, &1u64.to_ne_bytes())?;
+        loop {
+            if let Some(error) = hall.failed.take() {
+                return Err(error);
+            }
+            if hall.arrived.iter().all(Option::is_some) {
+                return Ok(hall.arrived.iter_mut().filter_map(Option::take).collect());
+            }
+            alive()?;
+            if Instant::now() > end {
+                return Err(HandOverError::Busy(limit));
+            }
+            let waited = inner.moved.wait_timeout(hall, LOOK);
+            (hall, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// The other process has it.
+    pub(super) fn leave(self) {
+        self.0.hall().phase = Phase::Gone;
+    }
+}
+
+impl Drop for Round<'_> {
+    fn drop(&mut self) {
+        let mut hall = self.0.hall();
+        if hall.phase != Phase::Gone {
+            hall.phase = Phase::Quiet;
+            // Nobody is called any more before anybody goes on.
+            let _ = rustix::io::read(&self.0.0.summons, &mut [0; 8]);
+        }
+        hall.failed = None;
+        hall.arrived.iter_mut().for_each(|place| *place = None);
+        self.0.0.moved.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_come_and_the_verdict_is_one() {
+        for leave in [false, true] {
+            let meeting = Meeting::new(3).unwrap();
+            let sessions: Vec<_> = (0..3)
+                .map(|device| {
+                    let meeting = meeting.clone();
+                    std::thread::spawn(move || {
+                        while rustix::io::read(meeting.summons(), &mut [0; 8]).is_err() {
+                            std::thread::yield_now();
+                        }
+                        // The others have to see it, too.
+                        rustix::io::write(meeting.summons(), &1u64.to_ne_bytes()).unwrap();
+                        meeting.arrive(device, Ok(Parcel::idle(None)))
+                    })
+                })
+                .collect();
+            let round = meeting.open().unwrap();
+            assert!(meeting.open().is_err(), "one at a time");
+            let limit = Duration::from_secs(10);
+            assert_eq!(round.gather(limit, || Ok(())).unwrap().len(), 3);
+            let want = if leave {
+                round.leave();
+                Verdict::Leave
+            } else {
+                drop(round);
+                Verdict::Stay
+            };
+            assert_eq!(meeting.is_over(), leave);
+            for session in sessions {
+                assert_eq!(session.join().unwrap(), want);
+            }
+        }
+    }
+
+    #[test]
+    fn a_gathering_ends_by_time_by_death_and_by_failure() {
+        let meeting = Meeting::new(1).unwrap();
+        let round = meeting.open().unwrap();
+        let short = Duration::from_millis(1);
+        let late = round.gather(short, || Ok(())).unwrap_err();
+        assert!(matches!(late, HandOverError::Busy(_)));
+        let gone = round.gather(Duration::from_secs(10), || Err(HandOverError::Gone));
+        assert!(matches!(gone, Err(HandOverError::Gone)));
+        drop(round);
+        // Who comes late stays.
+        let verdict = meeting.arrive(0, Ok(Parcel::idle(None)));
+        assert_eq!(verdict, Verdict::Stay);
+        assert!(rustix::io::read(meeting.summons(), &mut [0; 8]).is_err());
+        let round = meeting.open().unwrap();
+        let other = meeting.clone();
+        let session = std::thread::spawn(move || {
+            while rustix::io::read(other.summons(), &mut [0; 8]).is_err() {
+                std::thread::yield_now();
+            }
+            other.arrive(0, Err(HandOverError::Descriptors))
+        });
+        let failed = round.gather(Duration::from_secs(10), || Ok(()));
+        assert!(matches!(failed, Err(HandOverError::Descriptors)));
+        drop(round);
+        assert_eq!(session.join().unwrap(), Verdict::Stay);
+    }
+}

@@ -1,0 +1,127 @@
+//! The new process's half of a hand-over: `main` asks before it confines itself,
+//! and has the queues drained after that.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::HandOverError;
+use super::state::{DeviceState, Fds, Identity, Saying, VERSION};
+use super::wire::Wire;
+use crate::device::Device;
+use crate::server::Server;
+
+/// How long the old process may take for each answer; it waits 5 s for requests
+/// in flight.
+const LIMIT: Duration = Duration::from_secs(15);
+/// How long it may take for the last one. Whoever gives up here while the answer
+/// is on its way leaves the front ends alone, so it is long.
+const LAST_LIMIT: Duration = Duration::from_secs(60);
+
+/// What a process gets from the one it takes over from, beside its sessions.
+#[derive(Debug)]
+pub struct Inheritance {
+    /// The socket of each device.
+    pub endpoints: Vec<OwnedFd>,
+    /// The control socket.
+    pub control: OwnedFd,
+    /// For [`InflightFile::inherit`](crate::InflightFile::inherit).
+    pub records: Option<(OwnedFd, OwnedFd)>,
+}
+
+/// The running process that is taken over from. It goes on serving if this is
+/// dropped.
+#[derive(Debug)]
+pub struct Predecessor {
+    wire: Wire,
+}
+
+impl Predecessor {
+    /// Asks the process behind this control socket, which goes on meanwhile.
+    ///
+    /// # Errors
+    /// [`HandOverError`].
+    pub fn ask(control: &Path, offer: Identity) -> Result<(Self, Inheritance), HandOverError> {
+        let stream = UnixStream::connect(control).map_err(HandOverError::Connect)?;
+        let wire = Wire::new(stream, None)?;
+        wire.check_peer(rustix::process::geteuid())?;
+        wire.send_line(&json!({"op": "hand-over", "version": VERSION}).to_string())?;
+        let answer = wire.receive_line(LIMIT)?;
+        let answer: Value =
+            serde_json::from_slice(&answer).map_err(|_| HandOverError::Malformed)?;
+        if answer["ok"] != json!(true) {
+            let error = answer["error"].as_str().ok_or(HandOverError::Malformed)?;
+            return Err(HandOverError::Refused(error.to_owned()));
+        }
+        let devices = offer.devices.len();
+        let with_records = offer.records.is_some();
+        wire.send(&Saying::Offer(offer), &[])?;
+        let this = Self { wire };
+        let mut endpoints = Vec::with_capacity(devices);
+        while endpoints.len() < devices {
+            let fds = this.estate()?;
+            if fds.is_empty() {
+                return Err(HandOverError::Malformed);
+            }
+            endpoints.extend(fds);
+        }
+        let mut rest = Fds::new(this.estate()?);
+        let control = rest.take()?;
+        let records = if with_records {
+            Some((rest.take()?, rest.take()?))
+        } else {
+            None
+        };
+        rest.end()?;
+        if endpoints.len() != devices {
+            return Err(HandOverError::Malformed);
+        }
+        let inheritance = Inheritance {
+            endpoints,
+            control,
+            records,
+        };
+        Ok((this, inheritance))
+    }
+
+    fn estate(&self) -> Result<Vec<OwnedFd>, HandOverError> {
+        match self.hear(LIMIT)? {
+            (Saying::Estate, fds) => Ok(fds),
+            _ => Err(HandOverError::Malformed),
+        }
+    }
+
+    /// Takes the sessions of all devices over: when this returns without an
+    /// error they are ours, and the servers are to be started at once.
+    ///
+    /// # Errors
+    /// [`HandOverError`]; the old process has its sessions then.
+    pub fn take<D: Device>(self, servers: &mut [Server<D>]) -> Result<(), HandOverError> {
+        self.wire.send(&Saying::Drain, &[])?;
+        for server in servers {
+            let (state, fds): (DeviceState, _) = match self.hear(LIMIT)? {
+                (Saying::Device(state), fds) => (state, fds),
+                _ => return Err(HandOverError::Malformed),
+            };
+            server.take_over(state, fds)?;
+        }
+        self.wire.send(&Saying::Ready, &[])?;
+        match self.hear(LAST_LIMIT)? {
+            (Saying::Yours, _) => Ok(()),
+            _ => Err(HandOverError::Malformed),
+        }
+    }
+
+    fn hear(&self, limit: Duration) -> Result<(Saying, Vec<OwnedFd>), HandOverError> {
+        match self.wire.receive(limit)? {
+            (Saying::Refused { error, mistake }, _) if mistake => {
+                Err(HandOverError::Differs(error))
+            }
+            (Saying::Refused { error, .. }, _) => Err(HandOverError::Refused(error)),
+            other => Ok(other),
+        }
+    }
+}

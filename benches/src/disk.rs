@@ -1,0 +1,45 @@
+//! The disk image that all targets of a run share.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+
+use crate::Outcome;
+
+/// Size of the disk that is made.
+const DISK_BYTES: u64 = 1 << 30;
+
+/// One step of xorshift64*.
+pub fn next_random(mut state: u64) -> u64 {
+    state ^= state >> 12;
+    state ^= state << 25;
+    state ^= state >> 27;
+    state.wrapping_mul(0x2545_f491_4f6c_dd1d)
+}
+
+/// Makes the disk if it is not there. Its blocks are written, so that reads
+/// reach the medium and not a hole.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn prepare(path: &Path) -> Outcome<()> {
+    if path.exists() {
+        return Ok(());
+    }
+    eprintln!("filling {}", path.display());
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    let mut file = File::create(path)?;
+    let mut block = vec![0u8; 1 << 20];
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    for _ in 0..DISK_BYTES / block.len() as u64 {
+        for bytes in block.chunks_exact_mut(8) {
+            state = next_random(state);
+            bytes.copy_from_slice(&state.to_ne_bytes());
+        }
+        file.write_all(&block)?;
+    }
+    file.sync_all()?;
+    Ok(())
+}
