@@ -10,7 +10,7 @@ use pericarp_tests::process::Process;
 use pericarp_tests::scratch::Scratch;
 use serde_json::json;
 
-use super::rig::Rig;
+use super::rig::{Rig, SOON};
 
 /// Verified I/O for a while, then the number of rounds.
 const GUEST: &str = r#"
@@ -51,7 +51,7 @@ fn fio_in_qemu_is_handed_over() {
     let (count, _) = super::count(4);
     let scratch = Scratch::new();
     scratch.sparse("disk", 16 << 20);
-    let seconds = 4 + count as u64 / 2;
+    let seconds = 8 + count as u64 / 2;
     let script = GUEST.replace("SECONDS_HERE", &seconds.to_string());
     let image = initramfs(&scratch, &assets, &["fio"], &script).unwrap();
     let mut rig = Rig::on(scratch, &[]);
@@ -68,12 +68,15 @@ fn fio_in_qemu_is_handed_over() {
     let begun = poll(Duration::from_secs(90), || console.find("fio begins"));
     assert!(begun.is_some(), "{}", console.last(40));
     let mut pauses = Vec::new();
-    let mut busy = 0;
     for _ in 0..count {
-        std::thread::sleep(Duration::from_millis(300));
-        let stats = rig.ask(&json!({"op": "stats"}));
-        let writes = &stats["devices"][0]["queues"][0]["requests"]["write"]["count"];
-        busy += usize::from(writes.as_u64().is_some_and(|writes| writes > 0));
+        // Each of them serves some of it. The CPU is emulated: it takes a while.
+        let writes = || {
+            let stats = rig.ask(&json!({"op": "stats"}));
+            let queue = &stats["devices"][0]["queues"][0];
+            let writes = queue["requests"]["write"]["count"].as_u64();
+            writes.is_some_and(|writes| writes > 20).then_some(())
+        };
+        assert!(poll(SOON, writes).is_some(), "{}", console.last(40));
         pauses.extend(rig.hand_over().0);
     }
     assert!(machine.wait(limit).is_some(), "{}", console.last(40));
@@ -81,13 +84,10 @@ fn fio_in_qemu_is_handed_over() {
     let code = text.rsplit_once(MARK).map(|(_, code)| code.trim());
     let code = code.and_then(|code| code.lines().next());
     assert_eq!(code, Some("0"), "{text}\n{}", rig.told());
-    assert!(
-        pauses.len() == count && busy > count / 2,
-        "{busy} of {count}"
-    );
+    assert_eq!(pauses.len(), count);
     let (middle, longest) = super::summary(pauses);
     eprintln!(
-        "{test}: {count} hand-overs, {busy} while it wrote, {}; queues stood still for \
+        "{test}: {count} hand-overs, {}; queues stood still for \
          {middle:?}, at most {longest:?}",
         console.find("rounds: ").unwrap_or_default()
     );

@@ -158,10 +158,9 @@ fn a_new_process_told_to_end_leaves_the_old_one_serving() {
     }
     // The signal comes before the new one is ready, and the word after that.
     let (mut new, mut relay) = rig.relayed();
-    relay.carry(5);
+    relay.hold(5);
     new.signal(Signal::STOP);
     new.signal(Signal::TERM);
-    relay.hold(5);
     relay.carry(7);
     new.signal(Signal::CONT);
     ends(new, 1, &["--take-over", "is ending"]);
