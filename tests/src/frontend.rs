@@ -135,12 +135,11 @@ fn step<T>(step: &'static str, answer: vhost::Result<T>) -> Result<T, DriverErro
     answer.map_err(|source| DriverError::Protocol { step, source })
 }
 
-/// Connects and agrees on features.
+/// Agrees on features.
 fn negotiate(
-    socket: &Path,
+    stream: UnixStream,
     setup: &Setup,
 ) -> Result<(UnixStream, Frontend, u64, VhostUserProtocolFeatures), DriverError> {
-    let stream = peer::connect(socket)?;
     let mut frontend = Frontend::from_stream(stream.try_clone()?, 1);
     step("SET_OWNER", frontend.set_owner())?;
     let offered = step("GET_FEATURES", frontend.get_features())?;
@@ -195,7 +194,15 @@ impl Driver {
     /// # Errors
     /// When the backend is not there or refuses a step.
     pub fn connect(socket: &Path, setup: &Setup) -> Result<Self, DriverError> {
-        let (stream, frontend, features, protocol) = negotiate(socket, setup)?;
+        Self::over(peer::connect(socket)?, setup)
+    }
+
+    /// The same over a connection that exists.
+    ///
+    /// # Errors
+    /// When the backend refuses a step.
+    pub fn over(stream: UnixStream, setup: &Setup) -> Result<Self, DriverError> {
+        let (stream, frontend, features, protocol) = negotiate(stream, setup)?;
         let guest = Guest::new();
         let event_idx = features & bit(virtio_ring::VIRTIO_RING_F_EVENT_IDX) != 0;
         let rings = (0..setup.queues)
@@ -224,7 +231,8 @@ impl Driver {
     pub fn reconnect(&mut self, socket: &Path) -> Result<(), DriverError> {
         // A backend that lives must see the end of this connection first.
         let _ = self.stream.shutdown(std::net::Shutdown::Both);
-        let (stream, frontend, features, protocol) = negotiate(socket, &self.setup)?;
+        let (stream, frontend, features, protocol) =
+            negotiate(peer::connect(socket)?, &self.setup)?;
         (self.stream, self.frontend) = (stream, frontend);
         (self.features, self.protocol) = (features, protocol);
         self.begin()

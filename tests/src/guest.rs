@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::parts::{Part, beside_us, search_path};
+use crate::process::command;
 use crate::scratch::Scratch;
 
 /// What the first process writes to the console before the exit code.
@@ -44,6 +45,30 @@ impl Assets {
         let order = fs::read_to_string(dir.join("order"))?;
         Ok(order.lines().map(|name| dir.join(name.trim())).collect())
     }
+}
+
+/// QEMU with an emulated CPU, memory that backends can share, and this root; its
+/// console is stdout. Disks are for the caller to add.
+///
+/// # Panics
+/// When QEMU is missing: ask with [`have`](crate::parts::have) before.
+pub fn emulated(assets: &Assets, image: &Path) -> Command {
+    let qemu = Part::QemuSystem.find().expect("QEMU is there");
+    let mut qemu = command(&qemu);
+    qemu.args(["-machine", "q35,memory-backend=mem", "-m", "512M"])
+        .args(["-accel", "tcg,thread=single", "-cpu", "max"])
+        .args(["-object", "memory-backend-memfd,id=mem,share=on,size=512M"])
+        .args(["-nodefaults", "-no-reboot", "-display", "none"])
+        .args(["-serial", "stdio"])
+        .arg("-kernel")
+        .arg(assets.kernel())
+        .arg("-initrd")
+        .arg(image)
+        .args([
+            "-append",
+            "console=ttyS0 no_timer_check cryptomgr.notests quiet panic=-1",
+        ]);
+    qemu
 }
 
 /// The shared libraries a program loads, its loader among them.

@@ -58,6 +58,7 @@ pub fn identity<'a>(
             queues: option.queues,
             queue_size: option.queue_size,
             read_only: option.disk.read_only,
+            geometry: device.promises(),
         })
     };
     let records = options.inflight_file.as_deref().map(of);

@@ -7,28 +7,31 @@
 //! over from a running one gets its sockets where others bind theirs, and the
 //! sessions once it is ready to serve them.
 
+mod prepare;
 mod take_over;
 
 use std::fmt::Display;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use log::{Level, info, log, warn};
+use log::{Level, log, warn};
 use pericarp_block::{
-    BadOption, BlockDevice, Command, DeviceOptions, Disk, HELP, Options, SocketOption, operations,
-    parse, start_logging,
+    BlockDevice, Command, Disk, HELP, Options, SocketOption, operations, parse, start_logging,
 };
 use pericarp_confine::{Measure, Namespaces, Profile, SocketFile};
 use pericarp_control::Server as Control;
 use pericarp_vhost::{
-    CrashSafety, Ending, Endpoint, Giver, InflightFile, Limits, Meeting, Overseen, Oversight, Pool,
-    PoolOptions, RecordOf, Reopener, Server, Stop, causes,
+    CrashSafety, Ending, Endpoint, Giver, InflightFile, Meeting, Overseen, Oversight, Pool,
+    PoolOptions, Reopener, Server, Stop, causes,
+};
+use prepare::{
+    check_cpus, check_sockets, control_mistake, make_devices, open_disks, open_records, oversee,
+    raise_descriptor_limit, socket_mistake,
 };
 
 const PROGRAM: &str = "pericarp-block";
@@ -42,6 +45,9 @@ const MAX_THREADS: u32 = 64;
 
 /// `BLKDISCARD`, for the synchronous engine.
 const BLKDISCARD: u32 = 0x1277;
+
+/// Operations of the control socket that change what a new process takes over.
+const CHANGING: [&str; 2] = ["limits", "resize"];
 
 /// How long requests in flight may take to end after SIGTERM.
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
@@ -152,145 +158,6 @@ fn serve(options: &Options) -> Result<(), Failure> {
     result
 }
 
-fn check_sockets(options: &Options) -> Result<(), Failure> {
-    for device in &options.devices {
-        if let SocketOption::Path(path) = &device.socket {
-            Endpoint::check(path).map_err(|e| Failure::input(socket_mistake(device, &e)))?;
-        }
-    }
-    if let Some(path) = &options.control {
-        Endpoint::check(path).map_err(|e| Failure::input(control_mistake(path, &e)))?;
-    }
-    Ok(())
-}
-
-/// A queue takes four descriptors, and the default limit is 1024.
-fn raise_descriptor_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        ..limit
-    };
-    if let Err(errno) = setrlimit(Resource::Nofile, raised) {
-        warn!("the limit of open descriptors stays as it is: {errno}");
-    }
-}
-
-/// Every CPU a worker is to be pinned to must be one this process may use.
-fn check_cpus(cpus: &[usize]) -> Result<(), Failure> {
-    let mine = rustix::thread::sched_getaffinity(None)
-        .map_err(|e| Failure::run_time(format_args!("CPU affinity: {e}")))?;
-    match cpus.iter().find(|&&cpu| !mine.is_set(cpu)) {
-        None => Ok(()),
-        Some(cpu) => Err(Failure::input(BadOption {
-            option: "--cpus".to_owned(),
-            value: cpu.to_string(),
-            rule: "not a CPU this process may use: leave it out".to_owned(),
-        })),
-    }
-}
-
-fn open_disks(options: &Options) -> Result<Vec<Disk>, Failure> {
-    let open = |device: &DeviceOptions| {
-        let disk = Disk::open(&device.disk).map_err(|rule| {
-            Failure::input(BadOption {
-                option: spelled(options, "--blk-file", "--device file").to_owned(),
-                value: device.disk.file.display().to_string(),
-                rule: rule.to_string(),
-            })
-        })?;
-        if disk.needs_threads() {
-            info!(
-                "{}: its file system knows no I/O without waiting; \
-                 the kernel may use {MAX_THREADS} threads for each worker",
-                device.disk.file.display()
-            );
-        }
-        Ok(disk)
-    };
-    options.devices.iter().map(open).collect()
-}
-
-fn make_devices(options: &Options, disks: Vec<Disk>) -> Vec<Arc<BlockDevice>> {
-    let make = |(device, disk): (&DeviceOptions, Disk)| {
-        let (queues, size) = (device.queues, device.queue_size);
-        Arc::new(BlockDevice::new(disk, &device.serial, queues, size))
-    };
-    options.devices.iter().zip(disks).map(make).collect()
-}
-
-/// The file for requests in flight, if one was asked for.
-fn open_records(
-    options: &Options,
-    inherited: Option<(OwnedFd, OwnedFd)>,
-) -> Result<Option<InflightFile>, Failure> {
-    let Some(path) = &options.inflight_file else {
-        return Ok(None);
-    };
-    let devices: Vec<RecordOf<'_>> = options
-        .devices
-        .iter()
-        .map(|device| RecordOf {
-            id: &device.id,
-            store: &device.disk.file,
-            queues: device.queues,
-            queue_size: device.queue_size,
-        })
-        .collect();
-    let opened = match inherited {
-        None => InflightFile::open(path, &devices),
-        Some(descriptors) => InflightFile::inherit(path, descriptors, &devices),
-    };
-    opened.map(Some).map_err(|rule| {
-        Failure::input(BadOption {
-            option: "--inflight-file".to_owned(),
-            value: path.display().to_string(),
-            rule: rule.to_string(),
-        })
-    })
-}
-
-/// The name of an option as this command line has it.
-fn spelled<'a>(options: &Options, single: &'a str, key: &'a str) -> &'a str {
-    let only = options.devices.len() == 1 && options.devices[0].id == "disk";
-    if only { single } else { key }
-}
-
-fn socket_mistake(device: &DeviceOptions, rule: &dyn Display) -> BadOption {
-    let (option, value) = match &device.socket {
-        SocketOption::Path(path) => ("--socket-path", path.display().to_string()),
-        SocketOption::Descriptor(n) => ("--fd", n.to_string()),
-    };
-    BadOption {
-        option: option.to_owned(),
-        value,
-        rule: rule.to_string(),
-    }
-}
-
-fn control_mistake(path: &Path, rule: &dyn Display) -> BadOption {
-    BadOption {
-        option: "--control-path".to_owned(),
-        value: path.display().to_string(),
-        rule: rule.to_string(),
-    }
-}
-
-/// What is counted and limited; `None` where nobody asks for either.
-fn oversee(options: &Options, devices: &[Arc<BlockDevice>]) -> Vec<Option<Arc<Oversight>>> {
-    let both = options.devices.iter().zip(devices);
-    both.map(|(device, block)| {
-        let oversight = Oversight::new(&device.limits);
-        if options.control.is_some() {
-            Some(Arc::new(oversight.counting(&**block)))
-        } else {
-            (device.limits != Limits::default()).then(|| Arc::new(oversight))
-        }
-    })
-    .collect()
-}
-
 /// Binds the control socket, if there is to be one.
 fn bind_control(
     options: &Options,
@@ -331,7 +198,7 @@ fn make_control(
         Some((overseen, Arc::clone(block)))
     });
     let operations = operations(PROGRAM, disks.collect(), pool.waker());
-    Control::new(listener, giver.with_operation(operations))
+    Control::new(listener, giver.with_operation(operations, &CHANGING))
         .map_err(|e| Failure::run_time(format_args!("control socket: {e}")))
 }
 
@@ -345,14 +212,15 @@ fn bind_and_run(
 ) -> Result<(), Failure> {
     let mut servers = Vec::new();
     let oversights = oversee(options, devices);
-    let (predecessor, mut inherited, inherited_control) = match take_over::ask(options, devices)? {
-        None => (None, Vec::new().into_iter(), None),
-        Some((predecessor, inheritance)) => {
-            records = open_records(options, inheritance.records)?;
-            let endpoints = inheritance.endpoints.into_iter();
-            (Some(predecessor), endpoints, Some(inheritance.control))
-        }
-    };
+    let (predecessor, mut inherited, inherited_control) =
+        match take_over::ask(options, devices, stop)? {
+            None => (None, Vec::new().into_iter(), None),
+            Some((predecessor, inheritance)) => {
+                records = open_records(options, inheritance.records)?;
+                let endpoints = inheritance.endpoints.into_iter();
+                (Some(predecessor), endpoints, Some(inheritance.control))
+            }
+        };
     let mut endpoints = Vec::new();
     for (index, (device, block)) in options.devices.iter().zip(devices).enumerate() {
         let endpoint = match (&device.socket, inherited.next()) {
@@ -431,36 +299,36 @@ fn bind_and_run(
     let running = pool
         .start(stop)
         .map_err(|e| Failure::run_time(causes(&e)))?;
-    if let (Some(predecessor), Some(path)) = (predecessor, &options.take_over) {
-        // All that takes time is done: from here on its queues stand still.
-        predecessor
-            .take(&mut servers)
-            .map_err(|e| take_over::failure(path, &e))?;
-        *ours = true;
-    }
-    let mut sessions = Vec::new();
-    for server in servers {
-        let thread = server.start(stop);
-        sessions.push(thread.map_err(|e| Failure::run_time(format_args!("threads: {e}")))?);
-    }
-    if let Some(control) = control {
-        let thread = stop
-            .event()
-            .try_clone_to_owned()
-            .and_then(|s| control.start(s));
-        sessions.push(thread.map_err(|e| Failure::run_time(format_args!("threads: {e}")))?);
+    let failed = |e| Failure::run_time(format_args!("threads: {e}"));
+    let control = control.map(|control| control.start_when(stop.event().try_clone_to_owned()?));
+    let control = control.transpose().map_err(failed)?;
+    let mut threads = match (predecessor, &options.take_over) {
+        (Some(predecessor), Some(path)) => {
+            // All that takes time is done: from here on its queues stand still.
+            let taken = predecessor.take(servers, stop);
+            taken.map_err(|e| take_over::failure(path, &e))?
+        }
+        _ => {
+            let started = servers.into_iter().map(|server| server.start(stop));
+            started.collect::<Result<_, _>>().map_err(failed)?
+        }
+    };
+    *ours = true;
+    if let Some((thread, go)) = control {
+        let _ = go.send(());
+        threads.push(thread);
     }
     let ending = stop.wait();
-    let drained = drain(ending, &sessions);
+    let drained = drain(ending, &threads);
     // Another process listens on them now: not ours to remove.
-    *ours = !meeting.is_over();
+    *ours = !meeting.close();
     drained?;
     running.end();
     Ok(())
 }
 
-/// Waits for the sessions to end, once they are told to.
-fn drain(ending: Ending, sessions: &[JoinHandle<()>]) -> Result<(), Failure> {
+/// Waits for sessions and control to end, once they are told to.
+fn drain(ending: Ending, threads: &[JoinHandle<()>]) -> Result<(), Failure> {
     if ending == Ending::Failed {
         // The sessions may wait for a worker that is gone: nothing to drain.
         return Err(Failure::run_time("a worker failed; see above"));
@@ -468,7 +336,7 @@ fn drain(ending: Ending, sessions: &[JoinHandle<()>]) -> Result<(), Failure> {
     // A front end can hold up its session for ever, with memory on a file
     // system of its own for one: what is not drained by now will not be.
     let end = Instant::now() + DRAIN_LIMIT;
-    while !sessions.iter().all(JoinHandle::is_finished) {
+    while !threads.iter().all(JoinHandle::is_finished) {
         if Instant::now() > end {
             let line = format!("requests were still in flight after {DRAIN_LIMIT:?}");
             return Err(Failure::run_time(line));

@@ -98,6 +98,11 @@ impl Stop {
         }
     }
 
+    /// Readable once a signal came that [`wait`](Self::wait) did not see yet.
+    pub fn signals(&self) -> BorrowedFd<'_> {
+        self.0.signals.as_fd()
+    }
+
     /// Readable once somebody asked.
     pub fn event(&self) -> BorrowedFd<'_> {
         self.0.event.as_fd()

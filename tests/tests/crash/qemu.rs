@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use pericarp_tests::bounded::{Alone, poll};
-use pericarp_tests::guest::{Assets, MARK, initramfs};
+use pericarp_tests::guest::{Assets, MARK, emulated, initramfs};
 use pericarp_tests::parts::{Part, have, skip};
-use pericarp_tests::process::{Process, command};
+use pericarp_tests::process::Process;
 use pericarp_tests::scratch::Scratch;
 
 use super::{block, patience, wait_for};
@@ -60,27 +60,8 @@ fn qemu_reconnects_to_successors() {
     let image = initramfs(&scratch, &assets, &["fio"], &script).unwrap();
     let mut backend = block(&scratch, &[]);
     let socket = wait_for(&scratch.path("s"));
-    let mut qemu = command(&Part::QemuSystem.find().unwrap());
-    qemu.args(["-machine", "q35,memory-backend=mem", "-m", "512M"])
-        .args(["-accel", "tcg,thread=single", "-cpu", "max"])
-        .args(["-object", "memory-backend-memfd,id=mem,share=on,size=512M"])
-        .args([
-            "-nodefaults",
-            "-no-reboot",
-            "-display",
-            "none",
-            "-serial",
-            "stdio",
-        ])
-        .arg("-kernel")
-        .arg(assets.kernel())
-        .arg("-initrd")
-        .arg(image)
-        .args([
-            "-append",
-            "console=ttyS0 no_timer_check cryptomgr.notests quiet panic=-1",
-        ])
-        .arg("-chardev")
+    let mut qemu = emulated(&assets, &image);
+    qemu.arg("-chardev")
         .arg(format!(
             "socket,id=disk,path={},reconnect=1",
             socket.display()

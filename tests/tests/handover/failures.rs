@@ -1,8 +1,8 @@
 //! Hand-overs that fail: the old process serves on, or, where it was killed, a
 //! successor does.
 
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixListener;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use pericarp_tests::bounded::poll;
@@ -17,7 +17,7 @@ use super::rig::{Pretender, Rig, SOON};
 const STEP: Duration = Duration::from_millis(50);
 
 /// It ended with this code and one line with these words.
-fn ends(mut process: Process, code: i32, words: &[&str]) {
+pub(crate) fn ends(mut process: Process, code: i32, words: &[&str]) {
     let status = process.wait(Duration::from_secs(30));
     process.kill();
     let text = process.output().last(20);
@@ -40,10 +40,11 @@ fn a_new_process_that_fails_leaves_the_old_one_serving() {
     };
     let mut driver = rig.connect(true);
     let mut load = Load::new(17);
+    let config = driver.config(60).unwrap();
     for step in 0..6 {
         let mut pretender = rig.pretender();
         let mut drain = |load: &mut Load| {
-            pretender.send(&rig.offer());
+            pretender.send(&rig.offer(&config));
             for _ in 0..2 {
                 assert_eq!(pretender.read()["step"], "estate");
             }
@@ -57,7 +58,7 @@ fn a_new_process_that_fails_leaves_the_old_one_serving() {
         };
         match step {
             0 => {}
-            1 => pretender.send(&rig.offer()),
+            1 => pretender.send(&rig.offer(&config)),
             2 => drain(&mut load),
             3 => {
                 // Silence. The driver waits for that long and no longer.
@@ -183,7 +184,14 @@ fn a_new_process_ends_when_the_old_one_does() {
         assert_eq!(offer["devices"][0]["id"], "disk", "{offer}");
         if step > 0 {
             for listener in [&device, &control] {
-                send_with(&old, &json!({"step": "estate"}), listener);
+                let estate = br#"{"step":"estate"}"#;
+                let header = [estate.len() as u32, 1].map(u32::to_le_bytes).concat();
+                let bytes = [&header, &estate[..]].concat();
+                send_with(
+                    &old.0,
+                    &bytes,
+                    &[listener.as_fd().try_clone_to_owned().unwrap()],
+                );
             }
             assert_eq!(old.read()["step"], "drain");
         }
@@ -197,18 +205,18 @@ fn a_new_process_ends_when_the_old_one_does() {
     }
 }
 
-fn send_with(to: &Pretender, body: &serde_json::Value, listener: &UnixListener) {
+/// Sends bytes, with descriptors beside the first.
+pub(crate) fn send_with(to: &UnixStream, bytes: &[u8], fds: &[OwnedFd]) {
     use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-    let body = body.to_string();
-    let mut bytes = (body.len() as u32).to_le_bytes().to_vec();
-    bytes.extend_from_slice(&1u32.to_le_bytes());
-    bytes.extend_from_slice(body.as_bytes());
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let fds = [listener.as_fd()];
-    control.push(SendAncillaryMessage::ScmRights(&fds));
-    let slices = [std::io::IoSlice::new(&bytes)];
-    sendmsg(&to.0, &slices, &mut control, SendFlags::empty()).unwrap();
+    let fds: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
+    if !fds.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(&fds));
+    }
+    let slices = [std::io::IoSlice::new(bytes)];
+    let sent = sendmsg(to, &slices, &mut control, SendFlags::NOSIGNAL).unwrap();
+    assert_eq!(sent, bytes.len());
 }
 
 /// Options that are not those of the running process.
@@ -229,6 +237,15 @@ fn what_serves_something_else_takes_nothing_over() {
         ends(new, 2, &["--take-over", word, "started with"]);
         driver.request(0, &Op::Flush).unwrap();
     }
+    let mut pretender = rig.pretender();
+    let mut offer = rig.offer(&driver.config(60).unwrap());
+    offer["devices"][0]["geometry"] = json!("4096");
+    pretender.send(&offer);
+    let refused = pretender.read();
+    assert!(
+        refused["mistake"] == true && refused["error"].as_str().unwrap().contains("block size"),
+        "{refused}"
+    );
     let record = format!("--inflight-file={}", rig.scratch.file("r", b"").display());
     ends(rig.successor(&[&record]), 2, &["another --inflight-file"]);
     assert_eq!(std::fs::read(rig.scratch.path("r")).unwrap(), b"");

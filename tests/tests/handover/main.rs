@@ -5,7 +5,10 @@
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
 mod failures;
+mod front_ends;
+mod qemu;
 mod rig;
+mod steps;
 mod uml;
 
 use std::os::unix::fs::MetadataExt;

@@ -1,8 +1,10 @@
-//! `pericarp-block`, its successors, and somebody who only plays one.
+//! `pericarp-block`, its successors, somebody who only plays one, and somebody
+//! between the two.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use pericarp_tests::bounded::poll;
@@ -21,6 +23,8 @@ const PAUSE: &str = "stood still for ";
 pub(crate) struct Rig {
     pub(crate) serving: Process,
     options: Vec<String>,
+    /// The program, and what comes before it.
+    pub(crate) program: Vec<String>,
     pub(crate) scratch: Scratch,
 }
 
@@ -38,18 +42,25 @@ impl Rig {
 
     /// On a scratch directory with a `disk`.
     pub(crate) fn on(scratch: Scratch, extra: &[&str]) -> Self {
-        let path = |name: &str| scratch.path(name).display().to_string();
-        let mut options = vec![
-            format!("--socket-path={}", path("s")),
-            format!("--blk-file={}", path("disk")),
-            format!("--control-path={}", path("control")),
-            "--log-level=info".to_owned(),
-        ];
-        options.extend(extra.iter().map(|option| option.replace('@', &path(""))));
-        let serving = start(&options, &[]);
+        let one = ["--socket-path=@/s", "--blk-file=@/disk"];
+        let program = Part::PERICARP_BLOCK.find().unwrap();
+        let program = vec![program.display().to_string()];
+        Self::with(scratch, program, &[&one, extra].concat())
+    }
+
+    /// With these options and a control socket; `@` is the scratch directory.
+    pub(crate) fn with(scratch: Scratch, program: Vec<String>, extra: &[&str]) -> Self {
+        let dir = scratch.dir().display().to_string();
+        let options: Vec<String> = ["--control-path=@/control", "--log-level=info"]
+            .iter()
+            .chain(extra)
+            .map(|option| option.replace('@', &dir))
+            .collect();
+        let serving = start(&program, &options);
         let rig = Self {
             serving,
             options,
+            program,
             scratch,
         };
         // It is bound after the device's own.
@@ -76,17 +87,49 @@ impl Rig {
 
     /// Starts a process without a predecessor.
     pub(crate) fn fresh(&mut self) {
-        drop(std::mem::replace(
-            &mut self.serving,
-            start(&self.options, &[]),
-        ));
+        let fresh = start(&self.program, &self.options);
+        drop(std::mem::replace(&mut self.serving, fresh));
     }
 
     /// Starts one that takes over, with more options.
     pub(crate) fn successor(&self, extra: &[&str]) -> Process {
-        let mut more = vec![format!("--take-over={}", self.control().display())];
-        more.extend(extra.iter().map(|&option| option.to_owned()));
-        start(&self.options, &more)
+        start(&self.program, &self.successors(&self.control(), extra))
+    }
+
+    /// The options of one that takes over at this socket.
+    fn successors(&self, control: &Path, extra: &[&str]) -> Vec<String> {
+        let control = control.display();
+        let mut options = vec![
+            format!("--take-over={control}"),
+            format!("--control-path={control}"),
+        ];
+        options.extend_from_slice(&self.options[1..]);
+        options.extend(extra.iter().map(|&option| option.to_owned()));
+        options
+    }
+
+    /// Starts one whose talk goes through our hands.
+    pub(crate) fn relayed(&self) -> (Process, Relay) {
+        let path = self.scratch.path("relay");
+        let _ = std::fs::remove_file(&path);
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let new = start(&self.program, &self.successors(&path, &[]));
+        listener.set_nonblocking(true).unwrap();
+        let new_end = poll(SOON, || listener.accept().ok()).expect("it asks").0;
+        new_end.set_nonblocking(false).unwrap();
+        new_end.set_read_timeout(Some(SOON)).unwrap();
+        let relay = Relay {
+            ends: [new_end, self.peer()],
+            step: 0,
+            held: None,
+        };
+        (new, relay)
+    }
+
+    /// Descriptors that the serving process has.
+    pub(crate) fn descriptors(&self) -> usize {
+        let dir = format!("/proc/{}/fd", self.serving.pid());
+        std::fs::read_dir(dir).unwrap().count()
     }
 
     /// Hands over once; returns the pause that the new process saw, if it had a
@@ -137,25 +180,121 @@ impl Rig {
         pretender
     }
 
-    /// What a true successor would offer.
-    pub(crate) fn offer(&self) -> Value {
+    /// What a true successor would offer, for a driver that reads this
+    /// configuration.
+    pub(crate) fn offer(&self, config: &[u8]) -> Value {
+        self.offer_of(&self.scratch.path("disk"), config)
+    }
+
+    pub(crate) fn offer_of(&self, disk: &Path, config: &[u8]) -> Value {
         use std::os::unix::fs::MetadataExt;
-        let named = |name: &str| {
-            let found = std::fs::metadata(self.scratch.path(name)).unwrap();
+        let named = |path: &Path| {
+            let found = std::fs::metadata(path).unwrap();
             format!("{:x}:{:x}:{:x}", found.dev(), found.ino(), found.rdev())
         };
+        let geometry = [&config[8..24], &config[34..60]].concat();
+        let geometry: String = geometry.iter().map(|byte| format!("{byte:02x}")).collect();
         let device = json!({
-            "id": "disk", "store": named("disk"), "socket": named("s"),
-            "queues": 1, "queue_size": 1024, "read_only": false,
+            "id": "disk", "store": named(disk), "socket": named(&self.socket()),
+            "queues": 1, "queue_size": 1024, "read_only": false, "geometry": geometry,
         });
         json!({"step": "offer", "devices": [device], "records": null})
     }
 }
 
-fn start(options: &[String], more: &[String]) -> Process {
-    let mut program = command(&Part::PERICARP_BLOCK.find().unwrap());
-    program.args(options).args(more);
-    Process::start(&mut program, Duration::from_secs(400)).unwrap()
+fn start(program: &[String], options: &[String]) -> Process {
+    let mut program_command = command(Path::new(&program[0]));
+    program_command.args(&program[1..]).args(options);
+    Process::start(&mut program_command, Duration::from_secs(400)).unwrap()
+}
+
+/// Everything that is said when one device is handed over, by who says it: the
+/// new process, `NEW`, or the old one. The first two are lines.
+pub(crate) const SAID: [(usize, &str); 9] = [
+    (NEW, "hand-over"),
+    (OLD, "ok"),
+    (NEW, "offer"),
+    (OLD, "estate"),
+    (OLD, "estate"),
+    (NEW, "drain"),
+    (OLD, "device"),
+    (NEW, "ready"),
+    (OLD, "yours"),
+];
+const NEW: usize = 0;
+const OLD: usize = 1;
+
+/// Carries each word from one process to the other, as far as a test wants.
+pub(crate) struct Relay {
+    ends: [UnixStream; 2],
+    step: usize,
+    held: Option<(Vec<u8>, Vec<OwnedFd>)>,
+}
+
+impl Relay {
+    /// Carries what is said up to `SAID[step]`, which is heard and kept.
+    pub(crate) fn hold(&mut self, step: usize) {
+        self.carry(step);
+        self.hear();
+    }
+
+    /// Carries what is said before `SAID[step]`.
+    pub(crate) fn carry(&mut self, step: usize) {
+        while self.step < step {
+            self.hear();
+            let (bytes, fds) = self.held.take().unwrap();
+            let to = &self.ends[1 - SAID[self.step].0];
+            super::failures::send_with(to, &bytes, &fds);
+            self.step += 1;
+        }
+    }
+
+    fn hear(&mut self) {
+        if self.held.is_some() {
+            return;
+        }
+        let (who, word) = SAID[self.step];
+        let from = &self.ends[who];
+        let (mut bytes, mut fds) = (Vec::new(), Vec::new());
+        if self.step < 2 {
+            while bytes.last() != Some(&b'\n') {
+                receive(from, &mut bytes, &mut fds, 1);
+            }
+        } else {
+            receive(from, &mut bytes, &mut fds, 8);
+            let len = u32::from_le_bytes(*bytes.first_chunk().unwrap());
+            receive(from, &mut bytes, &mut fds, len as usize);
+        }
+        let text = String::from_utf8_lossy(&bytes);
+        assert!(text.contains(&format!("\"{word}\"")), "{word}: {text}");
+        self.held = Some((bytes, fds));
+    }
+}
+
+/// Receives `count` more bytes and the descriptors that come with them.
+fn receive(from: &UnixStream, bytes: &mut Vec<u8>, fds: &mut Vec<OwnedFd>, count: usize) {
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+    let end = bytes.len() + count;
+    while bytes.len() < end {
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut room = vec![0; end - bytes.len()];
+        let mut slices = [std::io::IoSliceMut::new(&mut room)];
+        let received = recvmsg(
+            from.as_fd(),
+            &mut slices,
+            &mut control,
+            RecvFlags::CMSG_CLOEXEC,
+        );
+        let got = received.unwrap().bytes;
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                fds.extend(rights);
+            }
+        }
+        assert!(got > 0, "the end instead of {count} bytes");
+        bytes.extend_from_slice(&room[..got]);
+    }
 }
 
 /// As `{:?}` writes it.

@@ -75,7 +75,8 @@ the process:
                         limits, resize, hand-over; HTTP GET /metrics, too
   --take-over CONTROL   take the front ends of a running pericarp-block over, without a
                         disconnect: CONTROL is its control socket; give the options it
-                        was started with, --control-path included
+                        was started with, --control-path included; for a passed socket
+                        --fd with any number
   --log-level LEVEL     error, warn (default), info, debug or off
   --no-confine          keep all privileges; for debugging only
   --print-capabilities  print what this program can do as JSON

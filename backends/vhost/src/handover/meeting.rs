@@ -2,7 +2,8 @@
 //!
 //! Each device's thread watches [`Meeting::summons`] between two messages. When
 //! it is readable the thread brings its queues to rest, leaves its state here
-//! and sleeps until it is told to go on or to go.
+//! and sleeps until it is told to go on or to go. What changes devices from
+//! other threads goes through [`Meeting::quietly`], and nothing of it is lost.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -13,8 +14,8 @@ use rustix::event::{EventfdFlags, eventfd};
 use super::state::Parcel;
 use super::{HandOverError, monotonic};
 
-/// Between two looks at whether the other process still lives.
-const LOOK: Duration = Duration::from_millis(20);
+/// Between two looks at whether the other side still waits or lives.
+pub(crate) const LOOK: Duration = Duration::from_millis(20);
 
 /// What becomes of a session that came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +32,10 @@ enum Phase {
     /// A new process is there; sessions go on.
     Talking,
     Gathering,
+    /// Another process has all of it.
     Gone,
+    /// The program ends before another has it.
+    Closed,
 }
 
 #[derive(Debug)]
@@ -77,9 +81,28 @@ impl Meeting {
         })))
     }
 
-    /// True once another process has all of it.
-    pub fn is_over(&self) -> bool {
-        self.hall().phase == Phase::Gone
+    /// The program ends: from here on nobody takes over. True when another
+    /// process has all of it already.
+    pub fn close(&self) -> bool {
+        let mut hall = self.hall();
+        if hall.phase != Phase::Gone {
+            hall.phase = Phase::Closed;
+        }
+        self.0.moved.notify_all();
+        hall.phase == Phase::Gone
+    }
+
+    /// Does what changes a device, unless its state is on its way to another
+    /// process, which would not see it: `None` then. It must not wait.
+    pub fn quietly<T>(&self, change: impl FnOnce() -> T) -> Option<T> {
+        let hall = self.hall();
+        let quiet = matches!(hall.phase, Phase::Quiet | Phase::Talking | Phase::Closed);
+        quiet.then(change)
+    }
+
+    /// Whether sessions are waited for.
+    pub(crate) fn is_gathering(&self) -> bool {
+        self.hall().phase == Phase::Gathering
     }
 
     /// Readable while sessions are to come.
@@ -116,9 +139,13 @@ impl Meeting {
     /// One new process at a time.
     pub(super) fn open(&self) -> Result<Round<'_>, HandOverError> {
         let mut hall = self.hall();
-        if hall.phase != Phase::Quiet {
-            let text = "a hand-over goes on already: wait for its end".to_owned();
-            return Err(HandOverError::Refused(text));
+        match hall.phase {
+            Phase::Quiet => {}
+            Phase::Closed => return Err(HandOverError::Ending),
+            Phase::Talking | Phase::Gathering | Phase::Gone => {
+                let text = "a hand-over goes on already: wait for its end".to_owned();
+                return Err(HandOverError::Refused(text));
+            }
         }
         hall.phase = Phase::Talking;
         Ok(Round(self))
@@ -143,6 +170,9 @@ impl Round<'_> {
         let inner = &self.0.0;
         let end = Instant::now() + limit;
         let mut hall = self.0.hall();
+        if hall.phase == Phase::Closed {
+            return Err(HandOverError::Ending);
+        }
         hall.phase = Phase::Gathering;
         hall.round += 1;
         rustix::io::write(&inner.summons, &1u64.to_ne_bytes())?;
@@ -155,16 +185,35 @@ impl Round<'_> {
             }
             alive()?;
             if Instant::now() > end {
-                return Err(HandOverError::Busy(limit));
+                let late = (0..)
+                    .zip(&hall.arrived)
+                    .filter(|(_, place)| place.is_none());
+                let late: Vec<String> = late
+                    .map(|(device, _): (u16, _)| device.to_string())
+                    .collect();
+                return Err(HandOverError::Busy(late.join(", "), limit));
             }
             let waited = inner.moved.wait_timeout(hall, LOOK);
             (hall, _) = waited.unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    /// The other process has it.
-    pub(super) fn leave(self) {
-        self.0.hall().phase = Phase::Gone;
+    /// The other process has it once `tell` has told it so. Whoever ends this
+    /// program meanwhile comes before that or after.
+    ///
+    /// # Errors
+    /// Those of `tell`; everybody stays then.
+    pub(super) fn leave(
+        self,
+        tell: impl FnOnce() -> Result<(), HandOverError>,
+    ) -> Result<(), HandOverError> {
+        let mut hall = self.0.hall();
+        if hall.phase != Phase::Gathering {
+            return Err(HandOverError::Ending);
+        }
+        tell()?;
+        hall.phase = Phase::Gone;
+        Ok(())
     }
 }
 
@@ -172,7 +221,9 @@ impl Drop for Round<'_> {
     fn drop(&mut self) {
         let mut hall = self.0.hall();
         if hall.phase != Phase::Gone {
-            hall.phase = Phase::Quiet;
+            if hall.phase != Phase::Closed {
+                hall.phase = Phase::Quiet;
+            }
             // Nobody is called any more before anybody goes on.
             let _ = rustix::io::read(&self.0.0.summons, &mut [0; 8]);
         }
@@ -208,13 +259,15 @@ mod tests {
             let limit = Duration::from_secs(10);
             assert_eq!(round.gather(limit, || Ok(())).unwrap().len(), 3);
             let want = if leave {
-                round.leave();
+                assert_eq!(meeting.quietly(|| ()), None, "all are on their way");
+                round.leave(|| Ok(())).unwrap();
                 Verdict::Leave
             } else {
                 drop(round);
                 Verdict::Stay
             };
-            assert_eq!(meeting.is_over(), leave);
+            assert_eq!(meeting.quietly(|| ()).is_none(), leave);
+            assert_eq!(meeting.close(), leave);
             for session in sessions {
                 assert_eq!(session.join().unwrap(), want);
             }
@@ -227,7 +280,7 @@ mod tests {
         let round = meeting.open().unwrap();
         let short = Duration::from_millis(1);
         let late = round.gather(short, || Ok(())).unwrap_err();
-        assert!(matches!(late, HandOverError::Busy(_)));
+        assert!(matches!(&late, HandOverError::Busy(who, _) if who == "0"));
         let gone = round.gather(Duration::from_secs(10), || Err(HandOverError::Gone));
         assert!(matches!(gone, Err(HandOverError::Gone)));
         drop(round);
@@ -247,5 +300,32 @@ mod tests {
         assert!(matches!(failed, Err(HandOverError::Descriptors)));
         drop(round);
         assert_eq!(session.join().unwrap(), Verdict::Stay);
+    }
+
+    #[test]
+    fn whoever_ends_the_program_comes_first_or_last() {
+        // Nothing is told before all are there, nor once the program ends.
+        let meeting = Meeting::new(0).unwrap();
+        let round = meeting.open().unwrap();
+        let told = std::cell::Cell::new(false);
+        let tell = || {
+            told.set(true);
+            Ok(())
+        };
+        assert!(matches!(round.leave(tell), Err(HandOverError::Ending)));
+        let round = meeting.open().unwrap();
+        round.gather(Duration::ZERO, || Ok(())).unwrap();
+        assert!(!meeting.close());
+        assert!(matches!(round.leave(tell), Err(HandOverError::Ending)));
+        assert!(!told.get());
+        assert!(matches!(meeting.open(), Err(HandOverError::Ending)));
+        assert!(rustix::io::read(meeting.summons(), &mut [0; 8]).is_err());
+        // One that could not be told has nothing.
+        let meeting = Meeting::new(0).unwrap();
+        let round = meeting.open().unwrap();
+        round.gather(Duration::ZERO, || Ok(())).unwrap();
+        let failed = round.leave(|| Err(HandOverError::Gone));
+        assert!(matches!(failed, Err(HandOverError::Gone)));
+        assert!(meeting.quietly(|| ()).is_some() && !meeting.close());
     }
 }
