@@ -12,7 +12,10 @@
 mod blocking;
 mod files;
 mod ring;
+mod setup;
 mod space;
+mod transfer;
+mod wake;
 
 use std::fmt;
 use std::io;

@@ -13,6 +13,7 @@ use libc::iovec;
 use pericarp_uring::{Completion, Engine, EngineKind, Extent, FileSlot, Transfer, ZEROES};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 /// Every engine this kernel lets us have.
 fn engines() -> Vec<Engine> {
@@ -101,6 +102,42 @@ fn reads_and_writes_move_bytes_and_carry_their_token() {
         let mut text = String::new();
         disk.read_to_string(&mut text).unwrap();
         assert_eq!(text, "xyz");
+    }
+}
+
+/// A segment longer than an entry's 32 bits is cut, not wrapped to nothing.
+#[test]
+fn one_segment_of_more_than_four_gigabytes_is_a_short_read() {
+    const LEN: usize = (4 << 30) + 4096;
+    for mut engine in engines() {
+        let mut disk = file();
+        disk.write_all(&[7; 8192]).unwrap();
+        let slot = engine.add_file(disk.as_raw_fd()).unwrap();
+        // SAFETY: an anonymous mapping at an address the kernel chooses, of
+        // which only the first pages are ever touched.
+        let memory = unsafe {
+            let (access, kind) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
+            mmap_anonymous(
+                std::ptr::null_mut(),
+                LEN,
+                access,
+                kind | MapFlags::NORESERVE,
+            )
+            .unwrap()
+        };
+        let into = [iovec {
+            iov_base: memory,
+            iov_len: LEN,
+        }];
+        // SAFETY: the mapping lives until the completion below.
+        unsafe { engine.read(transfer(slot, &into, 0, 1)) };
+        assert_eq!(collect(&mut engine, 1)[0].result, 8192, "{engine}");
+        // SAFETY: mapped above, read into, and used by nobody else.
+        unsafe {
+            let bytes = std::slice::from_raw_parts(memory.cast::<u8>(), 8193);
+            assert!(bytes[..8192].iter().all(|b| *b == 7) && bytes[8192] == 0);
+            munmap(memory, LEN).unwrap();
+        }
     }
 }
 
