@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
+use crate::buffers::Buffers;
 use crate::files::{FileSlot, Files};
 use crate::setup::{build, restrict};
 use crate::wake::Watch;
@@ -33,9 +34,10 @@ pub(crate) const IGNORED: u64 = u64::MAX;
 
 /// An io_uring owned by one worker thread.
 pub struct Ring {
-    ring: IoUring,
+    pub(crate) ring: IoUring,
     mode: &'static str,
     pub(crate) files: Files,
+    pub(crate) buffers: Buffers,
     started: bool,
     /// Watched slots by token: a multishot poll that the kernel ended early is
     /// armed again from here.
@@ -79,11 +81,19 @@ impl Ring {
                 .map_err(setup("raise the number of threads"))?;
         }
         let can_skip = ring.params().is_feature_skip_cqe_on_success();
-        restrict(&ring, options).map_err(setup("restrict operations"))?;
+        // Refused before Linux 5.19: then memory stays as it is.
+        let buffers = match options.buffers {
+            0 => 0,
+            count => submitter
+                .register_buffers_sparse(count)
+                .map_or(0, |()| count),
+        };
+        restrict(&ring, options, buffers > 0).map_err(setup("restrict operations"))?;
         Ok(Self {
             ring,
             mode,
             files: Files::new(files),
+            buffers: Buffers::new(buffers),
             started: false,
             watches: HashMap::new(),
             can_skip,

@@ -1,7 +1,8 @@
 //! Reads and writes of a ring's files. [`crate::Engine`] calls them.
 //!
 //! A request in one segment names its memory in the entry itself: with a list
-//! the kernel copies and checks that list first.
+//! the kernel copies and checks that list first. Where that memory is
+//! registered, the entry says so, and the kernel need not look up its pages.
 #![expect(unsafe_code)]
 // UNSAFETY: submission entries carry raw pointers the kernel follows.
 
@@ -22,10 +23,18 @@ impl Ring {
     pub(crate) unsafe fn read(&mut self, t: Transfer<'_>) {
         let file = types::Fixed(t.file.0);
         let entry = match t.segments {
-            [only] => opcode::Read::new(file, only.iov_base.cast(), length(only))
-                .offset(t.offset)
-                .rw_flags(t.flags)
-                .build(),
+            [only] => match self.buffers.find(only) {
+                Some(slot) => {
+                    opcode::ReadFixed::new(file, only.iov_base.cast(), length(only), slot)
+                        .offset(t.offset)
+                        .rw_flags(t.flags)
+                        .build()
+                }
+                None => opcode::Read::new(file, only.iov_base.cast(), length(only))
+                    .offset(t.offset)
+                    .rw_flags(t.flags)
+                    .build(),
+            },
             list => opcode::Readv::new(file, list.as_ptr(), list.len() as u32)
                 .offset(t.offset)
                 .rw_flags(t.flags)
@@ -40,10 +49,18 @@ impl Ring {
     pub(crate) unsafe fn write(&mut self, t: Transfer<'_>) {
         let file = types::Fixed(t.file.0);
         let entry = match t.segments {
-            [only] => opcode::Write::new(file, only.iov_base.cast(), length(only))
-                .offset(t.offset)
-                .rw_flags(t.flags)
-                .build(),
+            [only] => match self.buffers.find(only) {
+                Some(slot) => {
+                    opcode::WriteFixed::new(file, only.iov_base.cast(), length(only), slot)
+                        .offset(t.offset)
+                        .rw_flags(t.flags)
+                        .build()
+                }
+                None => opcode::Write::new(file, only.iov_base.cast(), length(only))
+                    .offset(t.offset)
+                    .rw_flags(t.flags)
+                    .build(),
+            },
             list => opcode::Writev::new(file, list.as_ptr(), list.len() as u32)
                 .offset(t.offset)
                 .rw_flags(t.flags)
