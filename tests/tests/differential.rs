@@ -325,6 +325,16 @@ fn direct_io_agrees_with_the_reference() {
 }
 
 #[test]
+fn registered_memory_agrees_with_the_reference() {
+    let options = Options {
+        cache: Cache::Direct,
+        extra: vec!["--register-memory".into()],
+        ..Options::default()
+    };
+    agree("registered_memory_agrees_with_the_reference", options);
+}
+
+#[test]
 fn buffered_io_agrees_with_the_reference() {
     agree("buffered_io_agrees_with_the_reference", Options::default());
 }

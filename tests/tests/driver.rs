@@ -107,6 +107,22 @@ fn random_work_matches_the_model_at_depth_64(kind: Kind) {
     random_work(kind, &Options::default(), 1, 64);
 }
 
+/// Four queues on two workers: every ring has the memory. Nobody else can.
+#[test]
+fn pericarp_reads_back_what_was_written_in_registered_memory() {
+    for cache in [Cache::Direct, Cache::Buffered] {
+        let options = Options {
+            cache,
+            num_queues: 4,
+            extra: vec!["--register-memory".into(), "--workers=2".into()],
+            ..Options::default()
+        };
+        if Kind::Pericarp.usable("registered memory") {
+            random_work(Kind::Pericarp, &options, 4, 16);
+        }
+    }
+}
+
 fn four_queues_work_side_by_side(kind: Kind) {
     random_work(
         kind,

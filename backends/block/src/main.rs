@@ -49,6 +49,9 @@ const BLKDISCARD: u32 = 0x1277;
 /// Operations of the control socket that change what a new process takes over.
 const CHANGING: [&str; 2] = ["limits", "resize"];
 
+/// `IORING_REGISTER_BUFFERS_UPDATE`, for guest memory that is registered.
+const REGISTER_BUFFERS_UPDATE: u32 = 16;
+
 /// How long requests in flight may take to end after SIGTERM.
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
 
@@ -131,6 +134,7 @@ fn serve(options: &Options) -> Result<(), Failure> {
         files: 4 * queues + options.devices.len() as u32,
         poll_limit: options.poll_limit,
         commands,
+        register_memory: options.register_memory,
         threads,
         cpus: options.cpus.clone(),
     })
@@ -260,6 +264,11 @@ fn bind_and_run(
             // Of the records of requests in flight: their memory and its lock.
             syscalls: &[libc::SYS_memfd_create, libc::SYS_ftruncate, libc::SYS_flock],
             ioctls: if commands { &[BLKDISCARD] } else { &[] },
+            registrations: if options.register_memory {
+                &[REGISTER_BUFFERS_UPDATE]
+            } else {
+                &[]
+            },
             namespaces: Namespaces::ALL,
         };
         let confinement = pericarp_confine::enter_reopening(

@@ -83,9 +83,9 @@ const FCNTL: &[c_int] = &[
 
 /// `io_uring_register` without what makes rings reach further: credentials
 /// (9, 10), zero-copy network queues, buffers of other rings, new memory
-/// regions. The numbers are those of `enum io_uring_register_op`.
+/// regions; and without what pins memory (0, 1, 15, 16), which a profile adds. The numbers are those of `enum io_uring_register_op`.
 const RING_REGISTER: &[u64] = &[
-    0, 1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26,
+    2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 14, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26,
 ];
 /// Set in the opcode when the ring itself is named by its registered index.
 const REGISTERED_RING: u64 = 1 << 31;
@@ -205,9 +205,10 @@ fn conditional(profile: &Profile<'_>) -> Result<Rules, BackendError> {
         ])?);
     }
     let mut ring_operations = Vec::new();
-    for operation in RING_REGISTER {
+    let more = profile.registrations.iter().copied().map(u64::from);
+    for operation in RING_REGISTER.iter().copied().chain(more) {
         let registered = operation | REGISTERED_RING;
-        ring_operations.extend(any_of(1, &[*operation, registered])?);
+        ring_operations.extend(any_of(1, &[operation, registered])?);
     }
     Ok(BTreeMap::from([
         (SYS_mmap, not_executable.clone()),

@@ -14,7 +14,9 @@
 //! let listener = std::os::unix::net::UnixListener::bind(path)?;
 //! let mut sockets = [SocketFile::open(path)?];
 //! // Open the images and create the rings here.
-//! let profile = Profile { syscalls: &[], ioctls: &[], namespaces: Namespaces::ALL };
+//! let (syscalls, ioctls, registrations) = (&[], &[], &[]);
+//! let namespaces = Namespaces::ALL;
+//! let profile = Profile { syscalls, ioctls, registrations, namespaces };
 //! let confinement = enter(&profile, &mut sockets)?;
 //! eprintln!("{confinement}");
 //! // Spawn the workers, accept, serve; then, at a clean exit:
@@ -114,6 +116,9 @@ pub struct Profile<'a> {
     pub syscalls: &'a [i64],
     /// `ioctl` requests allowed on any descriptor, such as `BLKDISCARD`.
     pub ioctls: &'a [u32],
+    /// `io_uring_register` operations beyond the common set, such as 16,
+    /// `IORING_REGISTER_BUFFERS_UPDATE`.
+    pub registrations: &'a [u32],
     /// The namespaces to leave. [`Namespaces::ALL`] unless there is a reason.
     pub namespaces: Namespaces,
 }

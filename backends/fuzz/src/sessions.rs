@@ -62,6 +62,7 @@ fn rig() -> &'static Rig {
             files: 4 * 2 + 1,
             poll_limit: Duration::from_micros(5),
             commands: false,
+            register_memory: false,
             threads: None,
             cpus: Vec::new(),
         })

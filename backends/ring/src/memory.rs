@@ -151,6 +151,12 @@ impl Region {
         self.mapping.memory.file_offset().map(FileOffset::file)
     }
 
+    /// Where the region is in this process, and its length. It stays there for
+    /// as long as a clone of the region does.
+    pub fn host_range(&self) -> (*mut u8, usize) {
+        (self.at(0), self.spec.size as usize)
+    }
+
     /// The host address of the byte `offset` bytes into the region.
     fn at(&self, offset: u64) -> *mut u8 {
         debug_assert!(offset < self.spec.size);

@@ -10,9 +10,13 @@
 //! started on the thread that will own them ([`Engine::start`]).
 
 mod blocking;
+mod buffers;
 mod files;
 mod ring;
+mod setup;
 mod space;
+mod transfer;
+mod wake;
 
 use std::fmt;
 use std::io;
@@ -22,6 +26,7 @@ use std::time::Instant;
 use libc::iovec;
 use thiserror::Error;
 
+pub use buffers::{BufferSlot, MAX_BUFFER, MAX_BUFFERS};
 pub use files::FileSlot;
 pub use space::{ZEROES, can_discard};
 
@@ -63,6 +68,9 @@ pub enum EngineError {
     /// All file slots are taken.
     #[error("more than {0} files and eventfds on one worker")]
     TooManyFiles(u32),
+    /// All places for registered memory are taken, or there are none.
+    #[error("more than {0} pieces of memory registered with one worker")]
+    TooManyBuffers(u32),
 }
 
 /// What came back.
@@ -113,6 +121,10 @@ pub struct EngineOptions {
     pub files: u32,
     /// [`Engine::discard`] is used: a ring without it is allowed less.
     pub commands: bool,
+    /// Pieces of memory that can be registered, at most [`MAX_BUFFERS`]. Where
+    /// the kernel cannot do that the engine is made all the same; see
+    /// [`Engine::registers_memory`].
+    pub buffers: u32,
     /// Threads the kernel may use for operations that would block, where its
     /// own limit (four per CPU) is less than the depth wanted.
     pub threads: Option<u32>,
@@ -143,6 +155,7 @@ impl Engine {
             depth,
             files,
             commands: false,
+            buffers: 0,
             threads: None,
         })
     }
@@ -193,6 +206,45 @@ impl Engine {
     pub fn expect_waiting(&mut self, slot: FileSlot) {
         if let Self::Uring(ring) = self {
             ring.expect_waiting(slot);
+        }
+    }
+
+    /// True where memory can be registered.
+    pub fn registers_memory(&self) -> bool {
+        match self {
+            Self::Uring(ring) => ring.buffers.exist(),
+            Self::Sync(_) => false,
+        }
+    }
+
+    /// Registers memory, of [`MAX_BUFFER`] bytes at most: transfers that lie in
+    /// it with their only segment spare the kernel work. Its pages are pinned
+    /// until [`remove_buffer`](Self::remove_buffer), and made now where they
+    /// are not there yet, which takes its time.
+    ///
+    /// # Errors
+    /// The kernel's refusal, or [`EngineError::TooManyBuffers`].
+    ///
+    /// # Safety
+    /// The memory is mapped, overlaps no other that is registered, and stays
+    /// until it is taken out, with nothing else mapped in its place.
+    #[expect(unsafe_code, reason = "the kernel writes through raw pointers")]
+    pub unsafe fn add_buffer(
+        &mut self,
+        start: *mut u8,
+        len: usize,
+    ) -> Result<BufferSlot, EngineError> {
+        match self {
+            // SAFETY: the caller's promise, passed on.
+            Self::Uring(ring) => unsafe { ring.add_buffer(start, len) },
+            Self::Sync(_) => Err(EngineError::TooManyBuffers(0)),
+        }
+    }
+
+    /// Takes memory out again. Transfers that use it must have completed.
+    pub fn remove_buffer(&mut self, slot: BufferSlot) {
+        if let Self::Uring(ring) = self {
+            ring.remove_buffer(slot);
         }
     }
 

@@ -1,9 +1,8 @@
 //! The io_uring engine.
 //!
-//! One ring per worker with SINGLE_ISSUER and DEFER_TASKRUN where the kernel
-//! has them, every descriptor registered, and restrictions that allow nothing
-//! but the operations below on registered files: code that takes over the
-//! process cannot use the ring to open, connect or execute anything.
+//! One ring per worker, every descriptor registered. How it is made and what it
+//! may do is in `setup`; here is what it does: watches, timers, signals, and
+//! the ways into the kernel and back. [`crate::Engine`] is the only caller.
 #![expect(unsafe_code)]
 // UNSAFETY: submission entries carry raw pointers the kernel follows.
 
@@ -13,34 +12,13 @@ use std::io;
 use std::os::fd::RawFd;
 use std::time::Instant;
 
-use io_uring::register::Restriction;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
+use crate::buffers::Buffers;
 use crate::files::{FileSlot, Files};
-use crate::{Completion, EngineError, EngineOptions, MAX_TOKEN, Transfer};
-
-/// Register operations a started ring may still use: registering its own
-/// descriptor, and updating the file table when front ends come and go.
-const REGISTER_OPS: [u8; 3] = [
-    6,  // IORING_REGISTER_FILES_UPDATE
-    20, // IORING_REGISTER_RING_FDS
-    21, // IORING_UNREGISTER_RING_FDS
-];
-
-/// Operations a ring may submit.
-const OPERATIONS: [u8; 8] = [
-    opcode::Readv::CODE,
-    opcode::Writev::CODE,
-    opcode::Write::CODE,
-    opcode::Fsync::CODE,
-    opcode::Fallocate::CODE,
-    opcode::PollAdd::CODE,
-    opcode::AsyncCancel::CODE,
-    opcode::Timeout::CODE,
-];
-
-/// What a signal adds to an eventfd.
-static ONE: u64 = 1;
+use crate::setup::{build, restrict};
+use crate::wake::Watch;
+use crate::{Completion, EngineError, EngineOptions, MAX_TOKEN};
 
 /// A watch that ended this often without a word from its descriptor is given
 /// up: a descriptor that cannot be waited for would keep us awake for ever.
@@ -48,32 +26,33 @@ const MAX_ENDS: u8 = 8;
 
 /// Set in the user data of watches, so that their completions cannot be taken
 /// for those of file operations.
-const WATCH: u64 = MAX_TOKEN + 1;
+pub(crate) const WATCH: u64 = MAX_TOKEN + 1;
 /// Set in the user data of timers; below it, which timer.
-const TIMER: u64 = WATCH << 1;
+pub(crate) const TIMER: u64 = WATCH << 1;
 /// User data of operations whose completion nobody waits for.
-const IGNORED: u64 = u64::MAX;
+pub(crate) const IGNORED: u64 = u64::MAX;
 
 /// An io_uring owned by one worker thread.
 pub struct Ring {
-    ring: IoUring,
+    pub(crate) ring: IoUring,
     mode: &'static str,
     pub(crate) files: Files,
+    pub(crate) buffers: Buffers,
     started: bool,
     /// Watched slots by token: a multishot poll that the kernel ended early is
     /// armed again from here.
-    watches: HashMap<u64, Watch>,
+    pub(crate) watches: HashMap<u64, Watch>,
     /// The kernel can leave out the completion of an operation that succeeds.
-    can_skip: bool,
+    pub(crate) can_skip: bool,
     /// Slots of files whose reads and writes would make the submitter wait.
     waits: HashSet<u32>,
     /// The timer that runs, and when it ends.
-    timer: Option<(u64, Instant)>,
+    pub(crate) timer: Option<(u64, Instant)>,
     /// The number of the last timer.
-    timers: u64,
+    pub(crate) timers: u64,
     /// What the last timer's entry points to; the kernel reads it when the
     /// entry is submitted.
-    time: Box<types::Timespec>,
+    pub(crate) time: Box<types::Timespec>,
     /// The kernel refused a submission; nothing works any more.
     broken: Option<io::Error>,
     /// File operations the kernel still owns.
@@ -101,26 +80,20 @@ impl Ring {
                 .register_iowq_max_workers(&mut limits)
                 .map_err(setup("raise the number of threads"))?;
         }
-        let commands = options.commands.then_some(opcode::UringCmd16::CODE);
-        let mut restrictions: Vec<Restriction> = OPERATIONS
-            .into_iter()
-            .chain(commands)
-            .map(Restriction::sqe_op)
-            .chain(REGISTER_OPS.into_iter().map(Restriction::register_op))
-            .collect();
-        let fixed = squeue::Flags::FIXED_FILE.bits();
-        let skip = squeue::Flags::SKIP_SUCCESS.bits();
         let can_skip = ring.params().is_feature_skip_cqe_on_success();
-        let threads = squeue::Flags::ASYNC.bits();
-        restrictions.push(Restriction::sqe_flags_allowed(fixed | skip | threads));
-        restrictions.push(Restriction::sqe_flags_required(fixed));
-        ring.submitter()
-            .register_restrictions(&mut restrictions)
-            .map_err(setup("restrict operations"))?;
+        // Refused before Linux 5.19: then memory stays as it is.
+        let buffers = match options.buffers {
+            0 => 0,
+            count => submitter
+                .register_buffers_sparse(count)
+                .map_or(0, |()| count),
+        };
+        restrict(&ring, options, buffers > 0).map_err(setup("restrict operations"))?;
         Ok(Self {
             ring,
             mode,
             files: Files::new(files),
+            buffers: Buffers::new(buffers),
             started: false,
             watches: HashMap::new(),
             can_skip,
@@ -174,7 +147,7 @@ impl Ring {
     /// What keeps an operation on this file from making us wait. The kernel
     /// takes a file that can be polled and says that it is ready, as every
     /// FUSE file does, for one that does not wait, and waits in our thread.
-    fn willing(&self, slot: FileSlot) -> squeue::Flags {
+    pub(crate) fn willing(&self, slot: FileSlot) -> squeue::Flags {
         if self.waits.contains(&slot.0) {
             squeue::Flags::ASYNC
         } else {
@@ -193,110 +166,6 @@ impl Ring {
     fn update(&self, slot: FileSlot, fd: RawFd) -> io::Result<()> {
         let submitter = self.ring.submitter();
         submitter.register_files_update(slot.0, &[fd]).map(drop)
-    }
-
-    pub(crate) fn watch(&mut self, slot: FileSlot, token: u64) {
-        self.watches.insert(token, Watch { slot, ends: 0 });
-        self.arm(slot, token);
-    }
-
-    fn arm(&mut self, slot: FileSlot, token: u64) {
-        let entry = opcode::PollAdd::new(types::Fixed(slot.0), libc::POLLIN as u32)
-            .multi(true)
-            .build()
-            .user_data(token | WATCH);
-        // SAFETY: a poll refers to no memory.
-        unsafe { self.push(entry) };
-    }
-
-    pub(crate) fn unwatch(&mut self, token: u64) {
-        if self.watches.remove(&token).is_some() {
-            // Not a poll removal: that one fails, and leaves the poll armed,
-            // when the descriptor was written to a moment ago.
-            let entry = opcode::AsyncCancel::new(token | WATCH)
-                .build()
-                .user_data(IGNORED);
-            // SAFETY: a cancellation refers to no memory. FIXED_FILE is set by
-            // `push` because the restrictions ask for it on every entry.
-            unsafe { self.push(entry) };
-        }
-    }
-
-    /// One timer at most is in the kernel. One that ends sooner than asked is
-    /// left there: it costs a look around, replacing it costs two entries.
-    pub(crate) fn wake_at(&mut self, when: Instant) {
-        if let Some((number, running)) = self.timer {
-            if running <= when {
-                return;
-            }
-            let entry = opcode::AsyncCancel::new(number | TIMER)
-                .build()
-                .user_data(IGNORED);
-            // SAFETY: as for the cancellation of a watch.
-            unsafe { self.push(entry) };
-        }
-        self.timers = (self.timers + 1) & (WATCH - 1);
-        self.timer = Some((self.timers, when));
-        let left = when.saturating_duration_since(Instant::now());
-        *self.time = left.into();
-        let entry = opcode::Timeout::new(&raw const *self.time)
-            .build()
-            .user_data(self.timers | TIMER);
-        // SAFETY: the box stays where it is for as long as the ring exists, and
-        // the kernel copies the time when the entry is submitted. A timer set
-        // before that takes the later time: it is of no more interest.
-        unsafe { self.push(entry) };
-    }
-
-    /// False when the kernel is too old for it.
-    pub(crate) fn signal(&mut self, slot: FileSlot) -> bool {
-        if !self.can_skip {
-            return false;
-        }
-        let entry = opcode::Write::new(types::Fixed(slot.0), (&raw const ONE).cast(), 8)
-            .offset(u64::MAX)
-            // Never wait: a full counter means that the driver was called.
-            .rw_flags(libc::RWF_NOWAIT)
-            .build()
-            .flags(squeue::Flags::SKIP_SUCCESS)
-            .user_data(IGNORED);
-        // SAFETY: the bytes written are a static.
-        unsafe { self.push(entry) };
-        true
-    }
-
-    /// # Safety
-    /// As [`crate::Engine::read`].
-    pub(crate) unsafe fn read(&mut self, t: Transfer<'_>) {
-        let entry = opcode::Readv::new(
-            types::Fixed(t.file.0),
-            t.segments.as_ptr(),
-            t.segments.len() as u32,
-        )
-        .offset(t.offset)
-        .rw_flags(t.flags)
-        .build()
-        .flags(self.willing(t.file));
-        self.in_kernel += 1;
-        // SAFETY: the caller keeps list and memory in place.
-        unsafe { self.push(entry.user_data(t.token)) };
-    }
-
-    /// # Safety
-    /// As [`crate::Engine::write`].
-    pub(crate) unsafe fn write(&mut self, t: Transfer<'_>) {
-        let entry = opcode::Writev::new(
-            types::Fixed(t.file.0),
-            t.segments.as_ptr(),
-            t.segments.len() as u32,
-        )
-        .offset(t.offset)
-        .rw_flags(t.flags)
-        .build()
-        .flags(self.willing(t.file));
-        self.in_kernel += 1;
-        // SAFETY: the caller keeps list and memory in place.
-        unsafe { self.push(entry.user_data(t.token)) };
     }
 
     pub(crate) fn sync(&mut self, file: FileSlot, token: u64) {
@@ -321,7 +190,7 @@ impl Ring {
     ///
     /// # Safety
     /// The memory the entry names stays valid until its completion.
-    unsafe fn push(&mut self, entry: squeue::Entry) {
+    pub(crate) unsafe fn push(&mut self, entry: squeue::Entry) {
         let entry = entry.flags(squeue::Flags::FIXED_FILE);
         while self.broken.is_none() {
             // SAFETY: the caller's promise.
@@ -446,14 +315,6 @@ fn passes(error: &io::Error) -> bool {
     )
 }
 
-/// A watched slot.
-#[derive(Debug)]
-struct Watch {
-    slot: FileSlot,
-    /// Times in a row that the kernel ended the poll.
-    ends: u8,
-}
-
 impl fmt::Debug for Ring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Ring")
@@ -475,47 +336,5 @@ impl Drop for Ring {
             }
             self.reap(&mut sink);
         }
-    }
-}
-
-/// Builds the best ring this kernel has: each attempt asks for less.
-fn build(depth: u32) -> Result<(IoUring, &'static str), EngineError> {
-    type Configure = fn(&mut io_uring::Builder);
-    let attempts: [(&'static str, Configure); 3] = [
-        ("single issuer, deferred task work", |b| {
-            b.setup_single_issuer()
-                .setup_defer_taskrun()
-                .setup_taskrun_flag()
-                .setup_submit_all();
-        }),
-        ("cooperative task work", |b| {
-            b.setup_coop_taskrun()
-                .setup_taskrun_flag()
-                .setup_submit_all();
-        }),
-        ("plain", |_| {}),
-    ];
-    let mut refusal = io::Error::from_raw_os_error(libc::ENOSYS);
-    for (mode, configure) in attempts {
-        let mut builder = IoUring::builder();
-        builder
-            .setup_r_disabled()
-            .setup_clamp()
-            .setup_cqsize(depth.saturating_mul(4));
-        configure(&mut builder);
-        match builder.build(depth) {
-            Ok(ring) => return Ok((ring, mode)),
-            Err(error) => refusal = error,
-        }
-    }
-    // Forbidden or unknown, as opposed to short of memory or descriptors.
-    match refusal.raw_os_error() {
-        Some(libc::ENOSYS | libc::EPERM | libc::EACCES | libc::EINVAL) => {
-            Err(EngineError::Unavailable(refusal))
-        }
-        _ => Err(EngineError::Setup {
-            step: "create",
-            source: refusal,
-        }),
     }
 }

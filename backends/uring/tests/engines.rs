@@ -10,9 +10,12 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use libc::iovec;
-use pericarp_uring::{Completion, Engine, EngineKind, Extent, FileSlot, Transfer, ZEROES};
+use pericarp_uring::{
+    Completion, Engine, EngineKind, EngineOptions, Extent, FileSlot, Transfer, ZEROES,
+};
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
+use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
 /// Every engine this kernel lets us have.
 fn engines() -> Vec<Engine> {
@@ -101,6 +104,42 @@ fn reads_and_writes_move_bytes_and_carry_their_token() {
         let mut text = String::new();
         disk.read_to_string(&mut text).unwrap();
         assert_eq!(text, "xyz");
+    }
+}
+
+/// A segment longer than an entry's 32 bits is cut, not wrapped to nothing.
+#[test]
+fn one_segment_of_more_than_four_gigabytes_is_a_short_read() {
+    const LEN: usize = (4 << 30) + 4096;
+    for mut engine in engines() {
+        let mut disk = file();
+        disk.write_all(&[7; 8192]).unwrap();
+        let slot = engine.add_file(disk.as_raw_fd()).unwrap();
+        // SAFETY: an anonymous mapping at an address the kernel chooses, of
+        // which only the first pages are ever touched.
+        let memory = unsafe {
+            let (access, kind) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
+            mmap_anonymous(
+                std::ptr::null_mut(),
+                LEN,
+                access,
+                kind | MapFlags::NORESERVE,
+            )
+            .unwrap()
+        };
+        let into = [iovec {
+            iov_base: memory,
+            iov_len: LEN,
+        }];
+        // SAFETY: the mapping lives until the completion below.
+        unsafe { engine.read(transfer(slot, &into, 0, 1)) };
+        assert_eq!(collect(&mut engine, 1)[0].result, 8192, "{engine}");
+        // SAFETY: mapped above, read into, and used by nobody else.
+        unsafe {
+            let bytes = std::slice::from_raw_parts(memory.cast::<u8>(), 8193);
+            assert!(bytes[..8192].iter().all(|b| *b == 7) && bytes[8192] == 0);
+            munmap(memory, LEN).unwrap();
+        }
     }
 }
 
@@ -350,4 +389,135 @@ fn glance_now(engine: &mut Engine) -> Vec<Completion> {
     let mut got = Vec::new();
     engine.completions(&mut got);
     got
+}
+
+/// An engine with room for `buffers` pieces of memory, where this kernel has it.
+fn registering(buffers: u32) -> Option<Engine> {
+    let options = EngineOptions {
+        kind: EngineKind::Auto,
+        depth: 8,
+        files: 4,
+        commands: false,
+        buffers,
+        threads: None,
+    };
+    let mut engine = Engine::with(&options).unwrap();
+    engine.start().unwrap();
+    engine.registers_memory().then_some(engine)
+}
+
+/// Pages of a memfd, and the memfd.
+fn pages(len: usize) -> (File, *mut u8) {
+    let memory = file();
+    memory.set_len(len as u64).unwrap();
+    // SAFETY: a mapping at an address the kernel chooses.
+    let at = unsafe {
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        mmap(
+            std::ptr::null_mut(),
+            len,
+            access,
+            MapFlags::SHARED,
+            &memory,
+            0,
+        )
+        .unwrap()
+    };
+    (memory, at.cast())
+}
+
+/// Pages that were taken from the file while they were registered are those
+/// that a transfer still reaches: how a test can tell, and why a guest whose
+/// memory is registered must not have a balloon.
+#[test]
+fn registered_memory_is_what_was_there_when_it_was_registered() {
+    const LEN: usize = 16384;
+    let Some(mut engine) = registering(2) else {
+        return;
+    };
+    let mut disk = file();
+    disk.write_all(&[7; LEN]).unwrap();
+    let slot = engine.add_file(disk.as_raw_fd()).unwrap();
+    let (memory, at) = pages(2 * LEN);
+    let segment = |offset: usize, len| iovec {
+        // SAFETY: inside the mapping.
+        iov_base: unsafe { at.add(offset).cast() },
+        iov_len: len,
+    };
+    // SAFETY: inside the mapping, which no transfer is under way to.
+    let byte = |offset: usize| unsafe { at.add(offset).read_volatile() };
+    let read = |engine: &mut Engine, segments: &[iovec]| {
+        // SAFETY: the mapping stays to the end.
+        unsafe { engine.read(transfer(slot, segments, 0, 1)) };
+        let want: usize = segments.iter().map(|s| s.iov_len).sum();
+        assert_eq!(collect(engine, 1)[0].result, want as i32);
+    };
+    // SAFETY: the mapping stays to the end of the test.
+    let first = unsafe { engine.add_buffer(at, LEN).unwrap() };
+    read(&mut engine, &[segment(0, LEN)]);
+    assert_eq!((byte(0), byte(LEN - 1)), (7, 7));
+    let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    let forget = || fallocate(&memory, punch, 0, 2 * LEN as u64).unwrap();
+    forget();
+    read(&mut engine, &[segment(0, 4096)]);
+    assert_eq!(byte(0), 0, "the transfer did not use what is registered");
+    // Neither across the edge of a piece nor in a list.
+    read(&mut engine, &[segment(LEN - 4096, 8192)]);
+    assert_eq!((byte(LEN - 1), byte(LEN)), (7, 7));
+    forget();
+    read(&mut engine, &[segment(0, 512), segment(4096, 512)]);
+    assert_eq!((byte(0), byte(4096)), (7, 7));
+    // The next owner of the slot is another piece.
+    forget();
+    engine.remove_buffer(first);
+    // SAFETY: as above.
+    let second = unsafe { engine.add_buffer(at.add(LEN), LEN).unwrap() };
+    read(&mut engine, &[segment(0, 4096)]);
+    read(&mut engine, &[segment(LEN, 4096)]);
+    assert_eq!((byte(0), byte(LEN)), (7, 7));
+    // And writes come from there.
+    // SAFETY: inside the mapping.
+    unsafe { at.add(LEN).write_bytes(9, 4096) };
+    forget();
+    let from = [segment(LEN, 4096)];
+    // SAFETY: as above.
+    unsafe { engine.write(transfer(slot, &from, 0, 1)) };
+    assert_eq!(collect(&mut engine, 1)[0].result, 4096);
+    let mut bytes = [0; 4096];
+    disk.rewind().unwrap();
+    disk.read_exact(&mut bytes).unwrap();
+    assert_eq!(bytes, [9; 4096]);
+    engine.remove_buffer(second);
+    drop(engine);
+    // SAFETY: mapped above, and the engine that used it is gone.
+    unsafe { munmap(at.cast(), 2 * LEN).unwrap() };
+}
+
+#[test]
+fn places_for_memory_run_out_with_an_error_and_come_back() {
+    let Some(mut engine) = registering(1) else {
+        return;
+    };
+    let (memory, at) = pages(8192);
+    // SAFETY: the mapping is never undone.
+    let add = |engine: &mut Engine, offset| unsafe { engine.add_buffer(at.add(offset), 4096) };
+    let first = add(&mut engine, 0).unwrap();
+    assert!(add(&mut engine, 4096).is_err());
+    engine.remove_buffer(first);
+    let second = add(&mut engine, 4096).unwrap();
+    engine.remove_buffer(second);
+    // What is not there cannot be pinned, and takes no place.
+    memory.set_len(4096).unwrap();
+    assert!(add(&mut engine, 4096).is_err());
+    add(&mut engine, 0).unwrap();
+}
+
+#[test]
+fn an_engine_that_was_not_asked_to_registers_no_memory() {
+    for mut engine in engines() {
+        assert!(!engine.registers_memory());
+        let (_memory, at) = pages(4096);
+        // SAFETY: the mapping is never undone.
+        assert!(unsafe { engine.add_buffer(at, 4096) }.is_err());
+    }
 }

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use log::{debug, error, warn};
-use pericarp_uring::{Engine, EngineError, EngineKind, EngineOptions};
+use pericarp_uring::{Engine, EngineError, EngineKind, EngineOptions, MAX_BUFFERS};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use thiserror::Error;
 
@@ -36,6 +36,8 @@ pub struct PoolOptions {
     pub poll_limit: Duration,
     /// Devices discard on block devices.
     pub commands: bool,
+    /// Guest memory is registered with the workers' rings, which pins all of it.
+    pub register_memory: bool,
     /// Threads the kernel may use for each worker's operations that would
     /// block; its own choice where this is not given.
     pub threads: Option<u32>,
@@ -94,12 +96,20 @@ impl<D: Device> Pool<D> {
                 depth: options.depth,
                 files: options.files + 1,
                 commands: options.commands,
+                buffers: if options.register_memory {
+                    MAX_BUFFERS
+                } else {
+                    0
+                },
                 threads: options.threads,
             })?;
             let mailbox = Arc::new(Mailbox::new()?);
             mailboxes.push(Arc::clone(&mailbox));
             if options.engine == EngineKind::Auto && engine.is_synchronous() {
                 warn!("io_uring is not available here: using synchronous system calls, slower");
+            }
+            if options.register_memory && !engine.registers_memory() && workers.is_empty() {
+                warn!("guest memory cannot be registered here: serving without");
             }
             debug!("worker {} uses {engine}", workers.len());
             workers.push(Worker::new(engine, mailbox, options.poll_limit));

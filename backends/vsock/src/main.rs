@@ -177,6 +177,7 @@ fn bind_and_run(
             // The host programs' sockets are connected to as the guest dials.
             syscalls: &[libc::SYS_socket, libc::SYS_connect],
             ioctls: &[],
+            registrations: &[],
             namespaces: Namespaces::ALL,
         };
         let confinement = pericarp_confine::enter(&profile, sockets).map_err(|e| {

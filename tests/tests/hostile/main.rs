@@ -73,6 +73,43 @@ mod pericarp_variants {
         }
     }
 
+    fn registered() -> Options {
+        Options {
+            extra: vec!["--register-memory".into(), "--workers=2".into()],
+            ..direct()
+        }
+    }
+
+    #[test]
+    fn chain_shapes_with_registered_memory() {
+        super::run(
+            Kind::Pericarp,
+            "chain_shapes",
+            crate::chains::cases(),
+            registered(),
+        );
+    }
+
+    #[test]
+    fn lifecycle_with_registered_memory() {
+        super::run(
+            Kind::Pericarp,
+            "lifecycle",
+            crate::lifecycle::with_pinned_memory(),
+            registered(),
+        );
+    }
+
+    #[test]
+    fn messages_with_registered_memory() {
+        super::run(
+            Kind::Pericarp,
+            "messages",
+            crate::messages::cases(),
+            registered(),
+        );
+    }
+
     #[test]
     fn chain_shapes_with_the_sync_engine() {
         super::run(

@@ -70,6 +70,10 @@ the process:
   --inflight-file PATH  keep requests in flight there, for the successor of a killed process;
                         made if missing, best on a memory file system such as /run
   --io-engine ENGINE    auto (default), uring or sync
+  --register-memory     register guest memory with io_uring: less CPU for each request, but
+                        all memory of every guest is pinned, once for each worker that
+                        serves it. For guests whose memory stays as it is: no balloon, no
+                        virtio-mem. Started without CAP_IPC_LOCK, RLIMIT_MEMLOCK must allow it
   --control-path PATH   answer here what one asks and changes while it runs: one JSON
                         object per line, {\"op\":\"stats\"}, and ops version, metrics,
                         limits, resize, hand-over; HTTP GET /metrics, too
@@ -115,6 +119,8 @@ pub struct Options {
     pub engine: EngineKind,
     /// The longest time a worker polls before it sleeps.
     pub poll_limit: Duration,
+    /// Register guest memory with the rings.
+    pub register_memory: bool,
     /// Where requests in flight are kept for front ends that do not keep them.
     pub inflight_file: Option<PathBuf>,
     /// Where the control socket is bound.
@@ -152,6 +158,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
     let (mut workers, mut cpus, mut engine, mut level) = (None, None, None, None);
     let mut poll_limit = None;
     let mut confine = true;
+    let mut register_memory = false;
     let mut inflight_file = None;
     let (mut control, mut take_over) = (None, None);
     while let Some(name) = command_line::next(&mut parser)? {
@@ -164,6 +171,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
             "--version" => return Ok(Command::Version),
             "--print-capabilities" => return Ok(Command::Capabilities),
             "--no-confine" => confine = false,
+            "--register-memory" => register_memory = true,
             "--read-only" => single.read_only = Some(true),
             "--device" => drafts.push(Draft::from_keys(&value()?)?),
             "--poll-us" => {
@@ -223,6 +231,11 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
     let mut options = finish(drafts, workers, cpus, engine, level, confine)?;
     options.poll_limit = poll_limit.unwrap_or(POLL_LIMIT);
     options.inflight_file = inflight_file;
+    if register_memory && options.engine == EngineKind::Sync {
+        let rule = "there is nothing to register with in the sync engine: use auto or uring";
+        return Err(bad("--register-memory", "", rule));
+    }
+    options.register_memory = register_memory;
     if let Some(path) = &control
         && options
             .devices
@@ -287,6 +300,7 @@ fn finish(
         cpus: cpus.unwrap_or_default(),
         engine: engine.unwrap_or_default(),
         poll_limit: POLL_LIMIT,
+        register_memory: false,
         inflight_file: None,
         control: None,
         take_over: None,

@@ -26,6 +26,14 @@ fn one_device_with_defaults() {
     assert_eq!((options.workers, options.confine), (1, true));
     assert_eq!(options.log_level, LevelFilter::Warn);
     assert_eq!(options.poll_limit, Duration::from_micros(5));
+    assert!(!options.register_memory);
+}
+
+#[test]
+fn memory_is_registered_when_asked_for() {
+    let one = "--socket-path /s --blk-file /d --register-memory";
+    assert!(options(one).register_memory);
+    assert!(options(&format!("{one} --io-engine uring")).register_memory);
 }
 
 #[test]
@@ -221,6 +229,11 @@ fn every_mistake_names_option_value_rule_and_cure() {
             "--control-path=",
             "--control-path \"\": empty: give the path of a socket",
         ),
+        (
+            "--io-engine sync --register-memory",
+            "--register-memory: there is nothing to register with in the sync engine: use auto or uring",
+        ),
+        ("--register-memory=yes", ""),
         (
             "--control-path /s",
             "--control-path /s: used twice: give the control socket its own",

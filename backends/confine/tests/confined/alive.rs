@@ -424,6 +424,7 @@ pub(crate) fn profile_adds(_: &Path) {
     let profile = Profile {
         syscalls,
         ioctls: &[0x1277],
+        registrations: &[],
         namespaces: Namespaces::NONE,
     };
     let report = enter(&profile, &mut []).unwrap();

@@ -22,6 +22,7 @@ use rustix::thread::{CapabilitySet, capabilities};
 const PROFILE: Profile<'_> = Profile {
     syscalls: &[],
     ioctls: &[],
+    registrations: &[],
     namespaces: Namespaces::ALL,
 };
 const NOBODY: u32 = 65534;

@@ -66,6 +66,7 @@ fn play(messages: &[(FrontendReq, &[u8])]) -> (Vec<Vec<u8>>, Vec<u64>) {
         depth: 8,
         files: 8,
         commands: false,
+        register_memory: false,
         threads: None,
         cpus: Vec::new(),
     })

@@ -14,6 +14,7 @@
 //! may still write to it. Until then `Command::GoOn` takes the order back.
 
 mod active;
+mod memory;
 mod pace;
 mod poller;
 mod ringer;
@@ -32,6 +33,7 @@ use crate::clock;
 use crate::device::Device;
 use crate::mailbox::{Bell, Command, Mailbox, QueueId, StartQueue, Stopped};
 use active::{Active, State};
+use memory::Registry;
 use pace::Pace;
 use poller::Poller;
 use ringer::Ringer;
@@ -53,6 +55,8 @@ pub(crate) struct Worker<D: Device> {
     completions: Vec<Completion>,
     poller: Poller,
     syncs: Syncs,
+    /// Guest memory in the engine's table of registered buffers.
+    memory: Registry,
     /// Some queue is counted or limited: turns have a time.
     timed: bool,
     /// The queue that is served first, so that none is always the last to get
@@ -63,6 +67,7 @@ pub(crate) struct Worker<D: Device> {
 impl<D: Device> Worker<D> {
     pub(crate) fn new(engine: Engine, mailbox: Arc<Mailbox<D>>, poll_limit: Duration) -> Self {
         Self {
+            memory: Registry::new(&engine),
             engine,
             mailbox,
             queues: Vec::new(),
@@ -111,6 +116,12 @@ impl<D: Device> Worker<D> {
             }
             self.syncs
                 .start(|file, token| self.engine.sync(file, token));
+            if self.memory.is_due() {
+                // The disk works on what was popped meanwhile.
+                self.engine.submit(false)?;
+                self.memory.step(&mut self.engine);
+                more = true;
+            }
             let busy = self.is_busy();
             if !more && self.poller.wants_to(busy) {
                 // The kernel has work to start with, so that there is something
@@ -304,6 +315,8 @@ impl<D: Device> Worker<D> {
         active.error = error;
         active.fence_slot = fence;
         active.start_again(&mut self.engine, slot);
+        let device = active.id.device;
+        self.memory.enter(device, active.requests.ring().memory());
         self.queues[slot] = Some(active);
         Ok(())
     }
@@ -380,11 +393,13 @@ impl<D: Device> Worker<D> {
         if let Some(fence) = active.fence_slot.take() {
             self.engine.remove_file(fence);
         }
+        self.memory.leave(active.requests.ring().memory());
         if let State::Stopping { reply, broken } = mem::replace(&mut active.state, State::Broken) {
             // The queue and its hold on guest memory are gone before the
             // session goes on.
             drop(active);
-            let _ = reply.send(Stopped { next_avail, broken });
+            let stopped = Stopped { next_avail, broken };
+            self.memory.once_gone(reply, stopped);
         }
         Ok(())
     }
