@@ -9,14 +9,18 @@ mod control;
 mod device;
 mod disk;
 mod handover;
+mod hotplug;
 mod logger;
 mod options;
+mod sockets;
 
 pub use control::operations;
 pub use device::{BlockDevice, Request};
-pub use disk::{CacheMode, Disk, DiskError, DiskOptions};
+pub use disk::{Abilities, CacheMode, Disk, DiskError, DiskOptions, MEASURING};
 pub use handover::{identity, same_file};
+pub use hotplug::{Hotplug, added, removed};
 pub use logger::start_logging;
 pub use options::{
-    BadOption, Command, DeviceOptions, HELP, MAX_QUEUES, Options, SocketOption, parse,
+    BadOption, Change, Command, DeviceOptions, HELP, MAX_QUEUES, Options, SocketOption, parse,
 };
+pub use sockets::Sockets;

@@ -7,6 +7,7 @@
 //! over from a running one gets its sockets where others bind theirs, and the
 //! sessions once it is ready to serve them.
 
+mod ask;
 mod take_over;
 
 use std::fmt::Display;
@@ -15,20 +16,20 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use log::{Level, info, log, warn};
 use pericarp_block::{
-    BadOption, BlockDevice, Command, DeviceOptions, Disk, HELP, Options, SocketOption, operations,
-    parse, start_logging,
+    BadOption, BlockDevice, Command, DeviceOptions, Disk, HELP, Hotplug, MEASURING, Options,
+    SocketOption, Sockets, operations, parse, start_logging,
 };
 use pericarp_confine::{Measure, Namespaces, Profile, SocketFile};
 use pericarp_control::Server as Control;
 use pericarp_vhost::{
-    CrashSafety, Ending, Endpoint, Giver, InflightFile, Limits, Meeting, Overseen, Oversight, Pool,
-    PoolOptions, RecordOf, Reopener, Server, Stop, causes,
+    CrashSafety, Ending, Endpoint, Fleet, FleetError, InflightFile, Limits, Meeting, Oversight,
+    Pool, PoolOptions, RecordOf, Reopener, Server, Stop, causes,
 };
 
 const PROGRAM: &str = "pericarp-block";
@@ -39,6 +40,9 @@ const RING_DEPTH: u32 = 256;
 /// Threads the kernel may use for one worker where a disk's file system makes
 /// it wait for every read: so many reads go on at a time.
 const MAX_THREADS: u32 = 64;
+
+/// Room in the workers' tables for disks that are added: 255 of one queue.
+const MORE_DISKS: u32 = 255 * 5;
 
 /// `BLKDISCARD`, for the synchronous engine.
 const BLKDISCARD: u32 = 0x1277;
@@ -79,6 +83,7 @@ fn main() -> ExitCode {
             "  \"features\": [\n    \"read-only\",\n    \"blk-file\"\n  ]\n}\n"
         )),
         Ok(Command::Serve(options)) => serve(&options),
+        Ok(Command::Ask { control, change }) => ask::ask(&control, &change),
         Err(mistake) => Err(Failure::input(mistake)),
     };
     match done {
@@ -107,7 +112,8 @@ fn serve(options: &Options) -> Result<(), Failure> {
     check_cpus(&options.cpus)?;
     let disks = open_disks(options)?;
     let commands = disks.iter().any(Disk::discards_by_command);
-    let threads = disks.iter().any(Disk::needs_threads).then_some(MAX_THREADS);
+    let waits = disks.iter().any(Disk::needs_threads) || options.control.is_some();
+    let threads = waits.then_some(MAX_THREADS);
     let devices = make_devices(options, disks);
     let records = match &options.take_over {
         None => open_records(options, None)?,
@@ -117,12 +123,11 @@ fn serve(options: &Options) -> Result<(), Failure> {
 
     let stop = Stop::new().map_err(|e| Failure::run_time(format_args!("signals: {e}")))?;
     raise_descriptor_limit();
-    let queues: u32 = options.devices.iter().map(|d| u32::from(d.queues)).sum();
     let pool = Pool::new(&PoolOptions {
         workers: options.workers,
         engine: options.engine,
         depth: RING_DEPTH,
-        files: 4 * queues + options.devices.len() as u32,
+        files: table_size(options),
         poll_limit: options.poll_limit,
         commands,
         threads,
@@ -130,7 +135,7 @@ fn serve(options: &Options) -> Result<(), Failure> {
     })
     .map_err(|e| Failure::run_time(causes(&e)))?;
 
-    let mut sockets = Vec::new();
+    let sockets = Arc::new(Mutex::new(Sockets::default()));
     let mut ours = options.take_over.is_none();
     let result = bind_and_run(
         options,
@@ -138,18 +143,32 @@ fn serve(options: &Options) -> Result<(), Failure> {
         records,
         (pool, commands),
         &stop,
-        (&mut sockets, &mut ours),
+        (&sockets, &mut ours),
     );
     if !ours {
         // Another process listens there.
         return result;
     }
-    for socket in sockets {
-        if let Err(e) = socket.remove() {
-            warn!("cannot remove a socket: {e}");
-        }
-    }
+    lock(&sockets).remove();
     result
+}
+
+/// Descriptors that a worker registers: four for each queue and one for each
+/// disk. Where disks may be added there is room for some, as far as the limit
+/// of open files goes, which is that of the table, too.
+fn table_size(options: &Options) -> u32 {
+    let queues: u32 = options.devices.iter().map(|d| u32::from(d.queues)).sum();
+    let needed = 4 * queues + options.devices.len() as u32;
+    if options.control.is_none() {
+        return needed;
+    }
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let limit = u32::try_from(limit.unwrap_or(u64::MAX)).unwrap_or(u32::MAX);
+    needed + MORE_DISKS.min(limit.saturating_sub(needed) / 2)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn check_sockets(options: &Options) -> Result<(), Failure> {
@@ -295,7 +314,7 @@ fn oversee(options: &Options, devices: &[Arc<BlockDevice>]) -> Vec<Option<Arc<Ov
 fn bind_control(
     options: &Options,
     inherited: Option<OwnedFd>,
-    sockets: &mut Vec<SocketFile>,
+    sockets: &mut Sockets,
 ) -> Result<Option<UnixListener>, Failure> {
     let Some(path) = &options.control else {
         return Ok(None);
@@ -306,7 +325,7 @@ fn bind_control(
     };
     let endpoint = endpoint.map_err(|e| Failure::input(control_mistake(path, &e)))?;
     let failed = |e| Failure::run_time(format_args!("{}: {e}", path.display()));
-    sockets.push(SocketFile::open(path).map_err(failed)?);
+    sockets.push(None, SocketFile::open(path).map_err(failed)?);
     match endpoint {
         Endpoint::Bound(listener, _) => Ok(Some(listener)),
         _ => Ok(None),
@@ -315,22 +334,13 @@ fn bind_control(
 
 /// What can be asked on the control socket.
 fn make_control(
-    options: &Options,
     listener: UnixListener,
-    devices: &[Arc<BlockDevice>],
-    oversights: &[Option<Arc<Oversight>>],
     pool: &Pool<BlockDevice>,
-    giver: Giver,
+    hotplug: Hotplug,
 ) -> Result<Control, Failure> {
-    let overseen = options.devices.iter().zip(oversights).zip(devices);
-    let disks = overseen.filter_map(|((device, oversight), block)| {
-        let overseen = Overseen {
-            id: device.id.clone(),
-            oversight: oversight.clone()?,
-        };
-        Some((overseen, Arc::clone(block)))
-    });
-    let operations = operations(PROGRAM, disks.collect(), pool.waker());
+    let giver = hotplug.giver.clone();
+    let operations = operations(PROGRAM, &hotplug.fleet, pool.waker());
+    let operations = hotplug.with_operations(operations);
     Control::new(listener, giver.with_operation(operations))
         .map_err(|e| Failure::run_time(format_args!("control socket: {e}")))
 }
@@ -341,7 +351,7 @@ fn bind_and_run(
     mut records: Option<InflightFile>,
     (pool, commands): (Pool<BlockDevice>, bool),
     stop: &Stop,
-    (sockets, ours): (&mut Vec<SocketFile>, &mut bool),
+    (sockets, ours): (&Arc<Mutex<Sockets>>, &mut bool),
 ) -> Result<(), Failure> {
     let mut servers = Vec::new();
     let oversights = oversee(options, devices);
@@ -365,7 +375,7 @@ fn bind_and_run(
         if let Some(path) = endpoint.path() {
             let file = SocketFile::open(path)
                 .map_err(|e| Failure::run_time(format_args!("{}: {e}", path.display())))?;
-            sockets.push(file);
+            lock(sockets).push(Some(&device.id), file);
         }
         if options.control.is_some() {
             endpoints.push(endpoint.descriptor().map_err(descriptors_failed)?);
@@ -375,28 +385,43 @@ fn bind_and_run(
     }
     let mut reopener = Reopener::new().map_err(|e| e.to_string());
     let meeting = Meeting::new(devices.len()).map_err(descriptors_failed)?;
-    let control = match bind_control(options, inherited_control, sockets)? {
+    let fleet = Fleet::new(&pool, &meeting, stop);
+    let listener = bind_control(options, inherited_control, &mut lock(sockets))?;
+    let control = match listener {
         None => None,
         Some(listener) => {
-            let sockets = (endpoints, &listener);
+            let passed = (endpoints, &listener);
             let giver =
-                take_over::giver(options, devices, sockets, records.as_ref(), &meeting, stop)?;
+                take_over::giver(options, devices, passed, records.as_ref(), &meeting, stop)?;
             servers.iter_mut().for_each(|s| s.hand_over_at(&meeting));
-            let (devices, oversights) = (devices, &oversights);
-            let control = make_control(options, listener, devices, oversights, &pool, giver)?;
-            Some(control)
+            let hotplug = Hotplug {
+                fleet: fleet.clone(),
+                giver,
+                sockets: Arc::clone(sockets),
+                commands,
+                records: records.is_some(),
+            };
+            Some(make_control(listener, &pool, hotplug)?)
         }
     };
     if options.confine {
+        let mut ioctls = Vec::new();
+        if commands {
+            ioctls.push(BLKDISCARD);
+        }
+        if control.is_some() {
+            // Of block devices that are added.
+            ioctls.extend(MEASURING);
+        }
         let profile = Profile {
             // Of the records of requests in flight: their memory and its lock.
             syscalls: &[libc::SYS_memfd_create, libc::SYS_ftruncate, libc::SYS_flock],
-            ioctls: if commands { &[BLKDISCARD] } else { &[] },
+            ioctls: &ioctls,
             namespaces: Namespaces::ALL,
         };
         let confinement = pericarp_confine::enter_reopening(
             &profile,
-            sockets,
+            lock(sockets).files(),
             reopener.as_ref().ok().map(|r| r.as_fd()),
         )
         .map_err(|e| Failure::run_time(format_args!("cannot confine itself: {}", causes(&e))))?;
@@ -421,6 +446,7 @@ fn bind_and_run(
             None
         }
     };
+    fleet.keep_records(reopener.clone());
     for (index, server) in servers.iter_mut().enumerate() {
         server.keep_records(CrashSafety {
             reopener: reopener.clone(),
@@ -438,19 +464,22 @@ fn bind_and_run(
             .map_err(|e| take_over::failure(path, &e))?;
         *ours = true;
     }
-    let mut sessions = Vec::new();
-    for server in servers {
-        let thread = server.start(stop);
-        sessions.push(thread.map_err(|e| Failure::run_time(format_args!("threads: {e}")))?);
+    for (device, server) in options.devices.iter().zip(servers) {
+        let started = fleet.start(&device.id, server);
+        started.map_err(|e: FleetError| Failure::run_time(format_args!("threads: {e}")))?;
     }
+    let mut control_thread = None;
     if let Some(control) = control {
         let thread = stop
             .event()
             .try_clone_to_owned()
             .and_then(|s| control.start(s));
-        sessions.push(thread.map_err(|e| Failure::run_time(format_args!("threads: {e}")))?);
+        let thread = thread.map_err(|e| Failure::run_time(format_args!("threads: {e}")))?;
+        control_thread = Some(thread);
     }
     let ending = stop.wait();
+    let mut sessions = fleet.end();
+    sessions.extend(control_thread);
     let drained = drain(ending, &sessions);
     // Another process listens on them now: not ours to remove.
     *ours = !meeting.is_over();

@@ -13,6 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::connection::{Connection, Fate};
+use crate::errands::Errands;
 use crate::operations::Operations;
 
 /// Peers served at once.
@@ -32,6 +33,7 @@ const STACK: usize = 256 * 1024;
 pub struct Server {
     listener: UnixListener,
     operations: Operations,
+    errands: Errands,
     peers: Vec<Peer>,
     /// Counts turns in which somebody moved; a clock for "silent longest".
     turn: u64,
@@ -49,12 +51,13 @@ impl Server {
     /// Serves `operations` to whoever connects to `listener`.
     ///
     /// # Errors
-    /// The kernel's refusal to make the listener non-blocking.
+    /// The kernel's refusal to make the listener non-blocking, or an eventfd.
     pub fn new(listener: UnixListener, operations: Operations) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         Ok(Self {
             listener,
             operations,
+            errands: Errands::new()?,
             peers: Vec::new(),
             turn: 0,
             full: false,
@@ -97,6 +100,7 @@ impl Server {
         let mut fds = vec![
             PollFd::new(stop, PollFlags::IN),
             PollFd::new(&self.listener, listening),
+            PollFd::new(&self.errands, PollFlags::IN),
         ];
         fds.extend(
             self.peers
@@ -114,16 +118,23 @@ impl Server {
         self.turn += 1;
         // Those who spoke before those who come: a newcomer can take a place.
         let mut index = 0;
-        for ready in &ready[2..] {
+        for ready in &ready[3..] {
             if *ready {
                 let peer = &mut self.peers[index];
                 peer.moved = self.turn;
-                if peer.connection.ready(&mut self.operations) == Fate::Goes {
+                let fate = peer.connection.ready(&mut self.operations, &self.errands);
+                if fate == Fate::Goes {
                     self.peers.remove(index);
                     continue;
                 }
             }
             index += 1;
+        }
+        if ready[2] {
+            self.errands.silence();
+            let (operations, errands) = (&mut self.operations, &self.errands);
+            self.peers
+                .retain_mut(|peer| peer.connection.look(operations, errands) == Fate::Stays);
         }
         if ready[1] {
             self.admit();

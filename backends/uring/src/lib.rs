@@ -113,8 +113,9 @@ pub struct EngineOptions {
     pub files: u32,
     /// [`Engine::discard`] is used: a ring without it is allowed less.
     pub commands: bool,
-    /// Threads the kernel may use for operations that would block, where its
-    /// own limit (four per CPU) is less than the depth wanted.
+    /// Threads the kernel may use once a file comes that makes whoever starts
+    /// an operation wait ([`Engine::expect_waiting`]): its own limit (four per
+    /// CPU) is less than the depth wanted.
     pub threads: Option<u32>,
 }
 

@@ -26,6 +26,8 @@ const REGISTER_OPS: [u8; 3] = [
     20, // IORING_REGISTER_RING_FDS
     21, // IORING_UNREGISTER_RING_FDS
 ];
+/// The limit of the kernel's threads, where a file may come that needs more.
+const REGISTER_IOWQ_MAX_WORKERS: u8 = 19;
 
 /// Operations a ring may submit.
 const OPERATIONS: [u8; 8] = [
@@ -67,6 +69,8 @@ pub struct Ring {
     can_skip: bool,
     /// Slots of files whose reads and writes would make the submitter wait.
     waits: HashSet<u32>,
+    /// The kernel's threads that such files are to have; none once it was told.
+    threads: Option<u32>,
     /// The timer that runs, and when it ends.
     timer: Option<(u64, Instant)>,
     /// The number of the last timer.
@@ -94,19 +98,18 @@ impl Ring {
             .register_files_sparse(files)
             .or_else(|_| submitter.register_files(&vec![-1; files as usize]))
             .map_err(setup("register files"))?;
-        if let Some(threads) = options.threads {
-            // Reads and writes of files, and all else; the second stays.
-            let mut limits = [threads, 0];
-            submitter
-                .register_iowq_max_workers(&mut limits)
-                .map_err(setup("raise the number of threads"))?;
-        }
         let commands = options.commands.then_some(opcode::UringCmd16::CODE);
+        let late = options.threads.map(|_| REGISTER_IOWQ_MAX_WORKERS);
         let mut restrictions: Vec<Restriction> = OPERATIONS
             .into_iter()
             .chain(commands)
             .map(Restriction::sqe_op)
-            .chain(REGISTER_OPS.into_iter().map(Restriction::register_op))
+            .chain(
+                REGISTER_OPS
+                    .into_iter()
+                    .chain(late)
+                    .map(Restriction::register_op),
+            )
             .collect();
         let fixed = squeue::Flags::FIXED_FILE.bits();
         let skip = squeue::Flags::SKIP_SUCCESS.bits();
@@ -125,6 +128,7 @@ impl Ring {
             watches: HashMap::new(),
             can_skip,
             waits: HashSet::new(),
+            threads: options.threads,
             timer: None,
             timers: 0,
             time: Box::default(),
@@ -169,6 +173,12 @@ impl Ring {
 
     pub(crate) fn expect_waiting(&mut self, slot: FileSlot) {
         self.waits.insert(slot.0);
+        if let Some(threads) = self.threads.take() {
+            // Reads and writes of files, and all else; the second stays. A
+            // kernel that does not know this serves such files, with fewer.
+            let mut limits = [threads, 0];
+            let _ = self.ring.submitter().register_iowq_max_workers(&mut limits);
+        }
     }
 
     /// What keeps an operation on this file from making us wait. The kernel

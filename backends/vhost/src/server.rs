@@ -15,6 +15,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+mod fleet;
+mod presence;
+
 use log::{debug, info, warn};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Mode;
@@ -30,6 +33,8 @@ use crate::pool::{Handles, Pool};
 use crate::records::CrashSafety;
 use crate::session::{Moved, Over, Session};
 use crate::stop::Stop;
+pub use fleet::{Change, Fleet, FleetError};
+use presence::Presence;
 
 /// How long a process that was killed may need to let go of its socket.
 const DYING: Duration = Duration::from_secs(1);
@@ -231,6 +236,7 @@ pub struct Server<D: Device> {
     meeting: Option<Meeting>,
     /// The front end that was there before this process was.
     moved: Option<Moved>,
+    presence: Arc<Presence>,
 }
 
 impl<D: Device> Server<D> {
@@ -246,6 +252,7 @@ impl<D: Device> Server<D> {
             oversight: None,
             meeting: None,
             moved: None,
+            presence: Arc::default(),
         }
     }
 
@@ -285,13 +292,18 @@ impl<D: Device> Server<D> {
     /// # Errors
     /// The kernel's refusal to make a thread.
     pub fn start(self, stop: &Stop) -> io::Result<JoinHandle<()>> {
-        let stop = stop.clone();
-        std::thread::Builder::new()
-            .name(format!("session-{}", self.device_id))
-            .spawn(move || self.run(&stop))
+        self.start_within(stop.clone(), stop)
     }
 
-    fn run(mut self, stop: &Stop) {
+    /// Serves until `stop`; a connected socket's end is that of `program`.
+    fn start_within(self, stop: Stop, program: &Stop) -> io::Result<JoinHandle<()>> {
+        let program = program.clone();
+        std::thread::Builder::new()
+            .name(format!("session-{}", self.device_id))
+            .spawn(move || self.run(&stop, &program))
+    }
+
+    fn run(mut self, stop: &Stop, program: &Stop) {
         let mut over = match self.moved.take() {
             None => None,
             Some(moved) => match moved.connection() {
@@ -320,8 +332,8 @@ impl<D: Device> Server<D> {
                         Over::Ended
                     }
                 });
-                if over == Over::Ended {
-                    stop.request();
+                if over == Over::Ended && !self.presence.is_leaving() {
+                    program.request();
                 }
             }
         }
@@ -336,6 +348,9 @@ impl<D: Device> Server<D> {
     }
 
     fn serve(&self, stream: UnixStream, moved: Option<Moved>, stop: &Stop) -> Over {
+        if !self.presence.arrive() {
+            return Over::Ended;
+        }
         if moved.is_none() {
             info!("device {}: front end connected", self.device_id);
         }
@@ -353,6 +368,7 @@ impl<D: Device> Server<D> {
             session.adopt(moved);
         }
         let over = session.run();
+        self.presence.depart();
         if over == Over::Ended {
             info!("device {}: front end gone", self.device_id);
         }

@@ -4,6 +4,8 @@
 //! line that names the option, the value, the rule and the cure.
 
 mod draft;
+mod line;
+mod request;
 mod values;
 
 use std::collections::HashSet;
@@ -20,6 +22,8 @@ use thiserror::Error;
 
 use crate::disk::DiskOptions;
 use draft::Draft;
+pub use request::Change;
+use request::Request;
 use values::{cpu_list, io_engine, log_level, number, unknown};
 
 /// The most queues one device may have.
@@ -32,7 +36,7 @@ const MAX_WORKERS: usize = 64;
 const MAX_POLL_US: u64 = 1000;
 /// About what it costs to sleep and be woken.
 const POLL_LIMIT: Duration = Duration::from_micros(5);
-/// The most devices of one process: the device number is part of tokens.
+/// The most devices of one process, to begin with and later.
 const MAX_DEVICES: usize = 256;
 
 /// What `--help` prints.
@@ -42,6 +46,8 @@ pericarp-block: vhost-user block devices on files and block devices
 usage:
   pericarp-block --socket-path PATH --blk-file FILE [options]
   pericarp-block --device id=ID,socket=PATH,file=FILE[,key=value...]... [options]
+  pericarp-block --control-path PATH --add-device id=ID,socket=PATH,file=FILE[,...]
+  pericarp-block --control-path PATH --remove-device ID [--force]
 
 one device:
   --socket-path PATH    listen here; a dead socket is replaced, a live one is an error
@@ -63,6 +69,13 @@ many devices:
                         bandwidth=, bandwidth-burst=; may be repeated;
                         a comma in a value is written twice
 
+a running process, which answers at --control-path; prints the line that it answers,
+ends with 2 where it refuses and with 1 where it fails:
+  --add-device KEYS     have it serve another disk; the keys of --device. File and socket
+                        are opened here, with the rights of whoever asks
+  --remove-device ID    have it let go of a disk that no front end is connected to
+  --force               drop the front end, once its requests in flight have ended
+
 the process:
   --workers N           I/O threads, 1 to 64 (default: one per queue, at most one per CPU)
   --cpus LIST           pin the workers to these CPUs in turn, such as 0,2-3
@@ -73,7 +86,8 @@ the process:
   --io-engine ENGINE    auto (default), uring or sync
   --control-path PATH   answer here what one asks and changes while it runs: one JSON
                         object per line, {\"op\":\"stats\"}, and ops version, metrics,
-                        limits, resize, hand-over; HTTP GET /metrics, too
+                        limits, resize, add-device, remove-device, hand-over;
+                        HTTP GET /metrics, too
   --take-over CONTROL   take the front ends of a running pericarp-block over, without a
                         disconnect: CONTROL is its control socket; give the options it
                         was started with, --control-path included
@@ -159,6 +173,13 @@ pub enum Command {
     Version,
     /// Print [`HELP`].
     Help,
+    /// Ask a running program for something.
+    Ask {
+        /// Where it answers.
+        control: PathBuf,
+        /// What it is to do.
+        change: Change,
+    },
 }
 
 fn bad(option: &str, value: impl Display, rule: impl Into<String>) -> BadOption {
@@ -183,6 +204,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
     let mut confine = true;
     let mut inflight_file = None;
     let (mut control, mut take_over) = (None, None);
+    let mut request = Request::default();
     while let Some(argument) = parser
         .next()
         .map_err(|e| bad("command line", "", format!("{e}; see --help")))?
@@ -218,7 +240,10 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
             "--print-capabilities" => return Ok(Command::Capabilities),
             "--no-confine" => confine = false,
             "--read-only" => single.read_only = Some(true),
-            "--device" => drafts.push(Draft::from_keys(&value()?)?),
+            "--device" => drafts.push(Draft::from_keys("--device", &value()?)?),
+            "--add-device" => request.add = Some(Draft::from_keys("--add-device", &value()?)?),
+            "--remove-device" => request.remove = Some(value()?),
+            "--force" => request.force = true,
             "--poll-us" => {
                 let limit = number(&name, &value()?, 0, MAX_POLL_US)?;
                 poll_limit = Some(Duration::from_micros(limit));
@@ -262,6 +287,9 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
             }
             _ => return Err(unknown(&name)),
         }
+    }
+    if let Some(command) = request.finish(control.as_ref(), &seen, drafts.len())? {
+        return Ok(command);
     }
     if single.touched() {
         if !drafts.is_empty() {

@@ -4,6 +4,7 @@
 //! it is readable the thread brings its queues to rest, leaves its state here
 //! and sleeps until it is told to go on or to go.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -28,6 +29,8 @@ pub(crate) enum Verdict {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Quiet,
+    /// A device comes or goes.
+    Changing,
     /// A new process is there; sessions go on.
     Talking,
     Gathering,
@@ -40,7 +43,9 @@ struct Hall {
     /// Counts gatherings: whoever sleeps through the end of one must not be
     /// taken for somebody of the next.
     round: u64,
-    arrived: Vec<Option<Parcel>>,
+    /// The places of all devices, in the order in which these came.
+    expected: Vec<u16>,
+    arrived: HashMap<u16, Parcel>,
     failed: Option<HandOverError>,
 }
 
@@ -56,7 +61,7 @@ struct Inner {
 pub struct Meeting(Arc<Inner>);
 
 impl Meeting {
-    /// For this many devices. Before confinement.
+    /// For this many devices to begin with. Before confinement.
     ///
     /// # Errors
     /// The kernel's refusal to make an eventfd.
@@ -70,7 +75,8 @@ impl Meeting {
             hall: Mutex::new(Hall {
                 phase: Phase::Quiet,
                 round: 0,
-                arrived: (0..devices).map(|_| None).collect(),
+                expected: (0..devices).filter_map(|n| n.try_into().ok()).collect(),
+                arrived: HashMap::new(),
                 failed: None,
             }),
             moved: Condvar::new(),
@@ -93,9 +99,7 @@ impl Meeting {
         if hall.phase == Phase::Gathering {
             match parcel {
                 Ok(parcel) => {
-                    if let Some(place) = hall.arrived.get_mut(usize::from(device)) {
-                        *place = Some(parcel);
-                    }
+                    hall.arrived.insert(device, parcel);
                 }
                 Err(error) => hall.failed = Some(error),
             }
@@ -116,16 +120,54 @@ impl Meeting {
     /// One new process at a time.
     pub(super) fn open(&self) -> Result<Round<'_>, HandOverError> {
         let mut hall = self.hall();
-        if hall.phase != Phase::Quiet {
-            let text = "a hand-over goes on already: wait for its end".to_owned();
-            return Err(HandOverError::Refused(text));
-        }
+        hall.be_quiet()?;
         hall.phase = Phase::Talking;
         Ok(Round(self))
     }
 
+    /// A device comes or goes: nobody takes over meanwhile.
+    pub(crate) fn change(&self) -> Result<Changing<'_>, HandOverError> {
+        let mut hall = self.hall();
+        hall.be_quiet()?;
+        hall.phase = Phase::Changing;
+        Ok(Changing(self))
+    }
+
+    /// A device has come to this place.
+    pub(crate) fn expect(&self, device: u16) {
+        self.hall().expected.push(device);
+    }
+
+    /// The device in this place has gone.
+    pub(crate) fn forget(&self, device: u16) {
+        self.hall().expected.retain(|place| *place != device);
+    }
+
     fn hall(&self) -> MutexGuard<'_, Hall> {
         self.0.hall.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Hall {
+    /// An error while something goes on that must not be disturbed.
+    fn be_quiet(&self) -> Result<(), HandOverError> {
+        let text = match self.phase {
+            Phase::Quiet => return Ok(()),
+            Phase::Changing => "a device is being added or removed: ask again in a moment",
+            Phase::Talking | Phase::Gathering => "a hand-over goes on already: wait for its end",
+            Phase::Gone => "another program has taken over: ask that one",
+        };
+        Err(HandOverError::Refused(text.to_owned()))
+    }
+}
+
+/// A device comes or goes.
+#[derive(Debug)]
+pub(crate) struct Changing<'a>(&'a Meeting);
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        self.0.hall().phase = Phase::Quiet;
     }
 }
 
@@ -150,8 +192,11 @@ impl Round<'_> {
             if let Some(error) = hall.failed.take() {
                 return Err(error);
             }
-            if hall.arrived.iter().all(Option::is_some) {
-                return Ok(hall.arrived.iter_mut().filter_map(Option::take).collect());
+            let Hall {
+                expected, arrived, ..
+            } = &mut *hall;
+            if expected.iter().all(|place| arrived.contains_key(place)) {
+                return Ok(expected.iter().filter_map(|p| arrived.remove(p)).collect());
             }
             alive()?;
             if Instant::now() > end {
@@ -177,7 +222,7 @@ impl Drop for Round<'_> {
             let _ = rustix::io::read(&self.0.0.summons, &mut [0; 8]);
         }
         hall.failed = None;
-        hall.arrived.iter_mut().for_each(|place| *place = None);
+        hall.arrived.clear();
         self.0.0.moved.notify_all();
     }
 }

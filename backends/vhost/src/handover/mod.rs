@@ -49,7 +49,7 @@ use thiserror::Error;
 
 pub use give::{Estate, Giver};
 pub use meeting::Meeting;
-pub(crate) use meeting::Verdict;
+pub(crate) use meeting::{Changing, Verdict};
 pub(crate) use state::{
     Descriptor, DeviceState, Fds, Parcel, RecordsState, RegionState, SessionState, VringState,
 };
