@@ -211,7 +211,15 @@ mod tests {
             let listener = UnixListener::bind(&path).unwrap();
             let flags = rustix::event::EventfdFlags::CLOEXEC;
             let stop = rustix::event::eventfd(0, flags).unwrap();
-            let operations = Operations::new("prog", "1", || "m 1\n".repeat(1 << 18));
+            let operations = Operations::new("prog", "1", || "m 1\n".repeat(1 << 18)).with_errand(
+                "wait",
+                |arguments, descriptors| {
+                    let ms = arguments.get("ms").and_then(serde_json::Value::as_u64);
+                    std::thread::sleep(Duration::from_millis(ms.unwrap_or(0)));
+                    let count = serde_json::json!(descriptors.len());
+                    Ok(serde_json::Map::from_iter([("count".to_owned(), count)]))
+                },
+            );
             let server = Server::new(listener, operations).unwrap();
             let thread = Some(server.start(stop.try_clone().unwrap()).unwrap());
             Self { path, stop, thread }
@@ -250,6 +258,31 @@ mod tests {
         let mut byte = [0];
         assert_eq!(silent[0].read(&mut byte).unwrap(), 0, "closed by us");
         assert!(silent[MOST_PEERS].as_raw_fd() > 0);
+    }
+
+    #[test]
+    fn only_who_sent_an_errand_out_waits_for_it() {
+        let rig = Rig::new();
+        let mut peer = rig.peer();
+        peer.write_all(b"{\"op\":\"wait\",\"ms\":500}\n{\"op\":\"version\"}\n")
+            .unwrap();
+        let begin = std::time::Instant::now();
+        (0..5).for_each(|_| rig.is_served());
+        // Whoever goes leaves its errand behind, and there are not too many.
+        for _ in 0..20 {
+            rig.peer()
+                .write_all(b"{\"op\":\"wait\",\"ms\":800}\n")
+                .unwrap();
+        }
+        rig.is_served();
+        let mut late = rig.peer();
+        late.write_all(b"{\"op\":\"wait\"}\n").unwrap();
+        let mut lines = BufReader::new(late).lines();
+        let refused = lines.next().unwrap().unwrap();
+        assert!(begin.elapsed() > Duration::from_millis(700) || refused.contains("too much"));
+        let mut lines = BufReader::new(peer).lines();
+        assert_eq!(lines.next().unwrap().unwrap(), "{\"count\":0,\"ok\":true}");
+        assert!(lines.next().unwrap().unwrap().contains("\"version\":\"1\""));
     }
 
     #[test]

@@ -293,4 +293,39 @@ mod tests {
         drop(round);
         assert_eq!(session.join().unwrap(), Verdict::Stay);
     }
+
+    #[test]
+    fn devices_come_and_go_between_hand_overs() {
+        let meeting = Meeting::new(2).unwrap();
+        let round = meeting.open().unwrap();
+        assert!(meeting.change().is_err(), "somebody takes over");
+        drop(round);
+        let change = meeting.change().unwrap();
+        assert!(meeting.open().is_err(), "a device comes");
+        meeting.forget(0);
+        meeting.expect(7);
+        meeting.expect(0);
+        drop(change);
+        // In the order in which they came, not that of their places.
+        let round = meeting.open().unwrap();
+        std::thread::scope(|scope| {
+            for device in [0, 1, 7] {
+                let meeting = &meeting;
+                scope.spawn(move || {
+                    let mut parcel = Parcel::idle(None);
+                    parcel.state.limits = Some([device, 0, 0, 0]);
+                    while rustix::io::read(meeting.summons(), &mut [0; 8]).is_err() {
+                        std::thread::yield_now();
+                    }
+                    rustix::io::write(meeting.summons(), &1u64.to_ne_bytes()).unwrap();
+                    meeting.arrive(device as u16, Ok(parcel));
+                });
+            }
+            let parcels = round.gather(Duration::from_secs(10), || Ok(())).unwrap();
+            let order: Vec<_> = parcels.iter().map(|p| p.state.limits.unwrap()[0]).collect();
+            assert_eq!(order, [1, 7, 0]);
+            round.leave();
+        });
+        assert!(meeting.change().is_err(), "it is over");
+    }
 }
