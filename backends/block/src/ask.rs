@@ -62,12 +62,11 @@ fn add(control: &Path, device: &DeviceOptions) -> Result<(), Failure> {
     let stream = connect(control)?;
     let endpoint = Endpoint::bind(path).map_err(|e| mistake("socket", path, &e))?;
     let ours = SocketFile::open(path).map_err(failed)?;
-    let answer = offer(&stream, device, &disk, &endpoint, path)
-        .and_then(|answer| conclude(&format!("--add-device id {}", device.id), &answer));
-    if answer.is_err() {
+    let answer = offer(&stream, device, &disk, &endpoint, path);
+    if !answer.as_ref().is_ok_and(|answer| agrees(&parsed(answer))) {
         ours.remove().map_err(failed)?;
     }
-    answer
+    conclude(&format!("--add-device id {}", device.id), &answer?)
 }
 
 fn offer(
@@ -133,12 +132,25 @@ fn exchange(
     Ok(answer)
 }
 
+/// An answer, or null for what is none.
+fn parsed(answer: &str) -> Value {
+    serde_json::from_str(answer).unwrap_or_default()
+}
+
+fn agrees(answer: &Value) -> bool {
+    answer["ok"] == Value::Bool(true)
+}
+
 /// Shows the answer; a refusal becomes the program's own.
 fn conclude(asked: &str, answer: &str) -> Result<(), Failure> {
-    let said: Value = serde_json::from_str(answer)
-        .map_err(|_| Failure::run_time("the running program ended, or is none of ours"))?;
+    let said = parsed(answer);
+    if !said.is_object() {
+        return Err(Failure::run_time(
+            "the running program ended, or is none of ours",
+        ));
+    }
     print(&format!("{}\n", answer.trim_end()))?;
-    if said["ok"] == Value::Bool(true) {
+    if agrees(&said) {
         return Ok(());
     }
     let error = said["error"].as_str().unwrap_or("refused");

@@ -76,10 +76,6 @@ impl Hotplug {
         let options = DeviceOptions::from_members(&members).map_err(|e| mistake(e.to_string()))?;
         let id = options.id.as_str();
         self.may_change("give it to another process")?;
-        let change = self.fleet.change().map_err(|e| refused(id, &e))?;
-        change
-            .check(id, options.queues)
-            .map_err(|e| refused(id, &e))?;
         let endpoint = Endpoint::from_descriptor(socket)
             .map_err(|e| mistake(format!("descriptor of the socket: {e}")))?;
         if !matches!(endpoint, Endpoint::Listening(_)) {
@@ -91,9 +87,6 @@ impl Hotplug {
             let rule =
                 "it is not a socket: open the path that the socket was bound to, with O_PATH";
             return Err(mistake(format!("descriptor of the socket's file: {rule}")));
-        }
-        if self.giver.listens_on(&named(&socket)) {
-            return Err(mistake("socket: another device listens there"));
         }
         let disk = Disk::given(disk, &options.disk, abilities).map_err(|rule| {
             let file = options.disk.file.display();
@@ -108,6 +101,11 @@ impl Hotplug {
         let identity = device_identity(&options, &device, named(&socket)).map_err(failed)?;
         let listener = endpoint.descriptor().map_err(failed)?;
         let oversight = Arc::new(Oversight::new(&options.limits).counting(&*device));
+        // What may wait for a file system has been done: others may change now.
+        let change = self.fleet.change().map_err(|e| refused(id, &e))?;
+        if self.giver.listens_on(&identity.socket) {
+            return Err(mistake("socket: another device listens there"));
+        }
         change
             .add(id, endpoint, device, Some(oversight))
             .map_err(|e| refused(id, &e))?;

@@ -10,19 +10,32 @@ use std::io;
 use log::warn;
 use pericarp_confine::SocketFile;
 
+/// Whose socket it is.
+#[derive(Debug, PartialEq, Eq)]
+enum Owner {
+    Program,
+    Device(String),
+    /// It is removed; its directory is still within reach.
+    Nobody,
+}
+
 /// All of them.
 #[derive(Debug, Default)]
 pub struct Sockets {
     files: Vec<SocketFile>,
-    /// The device of each; none for the control socket.
-    owners: Vec<Option<String>>,
+    /// Of each.
+    owners: Vec<Owner>,
+    /// So many were there before confinement. They stay, for their directories.
+    first: usize,
 }
 
 impl Sockets {
     /// One more, of this device.
     pub fn push(&mut self, device: Option<&str>, file: SocketFile) {
         self.files.push(file);
-        self.owners.push(device.map(str::to_owned));
+        let device = device.map(|id| Owner::Device(id.to_owned()));
+        self.owners.push(device.unwrap_or(Owner::Program));
+        self.first = self.files.len();
     }
 
     /// For confinement, which leaves the right to remove them.
@@ -36,7 +49,8 @@ impl Sockets {
         let found = self.files.iter().find_map(|file| file.beside(name, id));
         let within_reach = found.is_some();
         if let Some(file) = found {
-            self.push(Some(device), file);
+            self.files.push(file);
+            self.owners.push(Owner::Device(device.to_owned()));
         }
         within_reach
     }
@@ -47,18 +61,24 @@ impl Sockets {
     /// The kernel's refusal. Success says whether it is removed now.
     pub(crate) fn remove_of(&mut self, device: &str) -> io::Result<bool> {
         let mut owners = self.owners.iter();
-        let Some(index) = owners.position(|owner| owner.as_deref() == Some(device)) else {
+        let owns = |owner: &Owner| matches!(owner, Owner::Device(id) if id == device);
+        let Some(index) = owners.position(owns) else {
             return Ok(false);
         };
+        if index < self.first {
+            self.owners[index] = Owner::Nobody;
+            return self.files[index].remove();
+        }
         self.owners.remove(index);
         self.files.remove(index).remove()
     }
 
     /// Removes all.
     pub fn remove(&mut self) {
-        self.owners.clear();
-        for file in self.files.drain(..) {
-            if let Err(e) = file.remove() {
+        for (file, owner) in self.files.iter().zip(&mut self.owners) {
+            if std::mem::replace(owner, Owner::Nobody) != Owner::Nobody
+                && let Err(e) = file.remove()
+            {
                 warn!("cannot remove a socket: {e}");
             }
         }

@@ -14,6 +14,8 @@ use std::time::Duration;
 use pericarp_tests::bounded::poll;
 use pericarp_tests::client::Client;
 use pericarp_tests::frontend::Op;
+use pericarp_tests::parts::Part;
+use pericarp_tests::process::{Process, command};
 use pericarp_tests::verified::Load;
 use rig::{Rig, SOON, listens};
 use rustix::process::Signal;
@@ -191,4 +193,71 @@ fn nothing_of_a_removed_disk_stays() {
     eprintln!("descriptors, threads, KiB: {before:?} -> {after:?}");
     assert!(after.2 < before.2 + 512, "{before:?} -> {after:?}");
     rig.connect("a").request(0, &Op::Flush).unwrap();
+}
+
+/// A directory that a socket of the start lies in stays within reach when that
+/// is gone, and only such directories are.
+#[test]
+fn sockets_in_other_directories() {
+    let Some(rig) = Rig::start("sockets_in_other_directories", &[]) else {
+        return;
+    };
+    let directory = rig.scratch.path("near");
+    std::fs::create_dir(&directory).unwrap();
+    std::fs::create_dir(rig.scratch.path("far")).unwrap();
+    // Another program, with its first disk's socket in a directory of its own.
+    let near = |id: &str| directory.join(format!("{id}.sock"));
+    let file = |id: &str| rig.scratch.path(id).display().to_string();
+    let first = format!(
+        "--device=id=x,file={},socket={}",
+        file("b"),
+        near("x").display()
+    );
+    let control = directory.with_file_name("other");
+    let mut program = command(&Part::PERICARP_BLOCK.find().unwrap());
+    program
+        .arg(first)
+        .arg(format!("--control-path={}", control.display()));
+    let mut serving = Process::start(&mut program, Duration::from_secs(60)).unwrap();
+    assert!(poll(SOON, || control.exists().then_some(())).is_some());
+    let ask = |options: &[&str]| {
+        let mut client = command(&Part::PERICARP_BLOCK.find().unwrap());
+        client.arg(format!("--control-path={}", control.display()));
+        let output = client.args(options).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    assert_eq!(ask(&["--remove-device=x"])["socket"], "removed");
+    for _ in 0..2 {
+        let again = format!(
+            "--add-device=id=x,file={},socket={}",
+            file("b"),
+            near("x").display()
+        );
+        ask(&[&again]);
+        assert_eq!(ask(&["--remove-device=x"])["socket"], "removed");
+        assert!(!near("x").exists());
+    }
+    let far = rig.scratch.path("far/y.sock");
+    let other = format!(
+        "--add-device=id=y,file={},socket={}",
+        file("b"),
+        far.display()
+    );
+    for _ in 0..2 {
+        // The dead socket that stays is replaced.
+        ask(&[&other]);
+        assert!(listens(&far));
+        assert_eq!(ask(&["--remove-device=y", "--force"])["socket"], "left");
+        assert!(far.exists() && !listens(&far));
+    }
+    let last = format!(
+        "--add-device=id=z,file={},socket={}",
+        file("b"),
+        near("z").display()
+    );
+    ask(&[&last]);
+    serving.signal(Signal::TERM);
+    assert_eq!(serving.wait(SOON).unwrap().code(), Some(0));
+    assert!(!near("z").exists() && !control.exists());
 }

@@ -21,7 +21,7 @@ use crate::pool::{Handles, Pool};
 use crate::records::{CrashSafety, Reopener};
 use crate::stop::Stop;
 
-/// The most devices: their numbers have a byte's worth of places.
+/// The most devices, to begin with and later.
 const MOST: u16 = 256;
 
 /// How long a device may take to leave before the operator is told to ask again.
@@ -55,8 +55,8 @@ pub enum FleetError {
     #[error("its requests have not ended within {LIMIT:?}; it leaves when they have: ask again")]
     Lingers,
     /// Another process takes all devices over.
-    #[error(transparent)]
-    HandOver(#[from] HandOverError),
+    #[error("{0}")]
+    Busy(String),
     /// The program ends.
     #[error("the program is ending")]
     Ending,
@@ -163,12 +163,16 @@ impl<D: Device> Fleet<D> {
     /// changes wait.
     ///
     /// # Errors
-    /// [`FleetError::HandOver`] while another process takes over.
+    /// [`FleetError::Busy`] while another process takes over.
     pub fn change(&self) -> Result<Change<'_, D>, FleetError> {
         let turn = lock(&self.0.changing);
+        let changing = self.0.meeting.change().map_err(|error| match error {
+            HandOverError::Refused(text) => FleetError::Busy(text),
+            other => FleetError::Busy(other.to_string()),
+        })?;
         Ok(Change {
+            _changing: changing,
             _turn: turn,
-            _changing: self.0.meeting.change()?,
             fleet: self,
         })
     }
@@ -215,14 +219,6 @@ pub struct Change<'a, D: Device> {
 }
 
 impl<D: Device> Change<'_, D> {
-    /// Says whether a device could come, without changing anything.
-    ///
-    /// # Errors
-    /// [`FleetError`] where it could not.
-    pub fn check(&self, id: &str, queues: u16) -> Result<(), FleetError> {
-        self.place(id, queues, 1).map(drop)
-    }
-
     /// A free place for such a device.
     fn place(&self, id: &str, queues: u16, files: usize) -> Result<u16, FleetError> {
         let members = self.fleet.members();
