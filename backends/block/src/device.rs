@@ -11,6 +11,7 @@ mod space;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use log::warn;
 use pericarp_ring::{Buffer, Chain, ChainError};
 use pericarp_vhost::{Account, ConfigRefused, Device, Step};
 
@@ -353,6 +354,13 @@ impl Device for BlockDevice {
         // A driver that can flush starts with the cache on.
         self.writeback
             .store(features & feature::FLUSH != 0, Ordering::Relaxed);
+    }
+
+    fn refresh(&self) {
+        // What cannot be measured stays, as it does where an operator asks.
+        if let Err(error) = self.resize() {
+            warn!("a disk's size stays what it was at the start: {error}");
+        }
     }
 
     fn resumed(&self, features: u64, config: &[u8]) {

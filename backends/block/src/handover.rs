@@ -41,6 +41,7 @@ pub(crate) fn device_identity(
         queues: option.queues,
         queue_size: option.queue_size,
         read_only: option.disk.read_only,
+        geometry: device.promises(),
     })
 }
 

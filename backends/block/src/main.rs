@@ -8,28 +8,32 @@
 //! sessions once it is ready to serve them.
 
 mod ask;
+mod prepare;
 mod take_over;
 
 use std::fmt::Display;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use log::{Level, info, log, warn};
+use log::{Level, log, warn};
 use pericarp_block::{
-    BadOption, BlockDevice, Command, DeviceOptions, Disk, HELP, Hotplug, MEASURING, Options,
-    SocketOption, Sockets, operations, parse, start_logging,
+    BlockDevice, Command, Disk, HELP, Hotplug, MEASURING, Options, SocketOption, Sockets,
+    operations, parse, start_logging,
 };
 use pericarp_confine::{Measure, Namespaces, Profile, SocketFile};
 use pericarp_control::Server as Control;
 use pericarp_vhost::{
-    CrashSafety, Ending, Endpoint, Fleet, FleetError, InflightFile, Limits, Meeting, Oversight,
-    Pool, PoolOptions, RecordOf, Reopener, Server, Stop, causes,
+    CrashSafety, Ending, Endpoint, Fleet, InflightFile, Meeting, Pool, PoolOptions, Reopener,
+    Server, Stop, causes,
+};
+use prepare::{
+    check_cpus, check_sockets, control_mistake, make_devices, open_disks, open_records, oversee,
+    raise_descriptor_limit, socket_mistake, table_size,
 };
 
 const PROGRAM: &str = "pericarp-block";
@@ -41,11 +45,11 @@ const RING_DEPTH: u32 = 256;
 /// it wait for every read: so many reads go on at a time.
 const MAX_THREADS: u32 = 64;
 
-/// Room in the workers' tables for disks that are added: 255 of one queue.
-const MORE_DISKS: u32 = 255 * 5;
-
 /// `BLKDISCARD`, for the synchronous engine.
 const BLKDISCARD: u32 = 0x1277;
+
+/// Operations of the control socket that change what a new process takes over.
+const CHANGING: [&str; 2] = ["limits", "resize"];
 
 /// How long requests in flight may take to end after SIGTERM.
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
@@ -153,161 +157,8 @@ fn serve(options: &Options) -> Result<(), Failure> {
     result
 }
 
-/// Descriptors that a worker registers: four for each queue and one for each
-/// disk. Where disks may be added there is room for some, as far as the limit
-/// of open files goes, which is that of the table, too.
-fn table_size(options: &Options) -> u32 {
-    let queues: u32 = options.devices.iter().map(|d| u32::from(d.queues)).sum();
-    let needed = 4 * queues + options.devices.len() as u32;
-    if options.control.is_none() {
-        return needed;
-    }
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    let limit = u32::try_from(limit.unwrap_or(u64::MAX)).unwrap_or(u32::MAX);
-    needed + MORE_DISKS.min(limit.saturating_sub(needed) / 2)
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn check_sockets(options: &Options) -> Result<(), Failure> {
-    for device in &options.devices {
-        if let SocketOption::Path(path) = &device.socket {
-            Endpoint::check(path).map_err(|e| Failure::input(socket_mistake(device, &e)))?;
-        }
-    }
-    if let Some(path) = &options.control {
-        Endpoint::check(path).map_err(|e| Failure::input(control_mistake(path, &e)))?;
-    }
-    Ok(())
-}
-
-/// A queue takes four descriptors, and the default limit is 1024.
-fn raise_descriptor_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        ..limit
-    };
-    if let Err(errno) = setrlimit(Resource::Nofile, raised) {
-        warn!("the limit of open descriptors stays as it is: {errno}");
-    }
-}
-
-/// Every CPU a worker is to be pinned to must be one this process may use.
-fn check_cpus(cpus: &[usize]) -> Result<(), Failure> {
-    let mine = rustix::thread::sched_getaffinity(None)
-        .map_err(|e| Failure::run_time(format_args!("CPU affinity: {e}")))?;
-    match cpus.iter().find(|&&cpu| !mine.is_set(cpu)) {
-        None => Ok(()),
-        Some(cpu) => Err(Failure::input(BadOption {
-            option: "--cpus".to_owned(),
-            value: cpu.to_string(),
-            rule: "not a CPU this process may use: leave it out".to_owned(),
-        })),
-    }
-}
-
-fn open_disks(options: &Options) -> Result<Vec<Disk>, Failure> {
-    let open = |device: &DeviceOptions| {
-        let disk = Disk::open(&device.disk).map_err(|rule| {
-            Failure::input(BadOption {
-                option: spelled(options, "--blk-file", "--device file").to_owned(),
-                value: device.disk.file.display().to_string(),
-                rule: rule.to_string(),
-            })
-        })?;
-        if disk.needs_threads() {
-            info!(
-                "{}: its file system knows no I/O without waiting; \
-                 the kernel may use {MAX_THREADS} threads for each worker",
-                device.disk.file.display()
-            );
-        }
-        Ok(disk)
-    };
-    options.devices.iter().map(open).collect()
-}
-
-fn make_devices(options: &Options, disks: Vec<Disk>) -> Vec<Arc<BlockDevice>> {
-    let make = |(device, disk): (&DeviceOptions, Disk)| {
-        let (queues, size) = (device.queues, device.queue_size);
-        Arc::new(BlockDevice::new(disk, &device.serial, queues, size))
-    };
-    options.devices.iter().zip(disks).map(make).collect()
-}
-
-/// The file for requests in flight, if one was asked for.
-fn open_records(
-    options: &Options,
-    inherited: Option<(OwnedFd, OwnedFd)>,
-) -> Result<Option<InflightFile>, Failure> {
-    let Some(path) = &options.inflight_file else {
-        return Ok(None);
-    };
-    let devices: Vec<RecordOf<'_>> = options
-        .devices
-        .iter()
-        .map(|device| RecordOf {
-            id: &device.id,
-            store: &device.disk.file,
-            queues: device.queues,
-            queue_size: device.queue_size,
-        })
-        .collect();
-    let opened = match inherited {
-        None => InflightFile::open(path, &devices),
-        Some(descriptors) => InflightFile::inherit(path, descriptors, &devices),
-    };
-    opened.map(Some).map_err(|rule| {
-        Failure::input(BadOption {
-            option: "--inflight-file".to_owned(),
-            value: path.display().to_string(),
-            rule: rule.to_string(),
-        })
-    })
-}
-
-/// The name of an option as this command line has it.
-fn spelled<'a>(options: &Options, single: &'a str, key: &'a str) -> &'a str {
-    let only = options.devices.len() == 1 && options.devices[0].id == "disk";
-    if only { single } else { key }
-}
-
-fn socket_mistake(device: &DeviceOptions, rule: &dyn Display) -> BadOption {
-    let (option, value) = match &device.socket {
-        SocketOption::Path(path) => ("--socket-path", path.display().to_string()),
-        SocketOption::Descriptor(n) => ("--fd", n.to_string()),
-    };
-    BadOption {
-        option: option.to_owned(),
-        value,
-        rule: rule.to_string(),
-    }
-}
-
-fn control_mistake(path: &Path, rule: &dyn Display) -> BadOption {
-    BadOption {
-        option: "--control-path".to_owned(),
-        value: path.display().to_string(),
-        rule: rule.to_string(),
-    }
-}
-
-/// What is counted and limited; `None` where nobody asks for either.
-fn oversee(options: &Options, devices: &[Arc<BlockDevice>]) -> Vec<Option<Arc<Oversight>>> {
-    let both = options.devices.iter().zip(devices);
-    both.map(|(device, block)| {
-        let oversight = Oversight::new(&device.limits);
-        if options.control.is_some() {
-            Some(Arc::new(oversight.counting(&**block)))
-        } else {
-            (device.limits != Limits::default()).then(|| Arc::new(oversight))
-        }
-    })
-    .collect()
 }
 
 /// Binds the control socket, if there is to be one.
@@ -341,7 +192,7 @@ fn make_control(
     let giver = hotplug.giver.clone();
     let operations = operations(PROGRAM, &hotplug.fleet, pool.waker());
     let operations = hotplug.with_operations(operations);
-    Control::new(listener, giver.with_operation(operations))
+    Control::new(listener, giver.with_operation(operations, &CHANGING))
         .map_err(|e| Failure::run_time(format_args!("control socket: {e}")))
 }
 
@@ -355,14 +206,15 @@ fn bind_and_run(
 ) -> Result<(), Failure> {
     let mut servers = Vec::new();
     let oversights = oversee(options, devices);
-    let (predecessor, mut inherited, inherited_control) = match take_over::ask(options, devices)? {
-        None => (None, Vec::new().into_iter(), None),
-        Some((predecessor, inheritance)) => {
-            records = open_records(options, inheritance.records)?;
-            let endpoints = inheritance.endpoints.into_iter();
-            (Some(predecessor), endpoints, Some(inheritance.control))
-        }
-    };
+    let (predecessor, mut inherited, inherited_control) =
+        match take_over::ask(options, devices, stop)? {
+            None => (None, Vec::new().into_iter(), None),
+            Some((predecessor, inheritance)) => {
+                records = open_records(options, inheritance.records)?;
+                let endpoints = inheritance.endpoints.into_iter();
+                (Some(predecessor), endpoints, Some(inheritance.control))
+            }
+        };
     let mut endpoints = Vec::new();
     for (index, (device, block)) in options.devices.iter().zip(devices).enumerate() {
         let endpoint = match (&device.socket, inherited.next()) {
@@ -457,39 +309,40 @@ fn bind_and_run(
     let running = pool
         .start(stop)
         .map_err(|e| Failure::run_time(causes(&e)))?;
-    if let (Some(predecessor), Some(path)) = (predecessor, &options.take_over) {
-        // All that takes time is done: from here on its queues stand still.
-        predecessor
-            .take(&mut servers)
-            .map_err(|e| take_over::failure(path, &e))?;
-        *ours = true;
+    let failed = |e| Failure::run_time(format_args!("threads: {e}"));
+    let control = control.map(|control| control.start_when(stop.event().try_clone_to_owned()?));
+    let control = control.transpose().map_err(failed)?;
+    let ids = options.devices.iter().map(|device| device.id.as_str());
+    let servers = ids.zip(servers).collect();
+    match (predecessor, &options.take_over) {
+        (Some(predecessor), Some(path)) => {
+            // All that takes time is done: from here on its queues stand still.
+            let taken = predecessor.take(servers, &fleet);
+            taken.map_err(|e| take_over::failure(path, &e))?;
+        }
+        _ => {
+            let started = fleet.start(servers);
+            started.map_err(|e| Failure::run_time(format_args!("threads: {e}")))?;
+        }
     }
-    for (device, server) in options.devices.iter().zip(servers) {
-        let started = fleet.start(&device.id, server);
-        started.map_err(|e: FleetError| Failure::run_time(format_args!("threads: {e}")))?;
-    }
-    let mut control_thread = None;
-    if let Some(control) = control {
-        let thread = stop
-            .event()
-            .try_clone_to_owned()
-            .and_then(|s| control.start(s));
-        let thread = thread.map_err(|e| Failure::run_time(format_args!("threads: {e}")))?;
-        control_thread = Some(thread);
-    }
+    *ours = true;
+    let control = control.map(|(thread, go)| {
+        let _ = go.send(());
+        thread
+    });
     let ending = stop.wait();
-    let mut sessions = fleet.end();
-    sessions.extend(control_thread);
-    let drained = drain(ending, &sessions);
+    let mut threads = fleet.end();
+    threads.extend(control);
+    let drained = drain(ending, &threads);
     // Another process listens on them now: not ours to remove.
-    *ours = !meeting.is_over();
+    *ours = !meeting.close();
     drained?;
     running.end();
     Ok(())
 }
 
-/// Waits for the sessions to end, once they are told to.
-fn drain(ending: Ending, sessions: &[JoinHandle<()>]) -> Result<(), Failure> {
+/// Waits for sessions and control to end, once they are told to.
+fn drain(ending: Ending, threads: &[JoinHandle<()>]) -> Result<(), Failure> {
     if ending == Ending::Failed {
         // The sessions may wait for a worker that is gone: nothing to drain.
         return Err(Failure::run_time("a worker failed; see above"));
@@ -497,7 +350,7 @@ fn drain(ending: Ending, sessions: &[JoinHandle<()>]) -> Result<(), Failure> {
     // A front end can hold up its session for ever, with memory on a file
     // system of its own for one: what is not drained by now will not be.
     let end = Instant::now() + DRAIN_LIMIT;
-    while !sessions.iter().all(JoinHandle::is_finished) {
+    while !threads.iter().all(JoinHandle::is_finished) {
         if Instant::now() > end {
             let line = format!("requests were still in flight after {DRAIN_LIMIT:?}");
             return Err(Failure::run_time(line));

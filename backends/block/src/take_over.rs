@@ -52,6 +52,7 @@ pub(crate) fn failure(running: &Path, error: &HandOverError) -> Failure {
 pub(crate) fn ask(
     options: &Options,
     devices: &[Arc<BlockDevice>],
+    stop: &Stop,
 ) -> Result<Option<(Predecessor, Inheritance)>, Failure> {
     let Some(running) = &options.take_over else {
         return Ok(None);
@@ -60,7 +61,7 @@ pub(crate) fn ask(
         let rule = format!("{what}: {e}: give the options of the running program");
         mistake(running, rule)
     })?;
-    Predecessor::ask(running, offer)
+    Predecessor::ask(running, offer, stop)
         .map(Some)
         .map_err(|e| failure(running, &e))
 }

@@ -79,6 +79,24 @@ impl Operations {
         self
     }
 
+    /// Has the operations with these names go through `around`, which calls what
+    /// it is given or answers in its place.
+    #[must_use]
+    pub fn around(
+        mut self,
+        names: &[&str],
+        around: impl Fn(&mut dyn FnMut() -> Answer) -> Answer + Clone + Send + 'static,
+    ) -> Self {
+        for (name, operation) in &mut self.named {
+            if names.contains(name) {
+                let around = around.clone();
+                let mut inner = std::mem::replace(operation, Box::new(|_| Ok(Map::new())));
+                *operation = Box::new(move |arguments| around(&mut || inner(arguments)));
+            }
+        }
+        self
+    }
+
     /// Adds an operation that takes the connection over and goes on with it by
     /// itself, unless it refuses. It must not block either.
     #[must_use]
@@ -271,6 +289,23 @@ mod tests {
             assert_eq!(serde_json::from_str::<Value>(&answer).unwrap(), want);
             assert!(!answer.contains('\n'));
         }
+    }
+
+    #[test]
+    fn what_goes_around_an_operation_may_answer_for_it() {
+        let around = |refuse: bool| {
+            let table = table().around(&["echo"], move |operation| {
+                if refuse {
+                    Err("not now".to_owned())
+                } else {
+                    operation()
+                }
+            });
+            let answer = { table }.answer(br#"{"op":"echo","text":1}"#);
+            serde_json::from_str::<Value>(&answer).unwrap()
+        };
+        assert_eq!(around(false), json!({"ok":true,"text":1}));
+        assert_eq!(around(true), json!({"ok":false,"error":"not now"}));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use log::{debug, warn};
@@ -69,10 +70,27 @@ impl Server {
     /// # Errors
     /// The kernel's refusal to make a thread.
     pub fn start(self, stop: OwnedFd) -> io::Result<JoinHandle<()>> {
-        std::thread::Builder::new()
+        let (thread, go) = self.start_when(stop)?;
+        let _ = go.send(());
+        Ok(thread)
+    }
+
+    /// As [`start`](Self::start), once the thread is told to; it ends when it
+    /// never will be.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_when(self, stop: OwnedFd) -> io::Result<(JoinHandle<()>, SyncSender<()>)> {
+        let (go, told) = sync_channel(1);
+        let thread = std::thread::Builder::new()
             .name("control".to_owned())
             .stack_size(STACK)
-            .spawn(move || self.run(&stop))
+            .spawn(move || {
+                if told.recv().is_ok() {
+                    self.run(&stop);
+                }
+            })?;
+        Ok((thread, go))
     }
 
     fn run(mut self, stop: &OwnedFd) {

@@ -137,6 +137,10 @@ pub trait Device: Debug + Send + Sync + 'static {
     /// A session settled on these features. No queue runs yet.
     fn negotiated(&self, features: u64);
 
+    /// Another process served the device until now, and may have changed what
+    /// was looked at when this one started.
+    fn refresh(&self) {}
+
     /// A session goes on that settled on these features with another process,
     /// where the configuration space read like this. What the driver has set in
     /// it counts here, too.

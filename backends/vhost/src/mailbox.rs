@@ -63,6 +63,8 @@ pub(crate) enum Command<D> {
     Start(Box<StartQueue<D>>, SyncSender<Result<(), EngineError>>),
     /// Take no more requests from the queue, finish those in flight, and answer.
     Stop(QueueId, SyncSender<Stopped>),
+    /// Forget a [`Stop`](Self::Stop) that was not answered yet, and drop its sender.
+    GoOn(QueueId),
     /// Signal completions of the queue here from now on. It is answered, so
     /// that a front end cannot fill the mailbox with descriptors.
     SetCall(QueueId, Option<Bell>, SyncSender<Result<(), EngineError>>),

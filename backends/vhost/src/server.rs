@@ -12,6 +12,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -235,7 +236,7 @@ pub struct Server<D: Device> {
     oversight: MaybeOverseen,
     meeting: Option<Meeting>,
     /// The front end that was there before this process was.
-    moved: Option<Moved>,
+    moved: Option<(UnixStream, Moved)>,
     presence: Arc<Presence>,
 }
 
@@ -267,6 +268,7 @@ impl<D: Device> Server<D> {
         state: DeviceState,
         fds: Vec<OwnedFd>,
     ) -> Result<(), HandOverError> {
+        self.device.refresh();
         if let (Some(limits), Some(oversight)) = (state.limits(), &self.oversight) {
             oversight.set_limits(&limits);
         }
@@ -292,28 +294,33 @@ impl<D: Device> Server<D> {
     /// # Errors
     /// The kernel's refusal to make a thread.
     pub fn start(self, stop: &Stop) -> io::Result<JoinHandle<()>> {
-        self.start_within(stop.clone(), stop)
+        let (thread, go) = self.start_when(stop.clone(), stop)?;
+        let _ = go.send(());
+        Ok(thread)
     }
 
-    /// Serves until `stop`; a connected socket's end is that of `program`.
-    fn start_within(self, stop: Stop, program: &Stop) -> io::Result<JoinHandle<()>> {
+    /// A thread that serves until `stop`, once it is told to, and ends when it
+    /// never will be. A connected socket's end is that of `program`.
+    fn start_when(
+        self,
+        stop: Stop,
+        program: &Stop,
+    ) -> io::Result<(JoinHandle<()>, SyncSender<()>)> {
         let program = program.clone();
-        std::thread::Builder::new()
+        let (go, told) = sync_channel(1);
+        let thread = std::thread::Builder::new()
             .name(format!("session-{}", self.device_id))
-            .spawn(move || self.run(&stop, &program))
+            .spawn(move || {
+                if told.recv().is_ok() {
+                    self.run(&stop, &program);
+                }
+            })?;
+        Ok((thread, go))
     }
 
     fn run(mut self, stop: &Stop, program: &Stop) {
-        let mut over = match self.moved.take() {
-            None => None,
-            Some(moved) => match moved.connection() {
-                Ok(stream) => Some(self.serve(stream, Some(moved), stop)),
-                Err(e) => {
-                    warn!("device {}: {e}", self.device_id);
-                    Some(Over::Ended)
-                }
-            },
-        };
+        let moved = self.moved.take();
+        let mut over = moved.map(|(stream, moved)| self.serve(stream, Some(moved), stop));
         match &self.endpoint {
             Endpoint::Bound(listener, _) | Endpoint::Listening(listener) => {
                 while over != Some(Over::Moved) {

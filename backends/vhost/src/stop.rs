@@ -108,6 +108,12 @@ impl Stop {
         }
     }
 
+    /// Readable once a signal came that [`wait`](Self::wait) did not see yet; for
+    /// a part of the program, once it was asked.
+    pub fn signals(&self) -> BorrowedFd<'_> {
+        self.0.signals.as_ref().unwrap_or(&self.0.event).as_fd()
+    }
+
     /// Readable once somebody asked.
     pub fn event(&self) -> BorrowedFd<'_> {
         self.0.event.as_fd()

@@ -24,6 +24,15 @@ pub(super) const CONFIG_BYTES: usize = 60;
 const SEG_MAX_LIMIT: u16 = 254;
 
 impl BlockDevice {
+    /// What requests are made by, as text: all of the space but the size, the
+    /// hints of TOPOLOGY, and what the driver sets.
+    pub(crate) fn promises(&self) -> String {
+        let space = self.config_space();
+        let lasting = [8..24, 34..CONFIG_BYTES].into_iter();
+        let bytes = lasting.flat_map(|range| space[range].to_vec());
+        bytes.map(|byte| format!("{byte:02x}")).collect()
+    }
+
     pub(super) fn config_space(&self) -> Vec<u8> {
         let seg_max = (self.queue_size - 2).min(SEG_MAX_LIMIT);
         let logical = self.disk.logical_block;

@@ -91,12 +91,19 @@ impl Giver {
         self.estate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds `hand-over`.
+    /// Adds `hand-over`. The operations with these names change what is handed
+    /// over: they are refused while that is on its way.
     #[must_use]
-    pub fn with_operation(self, operations: Operations) -> Operations {
-        operations.with_adoption("hand-over", move |arguments, stream| {
-            self.asked(arguments, stream)
-        })
+    pub fn with_operation(self, operations: Operations, changing: &[&str]) -> Operations {
+        let meeting = self.meeting.clone();
+        operations
+            .around(changing, move |operation| {
+                let refused = || Err("a new process is taking over: ask again".to_owned());
+                meeting.quietly(operation).unwrap_or_else(refused)
+            })
+            .with_adoption("hand-over", move |arguments, stream| {
+                self.asked(arguments, stream)
+            })
     }
 
     fn asked(&self, arguments: &Arguments, stream: UnixStream) -> Result<(), String> {
@@ -129,7 +136,8 @@ impl Giver {
 
     fn give(&self, stream: UnixStream) -> Result<(), HandOverError> {
         let stop = self.stop.event().try_clone_to_owned()?;
-        let wire = Wire::new(stream, Some(stop))?;
+        // Only we have any to give.
+        let wire = Wire::new(stream, Some(stop), 0)?;
         let opened = wire
             .check_peer(self.user)
             .and_then(|()| self.meeting.open());
@@ -146,14 +154,17 @@ impl Giver {
         };
         wire.send_line(&json!({"ok": true, "version": VERSION}).to_string())?;
         let talked = self.talk(&wire, |limit| round.gather(limit, || wire.look()));
-        match talked {
-            Ok(()) => {
-                round.leave();
-                Ok(())
-            }
+        // Everybody goes on first, whatever it was that failed.
+        let left = match talked {
+            Ok(()) => round.leave(|| wire.send(&Saying::Yours, &[])),
             Err(error) => {
-                // Everybody goes on first.
                 drop(round);
+                Err(error)
+            }
+        };
+        match left {
+            Ok(()) => Ok(()),
+            Err(error) => {
                 let saying = Saying::Refused {
                     error: match &error {
                         HandOverError::Differs(what) => what.clone(),
@@ -167,8 +178,7 @@ impl Giver {
         }
     }
 
-    /// Success means that it has been handed over: nothing may fail after the
-    /// last message.
+    /// All but the last message.
     fn talk(
         &self,
         wire: &Wire,
@@ -192,8 +202,7 @@ impl Giver {
             return Err(HandOverError::Malformed);
         };
         // Whoever was told to end does not pass on what is to end.
-        wire.look()?;
-        wire.send(&Saying::Yours, &[])
+        wire.look()
     }
 
     fn send_estate(&self, wire: &Wire) -> Result<(), HandOverError> {

@@ -2,7 +2,8 @@
 //!
 //! Each device's thread watches [`Meeting::summons`] between two messages. When
 //! it is readable the thread brings its queues to rest, leaves its state here
-//! and sleeps until it is told to go on or to go.
+//! and sleeps until it is told to go on or to go. What changes devices from
+//! other threads goes through [`Meeting::quietly`], and nothing of it is lost.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,8 +15,8 @@ use rustix::event::{EventfdFlags, eventfd};
 use super::state::Parcel;
 use super::{HandOverError, monotonic};
 
-/// Between two looks at whether the other process still lives.
-const LOOK: Duration = Duration::from_millis(20);
+/// Between two looks at whether the other side still waits or lives.
+pub(crate) const LOOK: Duration = Duration::from_millis(20);
 
 /// What becomes of a session that came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +35,10 @@ enum Phase {
     /// A new process is there; sessions go on.
     Talking,
     Gathering,
+    /// Another process has all of it.
     Gone,
+    /// The program ends before another has it.
+    Closed,
 }
 
 #[derive(Debug)]
@@ -83,9 +87,28 @@ impl Meeting {
         })))
     }
 
-    /// True once another process has all of it.
-    pub fn is_over(&self) -> bool {
-        self.hall().phase == Phase::Gone
+    /// The program ends: from here on nobody takes over. True when another
+    /// process has all of it already.
+    pub fn close(&self) -> bool {
+        let mut hall = self.hall();
+        if hall.phase != Phase::Gone {
+            hall.phase = Phase::Closed;
+        }
+        self.0.moved.notify_all();
+        hall.phase == Phase::Gone
+    }
+
+    /// Does what changes a device, unless its state is on its way to another
+    /// process, which would not see it: `None` then. It must not wait.
+    pub fn quietly<T>(&self, change: impl FnOnce() -> T) -> Option<T> {
+        let hall = self.hall();
+        let going = matches!(hall.phase, Phase::Gathering | Phase::Gone);
+        (!going).then(change)
+    }
+
+    /// Whether sessions are waited for.
+    pub(crate) fn is_gathering(&self) -> bool {
+        self.hall().phase == Phase::Gathering
     }
 
     /// Readable while sessions are to come.
@@ -156,6 +179,7 @@ impl Hall {
             Phase::Changing => "a device is being added or removed: ask again in a moment",
             Phase::Talking | Phase::Gathering => "a hand-over goes on already: wait for its end",
             Phase::Gone => "another program has taken over: ask that one",
+            Phase::Closed => return Err(HandOverError::Ending),
         };
         Err(HandOverError::Refused(text.to_owned()))
     }
@@ -167,7 +191,11 @@ pub(crate) struct Changing<'a>(&'a Meeting);
 
 impl Drop for Changing<'_> {
     fn drop(&mut self) {
-        self.0.hall().phase = Phase::Quiet;
+        let mut hall = self.0.hall();
+        // The program may have been told to end meanwhile.
+        if hall.phase == Phase::Changing {
+            hall.phase = Phase::Quiet;
+        }
     }
 }
 
@@ -185,6 +213,9 @@ impl Round<'_> {
         let inner = &self.0.0;
         let end = Instant::now() + limit;
         let mut hall = self.0.hall();
+        if hall.phase == Phase::Closed {
+            return Err(HandOverError::Ending);
+        }
         hall.phase = Phase::Gathering;
         hall.round += 1;
         rustix::io::write(&inner.summons, &1u64.to_ne_bytes())?;
@@ -200,16 +231,34 @@ impl Round<'_> {
             }
             alive()?;
             if Instant::now() > end {
-                return Err(HandOverError::Busy(limit));
+                let late: Vec<String> = expected
+                    .iter()
+                    .filter(|place| !arrived.contains_key(place))
+                    .map(u16::to_string)
+                    .collect();
+                return Err(HandOverError::Busy(late.join(", "), limit));
             }
             let waited = inner.moved.wait_timeout(hall, LOOK);
             (hall, _) = waited.unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    /// The other process has it.
-    pub(super) fn leave(self) {
-        self.0.hall().phase = Phase::Gone;
+    /// The other process has it once `tell` has told it so. Whoever ends this
+    /// program meanwhile comes before that or after.
+    ///
+    /// # Errors
+    /// Those of `tell`; everybody stays then.
+    pub(super) fn leave(
+        self,
+        tell: impl FnOnce() -> Result<(), HandOverError>,
+    ) -> Result<(), HandOverError> {
+        let mut hall = self.0.hall();
+        if hall.phase != Phase::Gathering {
+            return Err(HandOverError::Ending);
+        }
+        tell()?;
+        hall.phase = Phase::Gone;
+        Ok(())
     }
 }
 
@@ -217,7 +266,9 @@ impl Drop for Round<'_> {
     fn drop(&mut self) {
         let mut hall = self.0.hall();
         if hall.phase != Phase::Gone {
-            hall.phase = Phase::Quiet;
+            if hall.phase != Phase::Closed {
+                hall.phase = Phase::Quiet;
+            }
             // Nobody is called any more before anybody goes on.
             let _ = rustix::io::read(&self.0.0.summons, &mut [0; 8]);
         }
@@ -253,13 +304,15 @@ mod tests {
             let limit = Duration::from_secs(10);
             assert_eq!(round.gather(limit, || Ok(())).unwrap().len(), 3);
             let want = if leave {
-                round.leave();
+                assert_eq!(meeting.quietly(|| ()), None, "all are on their way");
+                round.leave(|| Ok(())).unwrap();
                 Verdict::Leave
             } else {
                 drop(round);
                 Verdict::Stay
             };
-            assert_eq!(meeting.is_over(), leave);
+            assert_eq!(meeting.quietly(|| ()).is_none(), leave);
+            assert_eq!(meeting.close(), leave);
             for session in sessions {
                 assert_eq!(session.join().unwrap(), want);
             }
@@ -272,7 +325,7 @@ mod tests {
         let round = meeting.open().unwrap();
         let short = Duration::from_millis(1);
         let late = round.gather(short, || Ok(())).unwrap_err();
-        assert!(matches!(late, HandOverError::Busy(_)));
+        assert!(matches!(&late, HandOverError::Busy(who, _) if who == "0"));
         let gone = round.gather(Duration::from_secs(10), || Err(HandOverError::Gone));
         assert!(matches!(gone, Err(HandOverError::Gone)));
         drop(round);
@@ -324,8 +377,35 @@ mod tests {
             let parcels = round.gather(Duration::from_secs(10), || Ok(())).unwrap();
             let order: Vec<_> = parcels.iter().map(|p| p.state.limits.unwrap()[0]).collect();
             assert_eq!(order, [1, 7, 0]);
-            round.leave();
+            round.leave(|| Ok(())).unwrap();
         });
         assert!(meeting.change().is_err(), "it is over");
+    }
+
+    #[test]
+    fn whoever_ends_the_program_comes_first_or_last() {
+        // Nothing is told before all are there, nor once the program ends.
+        let meeting = Meeting::new(0).unwrap();
+        let round = meeting.open().unwrap();
+        let told = std::cell::Cell::new(false);
+        let tell = || {
+            told.set(true);
+            Ok(())
+        };
+        assert!(matches!(round.leave(tell), Err(HandOverError::Ending)));
+        let round = meeting.open().unwrap();
+        round.gather(Duration::ZERO, || Ok(())).unwrap();
+        assert!(!meeting.close());
+        assert!(matches!(round.leave(tell), Err(HandOverError::Ending)));
+        assert!(!told.get());
+        assert!(matches!(meeting.open(), Err(HandOverError::Ending)));
+        assert!(rustix::io::read(meeting.summons(), &mut [0; 8]).is_err());
+        // One that could not be told has nothing.
+        let meeting = Meeting::new(0).unwrap();
+        let round = meeting.open().unwrap();
+        round.gather(Duration::ZERO, || Ok(())).unwrap();
+        let failed = round.leave(|| Err(HandOverError::Gone));
+        assert!(matches!(failed, Err(HandOverError::Gone)));
+        assert!(meeting.quietly(|| ()).is_some() && !meeting.close());
     }
 }

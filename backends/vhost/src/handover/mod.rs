@@ -49,7 +49,7 @@ use thiserror::Error;
 
 pub use give::{Estate, Giver};
 pub use meeting::Meeting;
-pub(crate) use meeting::{Changing, Verdict};
+pub(crate) use meeting::{Changing, LOOK, Verdict};
 pub(crate) use state::{
     Descriptor, DeviceState, Fds, Parcel, RecordsState, RegionState, SessionState, VringState,
 };
@@ -77,10 +77,10 @@ pub enum HandOverError {
     /// The other side took too long.
     #[error("the other program did not answer in time")]
     Late,
-    /// A device's requests did not end, or its front end is in the middle of a
-    /// message.
-    #[error("a device did not come to rest within {0:?}")]
-    Busy(Duration),
+    /// These devices' requests did not end, or their front ends are in the
+    /// middle of a message or leave answers unread.
+    #[error("device {0} did not come to rest within {1:?}: its disk or its front end holds it up")]
+    Busy(String, Duration),
     /// This program was told to end.
     #[error("the program is ending")]
     Ending,

@@ -41,6 +41,9 @@ pub struct DeviceIdentity {
     pub queue_size: u16,
     /// Never written to.
     pub read_only: bool,
+    /// What the driver was told that its requests must keep to, such as the
+    /// block size.
+    pub geometry: String,
 }
 
 impl Identity {
@@ -65,6 +68,10 @@ impl Identity {
                 (
                     ours.read_only == theirs.read_only,
                     "read-only in one and not in the other",
+                ),
+                (
+                    ours.geometry == theirs.geometry,
+                    "another block size or other limits of a request, as with another --cache",
                 ),
             ];
             if let Some((_, what)) = same.into_iter().find(|(same, _)| !same) {
@@ -232,6 +239,7 @@ mod tests {
             queues: 1,
             queue_size: 128,
             read_only: false,
+            geometry: "512".to_owned(),
         };
         Identity {
             devices: vec![device("a"), device("b")],
@@ -244,7 +252,7 @@ mod tests {
         let ours = identity();
         assert_eq!(ours.difference(&identity()), None);
         type Change = fn(&mut Identity);
-        let changes: [(Change, &str); 6] = [
+        let changes: [(Change, &str); 7] = [
             (|i| i.devices.truncate(1), "1 devices instead of 2"),
             (|i| i.devices.swap(0, 1), "device \"b\": another id"),
             (
@@ -252,6 +260,10 @@ mod tests {
                 "device \"b\": another disk",
             ),
             (|i| i.devices[0].read_only = true, "device \"a\": read-only"),
+            (
+                |i| i.devices[1].geometry.push('0'),
+                "device \"b\": another block size",
+            ),
             (|i| i.devices[0].queues = 2, "device \"a\": another number"),
             (|i| i.records = Some("5:6".into()), "--inflight-file"),
         ];

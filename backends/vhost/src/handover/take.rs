@@ -10,9 +10,10 @@ use serde_json::{Value, json};
 
 use super::HandOverError;
 use super::state::{DeviceState, Fds, Identity, Saying, VERSION};
-use super::wire::Wire;
+use super::wire::{MAX_FDS, Wire};
 use crate::device::Device;
-use crate::server::Server;
+use crate::server::{Fleet, FleetError, Server};
+use crate::stop::Stop;
 
 /// How long the old process may take for each answer; it waits 5 s for requests
 /// in flight.
@@ -40,13 +41,19 @@ pub struct Predecessor {
 }
 
 impl Predecessor {
-    /// Asks the process behind this control socket, which goes on meanwhile.
+    /// Asks the process behind this control socket, which goes on meanwhile. A
+    /// signal to end ends the talk, too, for as long as there is a way back.
     ///
     /// # Errors
     /// [`HandOverError`].
-    pub fn ask(control: &Path, offer: Identity) -> Result<(Self, Inheritance), HandOverError> {
+    pub fn ask(
+        control: &Path,
+        offer: Identity,
+        stop: &Stop,
+    ) -> Result<(Self, Inheritance), HandOverError> {
         let stream = UnixStream::connect(control).map_err(HandOverError::Connect)?;
-        let wire = Wire::new(stream, None)?;
+        let signals = stop.signals().try_clone_to_owned()?;
+        let wire = Wire::new(stream, Some(signals), MAX_FDS)?;
         wire.check_peer(rustix::process::geteuid())?;
         wire.send_line(&json!({"op": "hand-over", "version": VERSION}).to_string())?;
         let answer = wire.receive_line(LIMIT)?;
@@ -94,25 +101,44 @@ impl Predecessor {
         }
     }
 
-    /// Takes the sessions of all devices over: when this returns without an
-    /// error they are ours, and the servers are to be started at once.
+    /// Takes the sessions of all devices over, each with its id, and has `fleet`
+    /// serve them.
     ///
     /// # Errors
     /// [`HandOverError`]; the old process has its sessions then.
-    pub fn take<D: Device>(self, servers: &mut [Server<D>]) -> Result<(), HandOverError> {
+    pub fn take<D: Device>(
+        mut self,
+        mut servers: Vec<(&str, Server<D>)>,
+        fleet: &Fleet<D>,
+    ) -> Result<(), HandOverError> {
         self.wire.send(&Saying::Drain, &[])?;
-        for server in servers {
+        for (_, server) in &mut servers {
             let (state, fds): (DeviceState, _) = match self.hear(LIMIT)? {
                 (Saying::Device(state), fds) => (state, fds),
                 _ => return Err(HandOverError::Malformed),
             };
             server.take_over(state, fds)?;
         }
+        // All that may fail comes before there is no way back.
+        let started = servers.into_iter().map(|(id, s)| fleet.start_when(id, s));
+        let started = started.collect::<Result<Vec<_>, _>>();
+        let started = started.map_err(|error| match error {
+            FleetError::System(e) => HandOverError::System(e),
+            _ => HandOverError::Ending,
+        })?;
+        self.wire.look()?;
+        // Whoever is told to end from here on does so with what he has, as the
+        // old process is gone perhaps.
+        self.wire.ignore_the_end();
         self.wire.send(&Saying::Ready, &[])?;
-        match self.hear(LAST_LIMIT)? {
-            (Saying::Yours, _) => Ok(()),
-            _ => Err(HandOverError::Malformed),
+        let (Saying::Yours, _) = self.hear(LAST_LIMIT)? else {
+            return Err(HandOverError::Malformed);
+        };
+        for go in started {
+            // Gone only if it panicked, and then its device has no session.
+            let _ = go.send(());
         }
+        Ok(())
     }
 
     fn hear(&self, limit: Duration) -> Result<(Saying, Vec<OwnedFd>), HandOverError> {

@@ -22,7 +22,7 @@ use serde::de::DeserializeOwned;
 use super::HandOverError;
 
 /// SCM_MAX_FD of the kernel: the most descriptors of one message.
-const MAX_FDS: usize = 253;
+pub(super) const MAX_FDS: usize = 253;
 /// Length and number of descriptors, both little-endian.
 const HEADER: usize = 8;
 /// Far more than 64 queues and 32 regions take.
@@ -38,12 +38,28 @@ pub(super) struct Wire {
     stream: UnixStream,
     /// Readable when the program is to end; that ends every wait.
     stop: Option<OwnedFd>,
+    /// Descriptors that may come with a message.
+    most_fds: usize,
 }
 
 impl Wire {
-    pub(super) fn new(stream: UnixStream, stop: Option<OwnedFd>) -> Result<Self, HandOverError> {
+    /// No message that comes may have more than `most_fds` descriptors.
+    pub(super) fn new(
+        stream: UnixStream,
+        stop: Option<OwnedFd>,
+        most_fds: usize,
+    ) -> Result<Self, HandOverError> {
         stream.set_nonblocking(true)?;
-        Ok(Self { stream, stop })
+        Ok(Self {
+            stream,
+            stop,
+            most_fds,
+        })
+    }
+
+    /// The next waits are for the other side alone.
+    pub(super) fn ignore_the_end(&mut self) {
+        self.stop = None;
     }
 
     /// Refuses a peer of another user: state and descriptors are believed.
@@ -109,7 +125,7 @@ impl Wire {
         let end = Instant::now() + limit;
         let mut header = [0; HEADER];
         let mut fds = Vec::new();
-        self.fill(&mut header, &mut fds, end)?;
+        self.fill(&mut header, &mut fds, self.most_fds, end)?;
         let [length, count] = [0, 4].map(|at| {
             let bytes = header[at..].first_chunk().copied().unwrap_or_default();
             u32::from_le_bytes(bytes) as usize
@@ -118,8 +134,7 @@ impl Wire {
             return Err(HandOverError::Malformed);
         }
         let mut body = vec![0; length];
-        let mut none = Vec::new();
-        self.fill(&mut body, &mut none, end)?;
+        self.fill(&mut body, &mut Vec::new(), 0, end)?;
         let body = serde_json::from_slice(&body).map_err(|_| HandOverError::Malformed)?;
         Ok((body, fds))
     }
@@ -131,7 +146,7 @@ impl Wire {
         let mut byte = [0];
         // One at a time: what follows the line is not ours to read.
         while line.len() < LONGEST_LINE {
-            self.fill(&mut byte, &mut Vec::new(), end)?;
+            self.fill(&mut byte, &mut Vec::new(), 0, end)?;
             if byte == *b"\n" {
                 return Ok(line);
             }
@@ -144,6 +159,7 @@ impl Wire {
         &self,
         buffer: &mut [u8],
         fds: &mut Vec<OwnedFd>,
+        most_fds: usize,
         end: Instant,
     ) -> Result<(), HandOverError> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
@@ -169,6 +185,10 @@ impl Wire {
             }
             if received.bytes == 0 {
                 return Err(HandOverError::Gone);
+            }
+            // Each byte can come with as many as fit a message.
+            if fds.len() > most_fds {
+                return Err(HandOverError::Malformed);
             }
             // Out of descriptors: some of them did not arrive.
             if received.flags.contains(ReturnFlags::CTRUNC) {
@@ -223,7 +243,9 @@ mod tests {
 
     fn pair() -> (Wire, Wire) {
         let (a, b) = UnixStream::pair().unwrap();
-        (Wire::new(a, None).unwrap(), Wire::new(b, None).unwrap())
+        [a, b]
+            .map(|end| Wire::new(end, None, MAX_FDS).unwrap())
+            .into()
     }
 
     const SOON: Duration = Duration::from_secs(5);
@@ -261,6 +283,32 @@ mod tests {
         let gone = theirs.receive::<u8>(SOON).unwrap_err();
         assert!(matches!(gone, HandOverError::Gone));
         assert!(matches!(theirs.send(&1, &[]), Err(HandOverError::Gone)));
+    }
+
+    #[test]
+    fn descriptors_that_are_too_many_or_in_the_wrong_place_are_refused() {
+        let (ours, mut theirs) = pair();
+        theirs.most_fds = 1;
+        ours.send(&1, &[ours.as_fd()]).unwrap();
+        assert_eq!(theirs.receive::<u8>(SOON).unwrap().1.len(), 1);
+        ours.send(&1, &[ours.as_fd(); 2]).unwrap();
+        let error = theirs.receive::<u8>(SOON).unwrap_err();
+        assert!(matches!(error, HandOverError::Malformed), "{error}");
+        // With every byte of a header, and with the body.
+        for (first, bytes) in [(0, &[1, 0, 0, 0, 2, 0, 0, 0][..]), (8, b"1")] {
+            let (ours, theirs) = pair();
+            ours.send_bytes(&[1, 0, 0, 0, 0, 0, 0, 0][..first], &[])
+                .unwrap();
+            for byte in bytes {
+                ours.send_bytes(&[*byte], &[ours.as_fd(); MAX_FDS]).unwrap();
+            }
+            let error = theirs.receive::<u8>(SOON).unwrap_err();
+            assert!(matches!(error, HandOverError::Malformed), "{error}");
+        }
+        let (ours, theirs) = pair();
+        ours.send_bytes(b"x", &[ours.as_fd()]).unwrap();
+        let error = theirs.receive_line(SOON).unwrap_err();
+        assert!(matches!(error, HandOverError::Malformed), "{error}");
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! place in the workers' tables of files. Only then the place is free.
 
 use std::io;
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -133,11 +134,24 @@ impl<D: Device> Fleet<D> {
         *lock(&self.0.reopener) = reopener;
     }
 
-    /// Serves a device that the program has had from the start.
+    /// Serves the devices that the program has from the start.
     ///
     /// # Errors
     /// [`FleetError`].
-    pub fn start(&self, id: &str, server: Server<D>) -> Result<(), FleetError> {
+    pub fn start(&self, servers: Vec<(&str, Server<D>)>) -> Result<(), FleetError> {
+        for (id, server) in servers {
+            let _ = self.start_when(id, server)?.send(());
+        }
+        Ok(())
+    }
+
+    /// Serves a device once its thread is told to, which ends when it never
+    /// will be.
+    pub(crate) fn start_when(
+        &self,
+        id: &str,
+        server: Server<D>,
+    ) -> Result<SyncSender<()>, FleetError> {
         let mut members = self.members();
         let members = members.as_mut().ok_or(FleetError::Ending)?;
         let place = server.device_id;
@@ -154,9 +168,10 @@ impl<D: Device> Fleet<D> {
         if server.moved.is_some() {
             member.presence.arrive();
         }
-        member.session = Some(server.start_within(stop, &self.0.program)?);
+        let (session, go) = server.start_when(stop, &self.0.program)?;
+        member.session = Some(session);
         members.push(member);
-        Ok(())
+        Ok(go)
     }
 
     /// Begins a change. Nobody takes the program over meanwhile, and other
@@ -269,7 +284,7 @@ impl<D: Device> Change<'_, D> {
             moved: None,
             presence: Arc::default(),
         };
-        self.fleet.start(id, server)?;
+        self.fleet.start(vec![(id, server)])?;
         inner.meeting.expect(place);
         Ok(())
     }

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use log::{info, warn};
@@ -21,16 +22,15 @@ use crate::causes;
 use crate::device::Device;
 use crate::features;
 use crate::handover::{
-    Descriptor, DeviceState, Fds, HandOverError, Parcel, RecordsState, RegionState, SessionState,
-    Verdict, VringState, monotonic,
+    Descriptor, DeviceState, Fds, HandOverError, LOOK, Meeting, Parcel, RecordsState, RegionState,
+    SessionState, Verdict, VringState, monotonic,
 };
 use crate::oversight::Notices;
 use crate::records::{Fence, Records};
 
-/// A session that can go on here, up to starting its queues.
+/// A session that can go on here, up to its connection and to starting its queues.
 #[derive(Debug)]
 pub(crate) struct Moved {
-    stream: UnixStream,
     features: u64,
     protocol: VhostUserProtocolFeatures,
     /// The configuration space as the driver may have read it.
@@ -50,14 +50,45 @@ impl<D: Device> Session<'_, D> {
         let Some(meeting) = self.meeting else {
             return false;
         };
-        self.pause_all();
-        let parcel = self.pack(monotonic());
-        let parcel = parcel.map_err(|e| HandOverError::Session(self.device_id, e.to_string()));
-        if meeting.arrive(self.device_id, parcel) == Verdict::Leave {
-            return true;
+        if self.rest(meeting) {
+            let parcel = self.pack(monotonic());
+            let parcel = parcel.map_err(|e| HandOverError::Session(self.device_id, e.to_string()));
+            if meeting.arrive(self.device_id, parcel) == Verdict::Leave {
+                return true;
+            }
         }
         self.go_on();
         false
+    }
+
+    /// Takes all queues back, for as long as somebody waits for it. A disk may
+    /// take any time: when that is over, queues with requests in flight go on
+    /// where they are. False then.
+    fn rest(&mut self, meeting: &Meeting) -> bool {
+        let answers: Vec<_> = (0..self.vrings.len())
+            .map(|index| self.ask_back(index))
+            .collect();
+        let mut wanted = true;
+        for (index, answer) in answers.iter().enumerate() {
+            let Some(answer) = answer else {
+                continue;
+            };
+            while wanted {
+                match answer.recv_timeout(LOOK) {
+                    Ok(stopped) => {
+                        self.stopped(index, stopped);
+                        break;
+                    }
+                    Err(RecvTimeoutError::Timeout) => wanted = meeting.is_gathering(),
+                    // A worker that is gone takes the process with it.
+                    Err(RecvTimeoutError::Disconnected) => break,
+                }
+            }
+            if !wanted {
+                self.leave_there(index, answer);
+            }
+        }
+        wanted
     }
 
     fn go_on(&mut self) {
@@ -162,17 +193,13 @@ impl<D: Device> Session<'_, D> {
 }
 
 impl Moved {
-    /// The front end's connection.
-    pub(crate) fn connection(&self) -> std::io::Result<UnixStream> {
-        self.stream.try_clone()
-    }
-
-    /// Unpacks a session for this device. `Ok(None)` where there was none.
+    /// Unpacks a session for this device and the front end's connection.
+    /// `Ok(None)` where there was none.
     pub(crate) fn unpack<D: Device>(
         device: &D,
         state: DeviceState,
         fds: Vec<OwnedFd>,
-    ) -> Result<Option<Self>, Refusal> {
+    ) -> Result<Option<(UnixStream, Self)>, Refusal> {
         let mut fds = Fds::new(fds);
         let Some(state) = state.session else {
             fds.end()?;
@@ -230,8 +257,7 @@ impl Moved {
             }
         };
         fds.end()?;
-        Ok(Some(Self {
-            stream,
+        let moved = Self {
             features: state.features,
             protocol,
             config: state.config,
@@ -241,7 +267,8 @@ impl Moved {
             vrings,
             backend_channel,
             shared,
-        }))
+        };
+        Ok(Some((stream, moved)))
     }
 }
 

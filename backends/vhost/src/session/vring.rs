@@ -231,7 +231,7 @@ impl<D: Device> Session<'_, D> {
     }
 
     /// Tells the worker of a running queue to drain it.
-    fn ask_back(&mut self, index: usize) -> Option<Receiver<Stopped>> {
+    pub(super) fn ask_back(&mut self, index: usize) -> Option<Receiver<Stopped>> {
         if !std::mem::take(&mut self.vrings[index].running) {
             return None;
         }
@@ -244,8 +244,23 @@ impl<D: Device> Session<'_, D> {
     fn take_back(&mut self, index: usize, answer: &Receiver<Stopped>) {
         // A worker that is gone takes the process with it.
         if let Ok(stopped) = answer.recv() {
-            self.vrings[index].base = stopped.next_avail;
-            self.vrings[index].broken = stopped.broken;
+            self.stopped(index, stopped);
+        }
+    }
+
+    /// A worker gave the queue back.
+    pub(super) fn stopped(&mut self, index: usize, stopped: Stopped) {
+        self.vrings[index].base = stopped.next_avail;
+        self.vrings[index].broken = stopped.broken;
+    }
+
+    /// Has the worker keep a queue that it was asked for, if it still can.
+    pub(super) fn leave_there(&mut self, index: usize, answer: &Receiver<Stopped>) {
+        let id = self.id(index);
+        self.workers.of(id).send(Command::GoOn(id));
+        match answer.recv() {
+            Ok(stopped) => self.stopped(index, stopped),
+            Err(_) => self.vrings[index].running = true,
         }
     }
 

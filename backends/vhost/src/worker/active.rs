@@ -345,6 +345,17 @@ impl<D: Device> Active<D> {
         }
     }
 
+    /// Nobody waits any more for the queue to stop: it is as it was before.
+    pub(super) fn go_on(&mut self) {
+        if let State::Stopping { broken, .. } = self.state {
+            self.state = if broken {
+                State::Broken
+            } else {
+                State::Running
+            };
+        }
+    }
+
     pub(super) fn break_down(&mut self, engine: &mut Engine, error: &QueueError) {
         warn!(
             "device {} queue {}: {error}; the queue is stopped until it is set up again",

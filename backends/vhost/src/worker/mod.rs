@@ -11,7 +11,7 @@
 //!
 //! A queue leaves a worker only through `Command::Stop`, and only when nothing
 //! of it is in flight: that is what keeps guest memory mapped while the kernel
-//! may still write to it.
+//! may still write to it. Until then `Command::GoOn` takes the order back.
 
 mod active;
 mod pace;
@@ -229,6 +229,11 @@ impl<D: Device> Worker<D> {
                 }
                 None => drop(reply),
             },
+            Command::GoOn(id) => {
+                if let Some(active) = self.find(id) {
+                    active.go_on();
+                }
+            }
             Command::SetCall(id, call, reply) => {
                 let _ = reply.send(self.set_call(id, call));
             }
