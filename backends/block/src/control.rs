@@ -1,12 +1,12 @@
 //! What the control socket of `pericarp-block` offers, over that of every
-//! device: `resize`.
+//! device: `resize`. Devices that come and go are in `hotplug`.
 //!
 //! `main` makes the table before the program confines itself.
 
 use std::sync::Arc;
 
 use pericarp_control::{Answer, Arguments, Operations, only};
-use pericarp_vhost::{Overseen, Told, device_named, metrics_of, with_operations};
+use pericarp_vhost::{Fleet, Overseen, Told, device_named, metrics_of, with_operations};
 use serde_json::{Map, json};
 
 use crate::device::BlockDevice;
@@ -15,16 +15,16 @@ use crate::device::BlockDevice;
 /// workers look at changed limits.
 pub fn operations(
     program: &str,
-    disks: Vec<(Overseen, Arc<BlockDevice>)>,
+    disks: &Fleet<BlockDevice>,
     wake: impl Fn() + Send + 'static,
 ) -> Operations {
-    let overseen: Vec<Overseen> = disks.iter().map(|(o, _)| o.clone()).collect();
-    let measured = overseen.clone();
+    let (measured, overseen, disks) = (disks.clone(), disks.clone(), disks.clone());
     let table = Operations::new(program, env!("CARGO_PKG_VERSION"), move || {
-        metrics_of(&measured)
+        metrics_of(&measured.overseen())
     });
-    with_operations(table, &overseen, wake)
-        .with("resize", move |arguments| resize(&disks, arguments))
+    with_operations(table, move || overseen.overseen(), wake).with("resize", move |arguments| {
+        resize(&disks.devices(), arguments)
+    })
 }
 
 /// Reads the size of a disk's file again and tells the front end.

@@ -5,15 +5,17 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, SeekFrom, StatxFlags, statx};
 use thiserror::Error;
 
+mod given;
 mod topology;
 
+pub use topology::{Abilities, MEASURING};
 pub(crate) use topology::{DiscardBy, Topology};
 
 /// Bytes of a virtio-blk sector, whatever the disk's own block size.
@@ -84,6 +86,9 @@ pub enum DiskError {
     /// The file system or kernel knows no RWF_DONTCACHE.
     #[error("its file system or this kernel has no uncached buffered I/O: use cache mode buffered")]
     NoDontCache,
+    /// A descriptor that was opened otherwise than the device needs it.
+    #[error("{0}")]
+    Opened(&'static str),
     /// Its size or geometry could not be read.
     #[error("it cannot be measured ({0}): give an image file or a block device")]
     Measure(io::Error),
@@ -121,7 +126,30 @@ impl Disk {
     pub fn open(options: &DiskOptions) -> Result<Self, DiskError> {
         check_kind(&options.file)?;
         let file = open(options)?;
-        let geometry = measure(&file, options).map_err(DiskError::Measure)?;
+        Self::on(file, options, None)
+    }
+
+    /// A disk that somebody else has opened, as [`open`](Self::open) would. Of
+    /// a block device the confined program cannot learn all; what it can do has
+    /// to be told.
+    ///
+    /// # Errors
+    /// [`DiskError`].
+    pub fn given(
+        file: OwnedFd,
+        options: &DiskOptions,
+        abilities: Abilities,
+    ) -> Result<Self, DiskError> {
+        given::check(file.as_fd(), options)?;
+        Self::on(file.into(), options, Some(abilities))
+    }
+
+    fn on(
+        file: File,
+        options: &DiskOptions,
+        abilities: Option<Abilities>,
+    ) -> Result<Self, DiskError> {
+        let geometry = measure(&file, options, abilities).map_err(DiskError::Measure)?;
         let size = geometry.size_of(&file)?;
         if geometry.cache == CacheMode::DontCache {
             probe_dontcache(&file)?;
@@ -143,6 +171,24 @@ impl Disk {
     /// Discards go to a block device by a command of its own.
     pub fn discards_by_command(&self) -> bool {
         self.geometry.topology.discard == DiscardBy::Command
+    }
+
+    /// What [`given`](Self::given) has to be told of it.
+    pub fn abilities(&self) -> Abilities {
+        let topology = &self.geometry.topology;
+        Abilities {
+            discard_granularity: if self.discards_by_command() {
+                topology.granularity
+            } else {
+                0
+            },
+            unmap_zeroes: topology.unmap_zeroes,
+        }
+    }
+
+    /// The open file.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 
     /// Bytes.
@@ -221,7 +267,11 @@ fn open(options: &DiskOptions) -> Result<File, DiskError> {
     })
 }
 
-fn measure(file: &File, options: &DiskOptions) -> io::Result<Geometry> {
+fn measure(
+    file: &File,
+    options: &DiskOptions,
+    abilities: Option<Abilities>,
+) -> io::Result<Geometry> {
     let metadata = file.metadata()?;
     let wanted = StatxFlags::BASIC_STATS | StatxFlags::DIOALIGN;
     let stat = statx(file, c"", AtFlags::EMPTY_PATH, wanted)?;
@@ -247,7 +297,12 @@ fn measure(file: &File, options: &DiskOptions) -> io::Result<Geometry> {
     let logical = logical.next_power_of_two();
     let physical = physical.next_power_of_two().max(logical);
     let topology = if is_device {
-        topology::of_device(file, logical, physical, options.read_only)?
+        let abilities = match abilities {
+            _ if options.read_only => Abilities::default(),
+            Some(told) => told,
+            None => Abilities::of_device(file, logical)?,
+        };
+        topology::of_device(file, logical, physical, abilities)
     } else {
         topology::of_file(file, metadata.len(), physical, options.read_only)
     };

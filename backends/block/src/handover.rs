@@ -14,7 +14,7 @@ use pericarp_vhost::{Device, DeviceIdentity, Identity};
 use crate::device::BlockDevice;
 use crate::options::{DeviceOptions, Options, SocketOption};
 
-fn named(found: &Metadata) -> String {
+pub(crate) fn named(found: &Metadata) -> String {
     format!("{:x}:{:x}:{:x}", found.dev(), found.ino(), found.rdev())
 }
 
@@ -24,6 +24,25 @@ fn named(found: &Metadata) -> String {
 /// The kernel's answer where one of them is not there.
 pub fn same_file(one: &Path, other: &Path) -> io::Result<bool> {
     Ok(named(&std::fs::metadata(one)?) == named(&std::fs::metadata(other)?))
+}
+
+/// What tells one device; `socket` is the name of its socket's file.
+pub(crate) fn device_identity(
+    option: &DeviceOptions,
+    device: &BlockDevice,
+    socket: String,
+) -> io::Result<DeviceIdentity> {
+    let file = device.files().first().ok_or(io::ErrorKind::NotFound)?;
+    let store = std::fs::File::from(file.try_clone()?).metadata()?;
+    Ok(DeviceIdentity {
+        id: option.id.clone(),
+        store: named(&store),
+        socket,
+        queues: option.queues,
+        queue_size: option.queue_size,
+        read_only: option.disk.read_only,
+        geometry: device.promises(),
+    })
 }
 
 /// What this process serves. Sockets with a path and the file for requests in
@@ -42,24 +61,11 @@ pub fn identity<'a>(
             .map_err(|e| (path.display().to_string(), e))
     };
     let device = |(option, device): (&DeviceOptions, &BlockDevice)| {
-        let id = option.id.clone();
-        let file = device.files().first().ok_or(io::ErrorKind::NotFound.into());
-        let store = file
-            .and_then(|file| file.try_clone())
-            .and_then(|file| std::fs::File::from(file).metadata())
-            .map_err(|e| (id.clone(), e))?;
-        Ok(DeviceIdentity {
-            id,
-            store: named(&store),
-            socket: match &option.socket {
-                SocketOption::Path(path) => of(path)?,
-                SocketOption::Descriptor(_) => "passed".to_owned(),
-            },
-            queues: option.queues,
-            queue_size: option.queue_size,
-            read_only: option.disk.read_only,
-            geometry: device.promises(),
-        })
+        let socket = match &option.socket {
+            SocketOption::Path(path) => of(path)?,
+            SocketOption::Descriptor(_) => "passed".to_owned(),
+        };
+        device_identity(option, device, socket).map_err(|e| (option.id.clone(), e))
     };
     let records = options.inflight_file.as_deref().map(of);
     let devices = options.devices.iter().zip(devices).map(device);

@@ -9,13 +9,17 @@ mod control;
 mod device;
 mod disk;
 mod handover;
+mod hotplug;
 mod options;
+mod sockets;
 
 pub use control::operations;
 pub use device::{BlockDevice, Request};
-pub use disk::{CacheMode, Disk, DiskError, DiskOptions};
+pub use disk::{Abilities, CacheMode, Disk, DiskError, DiskOptions, MEASURING};
 pub use handover::{identity, same_file};
+pub use hotplug::{Hotplug, added, removed};
 pub use options::{
-    BadOption, Command, DeviceOptions, HELP, MAX_QUEUES, Options, SocketOption, parse,
+    BadOption, Change, Command, DeviceOptions, HELP, MAX_QUEUES, Options, SocketOption, parse,
 };
 pub use pericarp_control::start_logging;
+pub use sockets::Sockets;

@@ -7,6 +7,7 @@
 //! over from a running one gets its sockets where others bind theirs, and the
 //! sessions once it is ready to serve them.
 
+mod ask;
 mod prepare;
 mod take_over;
 
@@ -15,23 +16,24 @@ use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use log::{Level, log, warn};
 use pericarp_block::{
-    BlockDevice, Command, Disk, HELP, Options, SocketOption, operations, parse, start_logging,
+    BlockDevice, Command, Disk, HELP, Hotplug, MEASURING, Options, SocketOption, Sockets,
+    operations, parse, start_logging,
 };
 use pericarp_confine::{Measure, Namespaces, Profile, SocketFile};
 use pericarp_control::Server as Control;
 use pericarp_vhost::{
-    CrashSafety, Ending, Endpoint, Giver, InflightFile, Meeting, Overseen, Oversight, Pool,
-    PoolOptions, Reopener, Server, Stop, causes,
+    CrashSafety, Ending, Endpoint, Fleet, InflightFile, Meeting, Pool, PoolOptions, Reopener,
+    Server, Stop, causes,
 };
 use prepare::{
     check_cpus, check_sockets, control_mistake, make_devices, open_disks, open_records, oversee,
-    raise_descriptor_limit, socket_mistake,
+    raise_descriptor_limit, socket_mistake, table_size,
 };
 
 const PROGRAM: &str = "pericarp-block";
@@ -88,6 +90,7 @@ fn main() -> ExitCode {
             "  \"features\": [\n    \"read-only\",\n    \"blk-file\"\n  ]\n}\n"
         )),
         Ok(Command::Serve(options)) => serve(&options),
+        Ok(Command::Ask { control, change }) => ask::ask(&control, &change),
         Err(mistake) => Err(Failure::input(mistake)),
     };
     match done {
@@ -116,7 +119,8 @@ fn serve(options: &Options) -> Result<(), Failure> {
     check_cpus(&options.cpus)?;
     let disks = open_disks(options)?;
     let commands = disks.iter().any(Disk::discards_by_command);
-    let threads = disks.iter().any(Disk::needs_threads).then_some(MAX_THREADS);
+    let waits = disks.iter().any(Disk::needs_threads) || options.control.is_some();
+    let threads = waits.then_some(MAX_THREADS);
     let devices = make_devices(options, disks);
     let records = match &options.take_over {
         None => open_records(options, None)?,
@@ -126,12 +130,11 @@ fn serve(options: &Options) -> Result<(), Failure> {
 
     let stop = Stop::new().map_err(|e| Failure::run_time(format_args!("signals: {e}")))?;
     raise_descriptor_limit();
-    let queues: u32 = options.devices.iter().map(|d| u32::from(d.queues)).sum();
     let pool = Pool::new(&PoolOptions {
         workers: options.workers,
         engine: options.engine,
         depth: RING_DEPTH,
-        files: 4 * queues + options.devices.len() as u32,
+        files: table_size(options),
         poll_limit: options.poll_limit,
         commands,
         register_memory: options.register_memory,
@@ -140,7 +143,7 @@ fn serve(options: &Options) -> Result<(), Failure> {
     })
     .map_err(|e| Failure::run_time(causes(&e)))?;
 
-    let mut sockets = Vec::new();
+    let sockets = Arc::new(Mutex::new(Sockets::default()));
     let mut ours = options.take_over.is_none();
     let result = bind_and_run(
         options,
@@ -148,25 +151,25 @@ fn serve(options: &Options) -> Result<(), Failure> {
         records,
         (pool, commands),
         &stop,
-        (&mut sockets, &mut ours),
+        (&sockets, &mut ours),
     );
     if !ours {
         // Another process listens there.
         return result;
     }
-    for socket in sockets {
-        if let Err(e) = socket.remove() {
-            warn!("cannot remove a socket: {e}");
-        }
-    }
+    lock(&sockets).remove();
     result
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Binds the control socket, if there is to be one.
 fn bind_control(
     options: &Options,
     inherited: Option<OwnedFd>,
-    sockets: &mut Vec<SocketFile>,
+    sockets: &mut Sockets,
 ) -> Result<Option<UnixListener>, Failure> {
     let Some(path) = &options.control else {
         return Ok(None);
@@ -177,7 +180,7 @@ fn bind_control(
     };
     let endpoint = endpoint.map_err(|e| Failure::input(control_mistake(path, &e)))?;
     let failed = |e| Failure::run_time(format_args!("{}: {e}", path.display()));
-    sockets.push(SocketFile::open(path).map_err(failed)?);
+    sockets.push(None, SocketFile::open(path).map_err(failed)?);
     match endpoint {
         Endpoint::Bound(listener, _) => Ok(Some(listener)),
         _ => Ok(None),
@@ -186,22 +189,13 @@ fn bind_control(
 
 /// What can be asked on the control socket.
 fn make_control(
-    options: &Options,
     listener: UnixListener,
-    devices: &[Arc<BlockDevice>],
-    oversights: &[Option<Arc<Oversight>>],
     pool: &Pool<BlockDevice>,
-    giver: Giver,
+    hotplug: Hotplug,
 ) -> Result<Control, Failure> {
-    let overseen = options.devices.iter().zip(oversights).zip(devices);
-    let disks = overseen.filter_map(|((device, oversight), block)| {
-        let overseen = Overseen {
-            id: device.id.clone(),
-            oversight: oversight.clone()?,
-        };
-        Some((overseen, Arc::clone(block)))
-    });
-    let operations = operations(PROGRAM, disks.collect(), pool.waker());
+    let giver = hotplug.giver.clone();
+    let operations = operations(PROGRAM, &hotplug.fleet, pool.waker());
+    let operations = hotplug.with_operations(operations);
     Control::new(listener, giver.with_operation(operations, &CHANGING))
         .map_err(|e| Failure::run_time(format_args!("control socket: {e}")))
 }
@@ -212,7 +206,7 @@ fn bind_and_run(
     mut records: Option<InflightFile>,
     (pool, commands): (Pool<BlockDevice>, bool),
     stop: &Stop,
-    (sockets, ours): (&mut Vec<SocketFile>, &mut bool),
+    (sockets, ours): (&Arc<Mutex<Sockets>>, &mut bool),
 ) -> Result<(), Failure> {
     let mut servers = Vec::new();
     let oversights = oversee(options, devices);
@@ -237,7 +231,7 @@ fn bind_and_run(
         if let Some(path) = endpoint.path() {
             let file = SocketFile::open(path)
                 .map_err(|e| Failure::run_time(format_args!("{}: {e}", path.display())))?;
-            sockets.push(file);
+            lock(sockets).push(Some(&device.id), file);
         }
         if options.control.is_some() {
             endpoints.push(endpoint.descriptor().map_err(descriptors_failed)?);
@@ -247,23 +241,38 @@ fn bind_and_run(
     }
     let mut reopener = Reopener::new().map_err(|e| e.to_string());
     let meeting = Meeting::new(devices.len()).map_err(descriptors_failed)?;
-    let control = match bind_control(options, inherited_control, sockets)? {
+    let fleet = Fleet::new(&pool, &meeting, stop);
+    let listener = bind_control(options, inherited_control, &mut lock(sockets))?;
+    let control = match listener {
         None => None,
         Some(listener) => {
-            let sockets = (endpoints, &listener);
+            let passed = (endpoints, &listener);
             let giver =
-                take_over::giver(options, devices, sockets, records.as_ref(), &meeting, stop)?;
+                take_over::giver(options, devices, passed, records.as_ref(), &meeting, stop)?;
             servers.iter_mut().for_each(|s| s.hand_over_at(&meeting));
-            let (devices, oversights) = (devices, &oversights);
-            let control = make_control(options, listener, devices, oversights, &pool, giver)?;
-            Some(control)
+            let hotplug = Hotplug {
+                fleet: fleet.clone(),
+                giver,
+                sockets: Arc::clone(sockets),
+                commands,
+                records: records.is_some(),
+            };
+            Some(make_control(listener, &pool, hotplug)?)
         }
     };
     if options.confine {
+        let mut ioctls = Vec::new();
+        if commands {
+            ioctls.push(BLKDISCARD);
+        }
+        if control.is_some() {
+            // Of block devices that are added.
+            ioctls.extend(MEASURING);
+        }
         let profile = Profile {
             // Of the records of requests in flight: their memory and its lock.
             syscalls: &[libc::SYS_memfd_create, libc::SYS_ftruncate, libc::SYS_flock],
-            ioctls: if commands { &[BLKDISCARD] } else { &[] },
+            ioctls: &ioctls,
             registrations: if options.register_memory {
                 &[REGISTER_BUFFERS_UPDATE]
             } else {
@@ -273,7 +282,7 @@ fn bind_and_run(
         };
         let confinement = pericarp_confine::enter_reopening(
             &profile,
-            sockets,
+            lock(sockets).files(),
             reopener.as_ref().ok().map(|r| r.as_fd()),
         )
         .map_err(|e| Failure::run_time(format_args!("cannot confine itself: {}", causes(&e))))?;
@@ -298,6 +307,7 @@ fn bind_and_run(
             None
         }
     };
+    fleet.keep_records(reopener.clone());
     for (index, server) in servers.iter_mut().enumerate() {
         server.keep_records(CrashSafety {
             reopener: reopener.clone(),
@@ -311,23 +321,27 @@ fn bind_and_run(
     let failed = |e| Failure::run_time(format_args!("threads: {e}"));
     let control = control.map(|control| control.start_when(stop.event().try_clone_to_owned()?));
     let control = control.transpose().map_err(failed)?;
-    let mut threads = match (predecessor, &options.take_over) {
+    let ids = options.devices.iter().map(|device| device.id.as_str());
+    let servers = ids.zip(servers).collect();
+    match (predecessor, &options.take_over) {
         (Some(predecessor), Some(path)) => {
             // All that takes time is done: from here on its queues stand still.
-            let taken = predecessor.take(servers, stop);
-            taken.map_err(|e| take_over::failure(path, &e))?
+            let taken = predecessor.take(servers, &fleet);
+            taken.map_err(|e| take_over::failure(path, &e))?;
         }
         _ => {
-            let started = servers.into_iter().map(|server| server.start(stop));
-            started.collect::<Result<_, _>>().map_err(failed)?
+            let started = fleet.start(servers);
+            started.map_err(|e| Failure::run_time(format_args!("threads: {e}")))?;
         }
-    };
-    *ours = true;
-    if let Some((thread, go)) = control {
-        let _ = go.send(());
-        threads.push(thread);
     }
+    *ours = true;
+    let control = control.map(|(thread, go)| {
+        let _ = go.send(());
+        thread
+    });
     let ending = stop.wait();
+    let mut threads = fleet.end();
+    threads.extend(control);
     let drained = drain(ending, &threads);
     // Another process listens on them now: not ours to remove.
     *ours = !meeting.close();

@@ -154,3 +154,20 @@ pub(crate) fn oversee(
     })
     .collect()
 }
+
+/// Room in the workers' tables for disks that are added: 255 of one queue.
+const MORE_DISKS: u32 = 255 * 5;
+
+/// Descriptors that a worker registers: four for each queue and one for each
+/// disk. Where disks may be added there is room for some, as far as the limit
+/// of open files goes, which is that of the table, too.
+pub(crate) fn table_size(options: &Options) -> u32 {
+    let queues: u32 = options.devices.iter().map(|d| u32::from(d.queues)).sum();
+    let needed = 4 * queues + options.devices.len() as u32;
+    if options.control.is_none() {
+        return needed;
+    }
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let limit = u32::try_from(limit.unwrap_or(u64::MAX)).unwrap_or(u32::MAX);
+    needed + MORE_DISKS.min(limit.saturating_sub(needed) / 2)
+}

@@ -2,7 +2,7 @@
 //! after `bind`, handed to [`crate::enter`], used once at exit. It never
 //! removes a socket that another process has put in its place.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -73,6 +73,25 @@ impl SocketFile {
     pub fn with_neighbours(mut self) -> Self {
         self.neighbours = true;
         self
+    }
+
+    /// The socket with this name, device and inode number in the same directory,
+    /// if it is there: bound by another process, and to be removed by this one.
+    pub fn beside(&self, name: &OsStr, id: (u64, u64)) -> Option<Self> {
+        let single = Path::new(name).file_name() == Some(name);
+        let stat = single.then(|| statat(&self.dir, name, AtFlags::SYMLINK_NOFOLLOW));
+        let found = self::id(&stat?.ok()?) == id;
+        found
+            .then(|| self.dir.try_clone().ok())
+            .flatten()
+            .map(|dir| Self {
+                parent: self.parent.clone(),
+                name: name.to_owned(),
+                dir,
+                dir_id: self.dir_id,
+                socket_id: id,
+                neighbours: false,
+            })
     }
 
     pub(crate) fn has_neighbours(&self) -> bool {

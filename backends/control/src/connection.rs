@@ -1,16 +1,18 @@
 //! One peer: what it has sent so far, and what it has not read yet.
 //!
 //! [`Server`](crate::Server) calls it when the socket is ready. It never
-//! blocks: while an answer waits for a peer that does not read, nothing more
-//! is read from that peer.
+//! blocks: while an answer waits for a peer that does not read, or for an
+//! errand to end, nothing more is read from that peer.
 
-use std::io::{ErrorKind, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::{ErrorKind, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use rustix::event::PollFlags;
 use serde_json::json;
 
+use crate::descriptors::{MOST_DESCRIPTORS, receive};
+use crate::errands::{Errands, Pending};
 use crate::operations::Operations;
 
 /// The longest line, and the most that a peer may send of one HTTP request.
@@ -25,6 +27,8 @@ enum Mode {
     Headers(String),
     /// The last answer is being sent.
     Last,
+    /// An errand is under way.
+    Waiting,
 }
 
 /// Whether a peer is still served.
@@ -43,6 +47,11 @@ pub(crate) struct Connection {
     sent: usize,
     /// The peer will send no more.
     ended: bool,
+    /// What came with the line that is not whole yet.
+    descriptors: Vec<OwnedFd>,
+    /// More came than any line may have; all of them are closed.
+    too_many: bool,
+    pending: Option<Pending>,
 }
 
 impl Connection {
@@ -55,12 +64,18 @@ impl Connection {
             output: Vec::new(),
             sent: 0,
             ended: false,
+            descriptors: Vec::new(),
+            too_many: false,
+            pending: None,
         }
     }
 
     /// What to wait for.
     pub(crate) fn interest(&self) -> PollFlags {
-        if self.output.is_empty() {
+        if self.mode == Mode::Waiting {
+            // The end of the peer is seen all the same.
+            PollFlags::empty()
+        } else if self.output.is_empty() {
             PollFlags::IN
         } else {
             PollFlags::OUT
@@ -68,13 +83,33 @@ impl Connection {
     }
 
     /// The socket is ready: reads, answers and sends what it can.
-    pub(crate) fn ready(&mut self, operations: &mut Operations) -> Fate {
+    pub(crate) fn ready(&mut self, operations: &mut Operations, errands: &Errands) -> Fate {
+        if self.mode == Mode::Waiting {
+            return Fate::Goes;
+        }
         if self.output.is_empty() {
             if self.receive().is_err() {
                 return Fate::Goes;
             }
-            self.take_lines(operations);
+            self.take_lines(operations, errands);
         }
+        self.go_on(operations, errands)
+    }
+
+    /// An errand has ended, maybe that of this peer.
+    pub(crate) fn look(&mut self, operations: &mut Operations, errands: &Errands) -> Fate {
+        let Some(answer) = self.pending.as_ref().and_then(Pending::answer) else {
+            return Fate::Stays;
+        };
+        self.pending = None;
+        self.mode = Mode::Lines;
+        self.output = answer.into_bytes();
+        self.output.push(b'\n');
+        self.go_on(operations, errands)
+    }
+
+    /// Sends, and answers what is left of the input.
+    fn go_on(&mut self, operations: &mut Operations, errands: &Errands) -> Fate {
         loop {
             match self.send() {
                 Ok(true) => {}
@@ -83,9 +118,12 @@ impl Connection {
             }
             // A peer may send many lines at once: one answer after the other,
             // so that a peer which does not read them costs one answer.
-            if !self.take_lines(operations) {
+            if !self.take_lines(operations, errands) {
                 break;
             }
+        }
+        if self.mode == Mode::Waiting {
+            return Fate::Stays;
         }
         let done = self.mode == Mode::Last || self.ended;
         if done { Fate::Goes } else { Fate::Stays }
@@ -94,9 +132,15 @@ impl Connection {
     /// Reads once.
     fn receive(&mut self) -> std::io::Result<()> {
         let mut buffer = [0u8; 4096];
-        match self.stream.read(&mut buffer) {
-            Ok(0) => self.ended = true,
-            Ok(n) => self.input.extend_from_slice(&buffer[..n]),
+        match receive(&self.stream, &mut buffer, &mut self.descriptors) {
+            Ok((0, _)) => self.ended = true,
+            Ok((n, all)) => {
+                self.input.extend_from_slice(&buffer[..n]);
+                if !all || self.descriptors.len() > MOST_DESCRIPTORS {
+                    self.too_many = true;
+                    self.descriptors.clear();
+                }
+            }
             Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
             Err(e) => return Err(e),
         }
@@ -105,8 +149,8 @@ impl Connection {
 
     /// Answers the next line, if a whole one is there. False when nothing is
     /// left to answer.
-    fn take_lines(&mut self, operations: &mut Operations) -> bool {
-        while self.output.is_empty() && self.mode != Mode::Last {
+    fn take_lines(&mut self, operations: &mut Operations, errands: &Errands) -> bool {
+        while self.output.is_empty() && !matches!(self.mode, Mode::Last | Mode::Waiting) {
             let end = self.input.iter().position(|&b| b == b'\n');
             let mut line = match end {
                 Some(end) => self.input.drain(..=end).collect(),
@@ -124,7 +168,7 @@ impl Connection {
             while line.last().is_some_and(u8::is_ascii_whitespace) {
                 line.pop();
             }
-            self.take_line(&line, operations);
+            self.take_line(&line, operations, errands);
             if end.is_none() {
                 break;
             }
@@ -132,17 +176,39 @@ impl Connection {
         !self.output.is_empty()
     }
 
-    fn take_line(&mut self, line: &[u8], operations: &mut Operations) {
+    fn take_line(&mut self, line: &[u8], operations: &mut Operations, errands: &Errands) {
+        if line.is_empty() && self.mode == Mode::Lines {
+            return;
+        }
+        let descriptors = std::mem::take(&mut self.descriptors);
+        if std::mem::take(&mut self.too_many) {
+            let rule = format!("a line has at most {MOST_DESCRIPTORS} descriptors");
+            return self.refuse(&rule);
+        }
+        if let Some((errand, arguments)) = operations.errand(line)
+            && self.mode == Mode::Lines
+        {
+            match errands.send(errand, arguments, descriptors) {
+                Ok(pending) => {
+                    self.pending = Some(pending);
+                    self.mode = Mode::Waiting;
+                }
+                Err(error) => self.refuse(&error),
+            }
+            return;
+        }
+        if !descriptors.is_empty() {
+            return self.refuse("descriptors came with it, and this line takes none");
+        }
         match &self.mode {
             Mode::Lines if line.starts_with(b"GET ") => {
                 let line = String::from_utf8_lossy(line);
                 let path = line.split_whitespace().nth(1).unwrap_or_default();
                 self.mode = Mode::Headers(path.to_owned());
                 if self.ended {
-                    self.take_line(b"", operations);
+                    self.take_line(b"", operations, errands);
                 }
             }
-            Mode::Lines if line.is_empty() => {}
             Mode::Lines => match operations.adopt(line, &self.stream) {
                 Some(Ok(())) => self.last(String::new()),
                 Some(Err(error)) => {
@@ -163,8 +229,13 @@ impl Connection {
                 };
                 self.last(answer);
             }
-            Mode::Headers(_) | Mode::Last => {}
+            Mode::Headers(_) | Mode::Last | Mode::Waiting => {}
         }
+    }
+
+    /// Answers that nothing was done.
+    fn refuse(&mut self, error: &str) {
+        self.output = format!("{}\n", json!({"error": error, "ok": false})).into_bytes();
     }
 
     /// Sends this and closes.
@@ -210,6 +281,7 @@ fn http(status: &str, body: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
 
     /// What a peer that sends `pieces` and then ends reads back.
     fn exchange(pieces: &[&[u8]]) -> String {
@@ -217,14 +289,15 @@ mod tests {
         let (mut theirs, ours) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         let mut connection = Connection::new(ours);
+        let errands = Errands::new().unwrap();
         for piece in pieces {
             theirs.write_all(piece).unwrap();
-            if connection.ready(&mut operations) == Fate::Goes {
+            if connection.ready(&mut operations, &errands) == Fate::Goes {
                 break;
             }
         }
         theirs.shutdown(std::net::Shutdown::Write).unwrap();
-        while connection.ready(&mut operations) == Fate::Stays {}
+        while connection.ready(&mut operations, &errands) == Fate::Stays {}
         drop(connection);
         let mut answer = String::new();
         theirs.read_to_string(&mut answer).unwrap();

@@ -21,14 +21,21 @@
 //! check. A peer is still not trusted with the program's time or memory: lines
 //! and connections are bounded, nobody is waited for, and when all places are
 //! taken the peer that was silent longest loses its own. An operation itself
-//! runs on the serving thread and must not block.
+//! runs on the serving thread and must not block; one that may is an errand,
+//! which has a thread of its own.
+//!
+//! A line can come with descriptors (SCM_RIGHTS), which an errand gets. They
+//! are sent with the first byte of their line, after the answers to all lines
+//! before it were read. What no errand asked for is closed and refused.
 
 pub mod command_line;
 mod connection;
+mod descriptors;
+mod errands;
 mod logger;
 mod operations;
 mod server;
 
 pub use logger::start_logging;
-pub use operations::{Answer, Arguments, Operations, only};
+pub use operations::{Answer, Arguments, Operations, Outcome, Refused, only};
 pub use server::Server;

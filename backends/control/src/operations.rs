@@ -3,7 +3,9 @@
 //!
 //! Each program adds its own to `version` and `metrics`, which all have.
 
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
@@ -13,6 +15,26 @@ pub type Arguments = Map<String, Value>;
 /// What an operation answers: the members beside `ok`, or the text of `error`.
 pub type Answer = Result<Map<String, Value>, String>;
 
+/// What an errand answers: the members beside `ok`, or why there are none.
+pub type Outcome = Result<Map<String, Value>, Refused>;
+
+/// An errand that failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// The text of `error`.
+    pub error: String,
+    /// The peer's to mend, as opposed to a failure or a bad moment.
+    pub mistake: bool,
+}
+
+impl From<String> for Refused {
+    fn from(error: String) -> Self {
+        let mistake = true;
+        Self { error, mistake }
+    }
+}
+
+pub(crate) type Errand = dyn Fn(&Arguments, Vec<OwnedFd>) -> Outcome + Send + Sync;
 type Operation = Box<dyn FnMut(&Arguments) -> Answer + Send>;
 type Adoption = Box<dyn FnMut(&Arguments, UnixStream) -> Result<(), String> + Send>;
 type Metrics = Box<dyn FnMut() -> String + Send>;
@@ -21,6 +43,7 @@ type Metrics = Box<dyn FnMut() -> String + Send>;
 pub struct Operations {
     named: Vec<(&'static str, Operation)>,
     adoptions: Vec<(&'static str, Adoption)>,
+    errands: Vec<(&'static str, Arc<Errand>)>,
     metrics: Metrics,
     version: Map<String, Value>,
 }
@@ -39,6 +62,7 @@ impl Operations {
         Self {
             named: Vec::new(),
             adoptions: Vec::new(),
+            errands: Vec::new(),
             metrics: Box::new(metrics),
             version: about,
         }
@@ -85,6 +109,29 @@ impl Operations {
         self
     }
 
+    /// Adds an operation that may take its time, and takes descriptors: it runs
+    /// on a thread of its own, and only the peer that asked waits for it.
+    #[must_use]
+    pub fn with_errand(
+        mut self,
+        name: &'static str,
+        errand: impl Fn(&Arguments, Vec<OwnedFd>) -> Outcome + Send + Sync + 'static,
+    ) -> Self {
+        self.errands.push((name, Arc::new(errand)));
+        self
+    }
+
+    /// The errand that the line asks for, if it asks for one.
+    pub(crate) fn errand(&self, line: &[u8]) -> Option<(Arc<Errand>, Arguments)> {
+        if self.errands.is_empty() {
+            return None;
+        }
+        let mut arguments: Arguments = serde_json::from_slice(line).ok()?;
+        let name = arguments.remove("op")?;
+        let (_, errand) = self.errands.iter().find(|(known, _)| name == *known)?;
+        Some((Arc::clone(errand), arguments))
+    }
+
     /// Whether the line is an operation that takes the connection over, and how
     /// it went then.
     pub(crate) fn adopt(&mut self, line: &[u8], stream: &UnixStream) -> Option<Result<(), String>> {
@@ -105,16 +152,10 @@ impl Operations {
 
     /// The answer to one line, without its line end.
     pub(crate) fn answer(&mut self, line: &[u8]) -> String {
-        let answer = self.call(line);
-        let mut object = Map::new();
-        object.insert("ok".to_owned(), json!(answer.is_ok()));
-        match answer {
-            Ok(members) => object.extend(members),
-            Err(error) => {
-                object.insert("error".to_owned(), json!(error));
-            }
-        }
-        Value::Object(object).to_string()
+        object_of(
+            self.call(line)
+                .map_err(|error| vec![("error", json!(error))]),
+        )
     }
 
     /// The text of `/metrics`.
@@ -153,10 +194,31 @@ impl Operations {
     fn names(&self) -> String {
         let mut names = vec!["version", "metrics"];
         names.extend(self.named.iter().map(|(name, _)| *name));
+        names.extend(self.errands.iter().map(|(name, _)| *name));
         names.extend(self.adoptions.iter().map(|(name, _)| *name));
         let last = names.pop().unwrap_or_default();
         format!("{} or {last}", names.join(", "))
     }
+}
+
+fn object_of(answer: Result<Map<String, Value>, Vec<(&str, Value)>>) -> String {
+    let mut object = Map::new();
+    object.insert("ok".to_owned(), json!(answer.is_ok()));
+    match answer {
+        Ok(members) => object.extend(members),
+        Err(members) => object.extend(members.into_iter().map(|(k, v)| (k.to_owned(), v))),
+    }
+    Value::Object(object).to_string()
+}
+
+/// The answer to an errand's line, without its line end.
+pub(crate) fn answer_of(outcome: Outcome) -> String {
+    object_of(outcome.map_err(|refused| {
+        vec![
+            ("error", json!(refused.error)),
+            ("mistake", json!(refused.mistake)),
+        ]
+    }))
 }
 
 impl std::fmt::Debug for Operations {

@@ -14,6 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::connection::{Connection, Fate};
+use crate::errands::Errands;
 use crate::operations::Operations;
 
 /// Peers served at once.
@@ -33,6 +34,7 @@ const STACK: usize = 256 * 1024;
 pub struct Server {
     listener: UnixListener,
     operations: Operations,
+    errands: Errands,
     peers: Vec<Peer>,
     /// Counts turns in which somebody moved; a clock for "silent longest".
     turn: u64,
@@ -50,12 +52,13 @@ impl Server {
     /// Serves `operations` to whoever connects to `listener`.
     ///
     /// # Errors
-    /// The kernel's refusal to make the listener non-blocking.
+    /// The kernel's refusal to make the listener non-blocking, or an eventfd.
     pub fn new(listener: UnixListener, operations: Operations) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         Ok(Self {
             listener,
             operations,
+            errands: Errands::new()?,
             peers: Vec::new(),
             turn: 0,
             full: false,
@@ -115,6 +118,7 @@ impl Server {
         let mut fds = vec![
             PollFd::new(stop, PollFlags::IN),
             PollFd::new(&self.listener, listening),
+            PollFd::new(&self.errands, PollFlags::IN),
         ];
         fds.extend(
             self.peers
@@ -132,16 +136,23 @@ impl Server {
         self.turn += 1;
         // Those who spoke before those who come: a newcomer can take a place.
         let mut index = 0;
-        for ready in &ready[2..] {
+        for ready in &ready[3..] {
             if *ready {
                 let peer = &mut self.peers[index];
                 peer.moved = self.turn;
-                if peer.connection.ready(&mut self.operations) == Fate::Goes {
+                let fate = peer.connection.ready(&mut self.operations, &self.errands);
+                if fate == Fate::Goes {
                     self.peers.remove(index);
                     continue;
                 }
             }
             index += 1;
+        }
+        if ready[2] {
+            self.errands.silence();
+            let (operations, errands) = (&mut self.operations, &self.errands);
+            self.peers
+                .retain_mut(|peer| peer.connection.look(operations, errands) == Fate::Stays);
         }
         if ready[1] {
             self.admit();
@@ -218,7 +229,15 @@ mod tests {
             let listener = UnixListener::bind(&path).unwrap();
             let flags = rustix::event::EventfdFlags::CLOEXEC;
             let stop = rustix::event::eventfd(0, flags).unwrap();
-            let operations = Operations::new("prog", "1", || "m 1\n".repeat(1 << 18));
+            let operations = Operations::new("prog", "1", || "m 1\n".repeat(1 << 18)).with_errand(
+                "wait",
+                |arguments, descriptors| {
+                    let ms = arguments.get("ms").and_then(serde_json::Value::as_u64);
+                    std::thread::sleep(Duration::from_millis(ms.unwrap_or(0)));
+                    let count = serde_json::json!(descriptors.len());
+                    Ok(serde_json::Map::from_iter([("count".to_owned(), count)]))
+                },
+            );
             let server = Server::new(listener, operations).unwrap();
             let thread = Some(server.start(stop.try_clone().unwrap()).unwrap());
             Self { path, stop, thread }
@@ -257,6 +276,31 @@ mod tests {
         let mut byte = [0];
         assert_eq!(silent[0].read(&mut byte).unwrap(), 0, "closed by us");
         assert!(silent[MOST_PEERS].as_raw_fd() > 0);
+    }
+
+    #[test]
+    fn only_who_sent_an_errand_out_waits_for_it() {
+        let rig = Rig::new();
+        let mut peer = rig.peer();
+        peer.write_all(b"{\"op\":\"wait\",\"ms\":500}\n{\"op\":\"version\"}\n")
+            .unwrap();
+        let begin = std::time::Instant::now();
+        (0..5).for_each(|_| rig.is_served());
+        // Whoever goes leaves its errand behind, and there are not too many.
+        for _ in 0..20 {
+            rig.peer()
+                .write_all(b"{\"op\":\"wait\",\"ms\":800}\n")
+                .unwrap();
+        }
+        rig.is_served();
+        let mut late = rig.peer();
+        late.write_all(b"{\"op\":\"wait\"}\n").unwrap();
+        let mut lines = BufReader::new(late).lines();
+        let refused = lines.next().unwrap().unwrap();
+        assert!(begin.elapsed() > Duration::from_millis(700) || refused.contains("too much"));
+        let mut lines = BufReader::new(peer).lines();
+        assert_eq!(lines.next().unwrap().unwrap(), "{\"count\":0,\"ok\":true}");
+        assert!(lines.next().unwrap().unwrap().contains("\"version\":\"1\""));
     }
 
     #[test]

@@ -125,8 +125,9 @@ pub struct EngineOptions {
     /// the kernel cannot do that the engine is made all the same; see
     /// [`Engine::registers_memory`].
     pub buffers: u32,
-    /// Threads the kernel may use for operations that would block, where its
-    /// own limit (four per CPU) is less than the depth wanted.
+    /// Threads the kernel may use once a file comes that makes whoever starts
+    /// an operation wait ([`Engine::expect_waiting`]): its own limit (four per
+    /// CPU) is less than the depth wanted.
     pub threads: Option<u32>,
 }
 

@@ -46,6 +46,8 @@ pub struct Ring {
     pub(crate) can_skip: bool,
     /// Slots of files whose reads and writes would make the submitter wait.
     waits: HashSet<u32>,
+    /// The kernel's threads that such files are to have; none once it was told.
+    threads: Option<u32>,
     /// The timer that runs, and when it ends.
     pub(crate) timer: Option<(u64, Instant)>,
     /// The number of the last timer.
@@ -73,13 +75,6 @@ impl Ring {
             .register_files_sparse(files)
             .or_else(|_| submitter.register_files(&vec![-1; files as usize]))
             .map_err(setup("register files"))?;
-        if let Some(threads) = options.threads {
-            // Reads and writes of files, and all else; the second stays.
-            let mut limits = [threads, 0];
-            submitter
-                .register_iowq_max_workers(&mut limits)
-                .map_err(setup("raise the number of threads"))?;
-        }
         let can_skip = ring.params().is_feature_skip_cqe_on_success();
         // Refused before Linux 5.19: then memory stays as it is.
         let buffers = match options.buffers {
@@ -98,6 +93,7 @@ impl Ring {
             watches: HashMap::new(),
             can_skip,
             waits: HashSet::new(),
+            threads: options.threads,
             timer: None,
             timers: 0,
             time: Box::default(),
@@ -142,6 +138,12 @@ impl Ring {
 
     pub(crate) fn expect_waiting(&mut self, slot: FileSlot) {
         self.waits.insert(slot.0);
+        if let Some(threads) = self.threads.take() {
+            // Reads and writes of files, and all else; the second stays. A
+            // kernel that does not know this serves such files, with fewer.
+            let mut limits = [threads, 0];
+            let _ = self.ring.submitter().register_iowq_max_workers(&mut limits);
+        }
     }
 
     /// What keeps an operation on this file from making us wait. The kernel

@@ -18,6 +18,9 @@ const REGISTER_OPS: [u8; 3] = [
     21, // IORING_UNREGISTER_RING_FDS
 ];
 
+/// The limit of the kernel's threads, where a file may come that needs more.
+const REGISTER_IOWQ_MAX_WORKERS: u8 = 19;
+
 /// Operations a ring may submit.
 const OPERATIONS: [u8; 9] = [
     opcode::Read::CODE,
@@ -40,6 +43,7 @@ const FIXED: [u8; 2] = [opcode::ReadFixed::CODE, opcode::WriteFixed::CODE];
 pub(crate) fn restrict(ring: &IoUring, options: &EngineOptions, buffers: bool) -> io::Result<()> {
     let commands = options.commands.then_some(opcode::UringCmd16::CODE);
     let fixed_memory = buffers.then_some(FIXED).into_iter().flatten();
+    let late = options.threads.map(|_| REGISTER_IOWQ_MAX_WORKERS);
     let updates = buffers.then_some(UPDATE_BUFFERS);
     let mut restrictions: Vec<Restriction> = OPERATIONS
         .into_iter()
@@ -50,6 +54,7 @@ pub(crate) fn restrict(ring: &IoUring, options: &EngineOptions, buffers: bool) -
             REGISTER_OPS
                 .into_iter()
                 .chain(updates)
+                .chain(late)
                 .map(Restriction::register_op),
         )
         .collect();

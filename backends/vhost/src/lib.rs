@@ -33,7 +33,7 @@ pub use limiter::Limits;
 pub use oversight::{Overseen, Oversight, Told, device_named, metrics_of, with_operations};
 pub use pool::{Pool, PoolError, PoolOptions, Running};
 pub use records::{CrashSafety, InflightFile, InflightFileError, RecordOf, Records, Reopener};
-pub use server::{Endpoint, EndpointError, Server};
+pub use server::{Change, Endpoint, EndpointError, Fleet, FleetError, Server};
 pub use stop::{Ending, Stop};
 
 /// Feature bits every device of ours offers (virtio 1.3, 6): indirect

@@ -68,6 +68,8 @@ pub(crate) enum Command<D> {
     /// Signal completions of the queue here from now on. It is answered, so
     /// that a front end cannot fill the mailbox with descriptors.
     SetCall(QueueId, Option<Bell>, SyncSender<Result<(), EngineError>>),
+    /// Let go of the files of this device, whose queues are all stopped.
+    Forget(u16, SyncSender<()>),
     /// Look at all queues again: limits have changed.
     Look,
     /// Return once nothing is left to do.

@@ -6,8 +6,9 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::{debug, error, warn};
 use pericarp_uring::{Engine, EngineError, EngineKind, EngineOptions, MAX_BUFFERS};
@@ -61,6 +62,7 @@ pub enum PoolError {
 pub struct Pool<D: Device> {
     workers: Vec<Worker<D>>,
     handles: Handles<D>,
+    files: u32,
     cpus: Vec<usize>,
 }
 
@@ -78,6 +80,20 @@ impl<D: Device> Handles<D> {
     /// The worker that serves a queue, always the same one.
     pub(crate) fn of(&self, id: QueueId) -> &Mailbox<D> {
         &self.0[(usize::from(id.device) + usize::from(id.queue)) % self.0.len()]
+    }
+
+    /// Has all workers let go of a device's files. True once they have.
+    pub(crate) fn forget(&self, device: u16, end: Instant) -> bool {
+        let ask = |mailbox: &Arc<Mailbox<D>>| {
+            let (reply, answer) = sync_channel(1);
+            mailbox.send(Command::Forget(device, reply));
+            answer
+        };
+        let answers: Vec<_> = self.0.iter().map(ask).collect();
+        answers.iter().all(|answer| {
+            let left = end.saturating_duration_since(Instant::now());
+            answer.recv_timeout(left).is_ok()
+        })
     }
 }
 
@@ -117,6 +133,7 @@ impl<D: Device> Pool<D> {
         Ok(Self {
             workers,
             handles: Handles(mailboxes.into()),
+            files: options.files,
             cpus: options.cpus.clone(),
         })
     }
@@ -124,6 +141,11 @@ impl<D: Device> Pool<D> {
     /// Where sessions send their queues.
     pub(crate) fn handles(&self) -> Handles<D> {
         self.handles.clone()
+    }
+
+    /// Descriptors that each worker has room for.
+    pub(crate) fn files(&self) -> u32 {
+        self.files
     }
 
     /// Wakes all workers, so that they see limits that were changed.

@@ -16,6 +16,9 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+mod fleet;
+mod presence;
+
 use log::{debug, info, warn};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Mode;
@@ -31,6 +34,8 @@ use crate::pool::{Handles, Pool};
 use crate::records::CrashSafety;
 use crate::session::{Moved, Over, Session};
 use crate::stop::Stop;
+pub use fleet::{Change, Fleet, FleetError};
+use presence::Presence;
 
 /// How long a process that was killed may need to let go of its socket.
 const DYING: Duration = Duration::from_secs(1);
@@ -232,6 +237,7 @@ pub struct Server<D: Device> {
     meeting: Option<Meeting>,
     /// The front end that was there before this process was.
     moved: Option<(UnixStream, Moved)>,
+    presence: Arc<Presence>,
 }
 
 impl<D: Device> Server<D> {
@@ -247,6 +253,7 @@ impl<D: Device> Server<D> {
             oversight: None,
             meeting: None,
             moved: None,
+            presence: Arc::default(),
         }
     }
 
@@ -287,26 +294,31 @@ impl<D: Device> Server<D> {
     /// # Errors
     /// The kernel's refusal to make a thread.
     pub fn start(self, stop: &Stop) -> io::Result<JoinHandle<()>> {
-        let (thread, go) = self.start_when(stop)?;
+        let (thread, go) = self.start_when(stop.clone(), stop)?;
         let _ = go.send(());
         Ok(thread)
     }
 
-    /// A thread that serves once it is told to, and ends when it never will be.
-    pub(crate) fn start_when(self, stop: &Stop) -> io::Result<(JoinHandle<()>, SyncSender<()>)> {
-        let stop = stop.clone();
+    /// A thread that serves until `stop`, once it is told to, and ends when it
+    /// never will be. A connected socket's end is that of `program`.
+    fn start_when(
+        self,
+        stop: Stop,
+        program: &Stop,
+    ) -> io::Result<(JoinHandle<()>, SyncSender<()>)> {
+        let program = program.clone();
         let (go, told) = sync_channel(1);
         let thread = std::thread::Builder::new()
             .name(format!("session-{}", self.device_id))
             .spawn(move || {
                 if told.recv().is_ok() {
-                    self.run(&stop);
+                    self.run(&stop, &program);
                 }
             })?;
         Ok((thread, go))
     }
 
-    fn run(mut self, stop: &Stop) {
+    fn run(mut self, stop: &Stop, program: &Stop) {
         let moved = self.moved.take();
         let mut over = moved.map(|(stream, moved)| self.serve(stream, Some(moved), stop));
         match &self.endpoint {
@@ -327,8 +339,8 @@ impl<D: Device> Server<D> {
                         Over::Ended
                     }
                 });
-                if over == Over::Ended {
-                    stop.request();
+                if over == Over::Ended && !self.presence.is_leaving() {
+                    program.request();
                 }
             }
         }
@@ -343,6 +355,9 @@ impl<D: Device> Server<D> {
     }
 
     fn serve(&self, stream: UnixStream, moved: Option<Moved>, stop: &Stop) -> Over {
+        if !self.presence.arrive() {
+            return Over::Ended;
+        }
         if moved.is_none() {
             info!("device {}: front end connected", self.device_id);
         }
@@ -360,6 +375,7 @@ impl<D: Device> Server<D> {
             session.adopt(moved);
         }
         let over = session.run();
+        self.presence.depart();
         if over == Over::Ended {
             info!("device {}: front end gone", self.device_id);
         }

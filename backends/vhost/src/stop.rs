@@ -30,7 +30,8 @@ pub struct Stop(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     event: OwnedFd,
-    signals: OwnedFd,
+    /// None for a part of the program.
+    signals: Option<OwnedFd>,
     failed: AtomicBool,
 }
 
@@ -60,7 +61,17 @@ impl Stop {
         };
         Ok(Self(Arc::new(Inner {
             event,
-            signals,
+            signals: Some(signals),
+            failed: AtomicBool::new(false),
+        })))
+    }
+
+    /// For a part of the program that can be asked to end by itself; whoever
+    /// ends the program asks its parts.
+    pub(crate) fn of_a_part() -> io::Result<Self> {
+        Ok(Self(Arc::new(Inner {
+            event: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            signals: None,
             failed: AtomicBool::new(false),
         })))
     }
@@ -80,10 +91,9 @@ impl Stop {
     /// Sleeps until somebody asks or a signal comes; then everybody is asked.
     pub fn wait(&self) -> Ending {
         loop {
-            let mut fds = [
-                PollFd::new(&self.0.event, PollFlags::IN),
-                PollFd::new(&self.0.signals, PollFlags::IN),
-            ];
+            let mut fds = vec![PollFd::new(&self.0.event, PollFlags::IN)];
+            let signals = self.0.signals.as_ref();
+            fds.extend(signals.map(|fd| PollFd::new(fd, PollFlags::IN)));
             match poll(&mut fds, None) {
                 Ok(_) => break,
                 Err(rustix::io::Errno::INTR) => {}
@@ -98,9 +108,10 @@ impl Stop {
         }
     }
 
-    /// Readable once a signal came that [`wait`](Self::wait) did not see yet.
+    /// Readable once a signal came that [`wait`](Self::wait) did not see yet; for
+    /// a part of the program, once it was asked.
     pub fn signals(&self) -> BorrowedFd<'_> {
-        self.0.signals.as_fd()
+        self.0.signals.as_ref().unwrap_or(&self.0.event).as_fd()
     }
 
     /// Readable once somebody asked.

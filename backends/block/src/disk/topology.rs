@@ -66,42 +66,76 @@ pub(super) fn of_file(file: &File, size: u64, block: u32, read_only: bool) -> To
     }
 }
 
+/// What only sysfs and a ring tell of a block device. Nothing where it is
+/// read-only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Abilities {
+    /// Unit of discards; 0 where it cannot discard.
+    pub discard_granularity: u32,
+    /// Zeroed blocks can be given back.
+    pub unmap_zeroes: bool,
+}
+
+impl Abilities {
+    /// Before the program confines itself.
+    pub(super) fn of_device(file: &File, logical: u32) -> io::Result<Self> {
+        let limit = |name: &str| queue_limit(file, name).unwrap_or(0);
+        let discards = limit("discard_max_bytes") > 0 && {
+            // The probe needs a descriptor that cannot write. This path leads to
+            // the very same device, whatever happened to its name meanwhile.
+            let again = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+            can_discard(again.as_raw_fd(), logical)
+        };
+        let granularity = u32::try_from(limit("discard_granularity")).unwrap_or(0);
+        Ok(Self {
+            discard_granularity: if discards {
+                granularity.max(logical)
+            } else {
+                0
+            },
+            unmap_zeroes: limit("write_zeroes_max_bytes") > 0,
+        })
+    }
+}
+
+/// `ioctl` requests that measuring a block device takes, for a confined program
+/// that is given one.
+pub const MEASURING: [u32; 5] = [
+    opcode::none(0x12, 104), // BLKSSZGET
+    opcode::none(0x12, 123), // BLKPBSZGET
+    BLKIOMIN,
+    BLKIOOPT,
+    BLKALIGNOFF,
+];
+
 /// Of a block device with these logical and physical blocks.
 pub(super) fn of_device(
     file: &File,
     logical: u32,
     physical: u32,
-    read_only: bool,
-) -> io::Result<Topology> {
+    abilities: Abilities,
+) -> Topology {
     // SAFETY: BLKIOMIN writes one unsigned int.
     let min_io = unsafe { ioctl(file, Getter::<BLKIOMIN, u32>::new()) };
     // SAFETY: BLKIOOPT writes one unsigned int.
     let opt_io = unsafe { ioctl(file, Getter::<BLKIOOPT, u32>::new()) };
     // SAFETY: BLKALIGNOFF writes one int, -1 where nothing is aligned.
     let align_offset = unsafe { ioctl(file, Getter::<BLKALIGNOFF, i32>::new()) };
-    let limit = |name: &str| queue_limit(file, name).unwrap_or(0);
-    let discards = !read_only && limit("discard_max_bytes") > 0 && {
-        // The probe needs a descriptor that cannot write. This path leads to
-        // the very same device, whatever happened to its name meanwhile.
-        let again = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
-        can_discard(again.as_raw_fd(), logical)
-    };
-    let granularity = u32::try_from(limit("discard_granularity")).unwrap_or(0);
-    Ok(Topology {
+    Topology {
         min_io: min_io.unwrap_or(physical),
         opt_io: opt_io.unwrap_or(0),
         align_offset: align_offset
             .ok()
             .and_then(|n| n.try_into().ok())
             .unwrap_or(0),
-        discard: if discards {
+        discard: if abilities.discard_granularity > 0 {
             DiscardBy::Command
         } else {
             DiscardBy::Nothing
         },
-        granularity: granularity.max(logical),
-        unmap_zeroes: !read_only && limit("write_zeroes_max_bytes") > 0,
-    })
+        granularity: abilities.discard_granularity.max(logical),
+        unmap_zeroes: abilities.unmap_zeroes,
+    }
 }
 
 /// Tries a hole where nothing is: far behind the end, where it frees nothing

@@ -13,8 +13,9 @@ use crate::disk::{CacheMode, DiskOptions};
 /// A device under construction: from single options or from `--device`.
 #[derive(Debug, Default)]
 pub(super) struct Draft {
-    /// How its options are spelled: with dashes, or as keys.
-    pub(super) keys: bool,
+    /// What its options are spelled with: nothing for options of their own,
+    /// else the option whose keys they are, or that they are members of a line.
+    pub(super) keys: Option<Keys>,
     pub(super) id: Option<String>,
     pub(super) socket: Option<SocketOption>,
     pub(super) file: Option<PathBuf>,
@@ -26,7 +27,25 @@ pub(super) struct Draft {
     pub(super) limits: [Option<u64>; 4],
 }
 
+/// Where the keys of a device stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Keys {
+    /// In the value of this option.
+    Of(&'static str),
+    /// In a line on the control socket.
+    Members,
+}
+
 impl Draft {
+    /// What stands before the name of an option in messages.
+    fn prefix(&self) -> String {
+        match self.keys {
+            None => "--".to_owned(),
+            Some(Keys::Of(option)) => format!("{option} "),
+            Some(Keys::Members) => String::new(),
+        }
+    }
+
     pub(super) fn touched(&self) -> bool {
         self.socket.is_some()
             || self.file.is_some()
@@ -39,57 +58,59 @@ impl Draft {
     }
 
     /// `key=value,key=value`, where a doubled comma stands for one.
-    pub(super) fn from_keys(text: &str) -> Result<Self, BadOption> {
+    pub(super) fn from_keys(option: &'static str, text: &str) -> Result<Self, BadOption> {
         let mut draft = Self {
-            keys: true,
+            keys: Some(Keys::Of(option)),
             ..Self::default()
         };
         let mut seen = HashSet::new();
         for part in text.replace(",,", "\0").split(',') {
             let part = part.replace('\0', ",");
             let (key, value) = part.split_once('=').ok_or_else(|| {
-                bad(
-                    "--device",
-                    format!("{part:?}"),
-                    "not key=value; a comma in a value is written twice",
-                )
+                let rule = "not key=value; a comma in a value is written twice";
+                bad(option, format!("{part:?}"), rule)
             })?;
-            let name = format!("--device {key}");
             if !seen.insert(key.to_owned()) {
+                let name = format!("{option} {key}");
                 return Err(bad(&name, value, "given twice: give it once"));
             }
-            match key {
-                "id" if value.is_empty() || value.len() > 64 => {
-                    return Err(bad(
-                        &name,
-                        format!("{value:?}"),
-                        "an id has 1 to 64 characters",
-                    ));
-                }
-                "id" => draft.id = Some(value.to_owned()),
-                "socket" => draft.set(&name, "socket-path", value)?,
-                "file" => draft.set(&name, "blk-file", value)?,
-                "read-only" => {
-                    draft.read_only = Some(match value {
-                        "on" => true,
-                        "off" => false,
-                        _ => return Err(bad(&name, format!("{value:?}"), "say on or off")),
-                    });
-                }
-                "num-queues" | "queue-size" | "cache" | "serial" | "iops" | "iops-burst"
-                | "bandwidth" | "bandwidth-burst" => {
-                    draft.set(&name, key, value)?;
-                }
-                _ => {
-                    return Err(bad(
-                        "--device",
-                        format!("{key:?}"),
-                        "unknown key: use id, socket, file, read-only, num-queues, queue-size, cache, serial, iops, iops-burst, bandwidth or bandwidth-burst",
-                    ));
-                }
-            }
+            draft.set_key(key, value)?;
         }
         Ok(draft)
+    }
+
+    /// Sets what a key of `--device` names.
+    pub(super) fn set_key(&mut self, key: &str, value: &str) -> Result<(), BadOption> {
+        let name = format!("{}{key}", self.prefix());
+        match key {
+            "id" if value.is_empty() || value.len() > 64 => {
+                let rule = "an id has 1 to 64 characters";
+                return Err(bad(&name, format!("{value:?}"), rule));
+            }
+            "id" => self.id = Some(value.to_owned()),
+            "socket" => self.set(&name, "socket-path", value)?,
+            "file" => self.set(&name, "blk-file", value)?,
+            "read-only" => {
+                self.read_only = Some(match value {
+                    "on" => true,
+                    "off" => false,
+                    _ => return Err(bad(&name, format!("{value:?}"), "say on or off")),
+                });
+            }
+            "num-queues" | "queue-size" | "cache" | "serial" | "iops" | "iops-burst"
+            | "bandwidth" | "bandwidth-burst" => {
+                self.set(&name, key, value)?;
+            }
+            _ => {
+                let rule = "unknown key: use id, socket, file, read-only, num-queues, queue-size, cache, serial, iops, iops-burst, bandwidth or bandwidth-burst";
+                let option = match self.keys {
+                    Some(Keys::Of(option)) => option,
+                    _ => "key",
+                };
+                return Err(bad(option, format!("{key:?}"), rule));
+            }
+        }
+        Ok(())
     }
 
     /// Sets what `key` names; `name` is how the operator spelled it.
@@ -137,13 +158,14 @@ impl Draft {
     }
 
     pub(super) fn finish(self) -> Result<DeviceOptions, BadOption> {
-        let (socket_name, file_name) = if self.keys {
-            ("--device socket", "--device file")
-        } else {
-            ("--socket-path", "--blk-file")
+        let prefix = self.prefix();
+        let (socket_name, file_name) = match self.keys {
+            Some(_) => (format!("{prefix}socket"), format!("{prefix}file")),
+            None => ("--socket-path".to_owned(), "--blk-file".to_owned()),
         };
-        if self.keys && self.id.is_none() {
-            return Err(bad("--device id", "", "missing: give the device a name"));
+        if self.keys.is_some() && self.id.is_none() {
+            let name = format!("{prefix}id");
+            return Err(bad(&name, "", "missing: give the device a name"));
         }
         let id = self.id.unwrap_or_else(|| "disk".to_owned());
         let [iops, iops_burst, bandwidth, bandwidth_burst] =
@@ -154,7 +176,6 @@ impl Draft {
             bandwidth,
             bandwidth_burst,
         };
-        let prefix = if self.keys { "--device " } else { "--" };
         limits.check().map_err(|(name, rule)| {
             let value = if name == "iops-burst" {
                 iops_burst
@@ -163,15 +184,15 @@ impl Draft {
             };
             bad(&format!("{prefix}{name}"), value, rule)
         })?;
-        let missing = |name, what| bad(name, "", format!("missing: say {what}"));
+        let missing = |name: &str, what| bad(name, "", format!("missing: say {what}"));
         Ok(DeviceOptions {
             socket: self
                 .socket
-                .ok_or_else(|| missing(socket_name, "where to listen"))?,
+                .ok_or_else(|| missing(&socket_name, "where to listen"))?,
             disk: DiskOptions {
                 file: self
                     .file
-                    .ok_or_else(|| missing(file_name, "which disk to serve"))?,
+                    .ok_or_else(|| missing(&file_name, "which disk to serve"))?,
                 read_only: self.read_only.unwrap_or(false),
                 cache: self.cache.unwrap_or_default(),
             },

@@ -4,6 +4,8 @@
 //! line that names the option, the value, the rule and the cure.
 
 mod draft;
+mod line;
+mod request;
 mod values;
 
 use std::collections::HashSet;
@@ -19,6 +21,8 @@ use pericarp_vhost::Limits;
 use crate::disk::DiskOptions;
 use draft::Draft;
 pub use pericarp_control::command_line::{BadOption, SocketOption};
+pub use request::Change;
+use request::Request;
 use values::{cpu_list, io_engine};
 
 /// The most queues one device may have.
@@ -31,7 +35,7 @@ const MAX_WORKERS: usize = 64;
 const MAX_POLL_US: u64 = 1000;
 /// About what it costs to sleep and be woken.
 const POLL_LIMIT: Duration = Duration::from_micros(20);
-/// The most devices of one process: the device number is part of tokens.
+/// The most devices of one process, to begin with and later.
 const MAX_DEVICES: usize = 256;
 
 /// What `--help` prints.
@@ -41,6 +45,8 @@ pericarp-block: vhost-user block devices on files and block devices
 usage:
   pericarp-block --socket-path PATH --blk-file FILE [options]
   pericarp-block --device id=ID,socket=PATH,file=FILE[,key=value...]... [options]
+  pericarp-block --control-path PATH --add-device id=ID,socket=PATH,file=FILE[,...]
+  pericarp-block --control-path PATH --remove-device ID [--force]
 
 one device:
   --socket-path PATH    listen here; a dead socket is replaced, a live one is an error
@@ -62,6 +68,13 @@ many devices:
                         bandwidth=, bandwidth-burst=; may be repeated;
                         a comma in a value is written twice
 
+a running process, which answers at --control-path; prints the line that it answers,
+ends with 2 where it refuses and with 1 where it fails:
+  --add-device KEYS     have it serve another disk; the keys of --device. File and socket
+                        are opened here, with the rights of whoever asks
+  --remove-device ID    have it let go of a disk that no front end is connected to
+  --force               drop the front end, once its requests in flight have ended
+
 the process:
   --workers N           I/O threads, 1 to 64 (default: one per queue, at most one per CPU)
   --cpus LIST           pin the workers to these CPUs in turn, such as 0,2-3
@@ -76,7 +89,8 @@ the process:
                         virtio-mem. Started without CAP_IPC_LOCK, RLIMIT_MEMLOCK must allow it
   --control-path PATH   answer here what one asks and changes while it runs: one JSON
                         object per line, {\"op\":\"stats\"}, and ops version, metrics,
-                        limits, resize, hand-over; HTTP GET /metrics, too
+                        limits, resize, add-device, remove-device, hand-over;
+                        HTTP GET /metrics, too
   --take-over CONTROL   take the front ends of a running pericarp-block over, without a
                         disconnect: CONTROL is its control socket; give the options it
                         was started with, --control-path included; for a passed socket
@@ -144,6 +158,13 @@ pub enum Command {
     Version,
     /// Print [`HELP`].
     Help,
+    /// Ask a running program for something.
+    Ask {
+        /// Where it answers.
+        control: PathBuf,
+        /// What it is to do.
+        change: Change,
+    },
 }
 
 /// Parses the arguments, without the program's name.
@@ -161,6 +182,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
     let mut register_memory = false;
     let mut inflight_file = None;
     let (mut control, mut take_over) = (None, None);
+    let mut request = Request::default();
     while let Some(name) = command_line::next(&mut parser)? {
         if name != "--device" && !seen.insert(name.clone()) {
             return Err(bad(&name, "", "given twice: give it once"));
@@ -173,7 +195,10 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
             "--no-confine" => confine = false,
             "--register-memory" => register_memory = true,
             "--read-only" => single.read_only = Some(true),
-            "--device" => drafts.push(Draft::from_keys(&value()?)?),
+            "--device" => drafts.push(Draft::from_keys("--device", &value()?)?),
+            "--add-device" => request.add = Some(Draft::from_keys("--add-device", &value()?)?),
+            "--remove-device" => request.remove = Some(value()?),
+            "--force" => request.force = true,
             "--poll-us" => {
                 let limit = number(&name, &value()?, 0, MAX_POLL_US)?;
                 poll_limit = Some(Duration::from_micros(limit));
@@ -217,6 +242,9 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
             }
             _ => return Err(unknown(&name)),
         }
+    }
+    if let Some(command) = request.finish(control.as_ref(), &seen, drafts.len())? {
+        return Ok(command);
     }
     if single.touched() {
         if !drafts.is_empty() {

@@ -247,3 +247,48 @@ fn every_mistake_names_option_value_rule_and_cure() {
         "--device: give either --device or the options of a single device, not both"
     );
 }
+
+#[test]
+fn a_device_survives_the_line_that_adds_it() {
+    for keys in [
+        "id=b,socket=/s,file=/d",
+        "id=b,socket=/s,file=/x,,y,read-only=on,num-queues=3,queue-size=64,cache=buffered,\
+         serial=S,iops=5,iops-burst=7,bandwidth=1K,bandwidth-burst=2K",
+        "id=c,socket=s,file=d,cache=dontcache,serial=",
+    ] {
+        let command = line(&format!("--control-path /c --add-device {keys}")).unwrap();
+        let Command::Ask {
+            control,
+            change: Change::Add(device),
+        } = command
+        else {
+            panic!("{command:?}");
+        };
+        assert_eq!(control, PathBuf::from("/c"));
+        let served = &options(&format!("--device {keys}")).devices[0];
+        assert_eq!(*device, *served);
+        let read = DeviceOptions::from_members(&device.to_members());
+        assert_eq!(read.unwrap(), *device);
+    }
+    let change = Change::Remove {
+        id: "b".to_owned(),
+        force: true,
+    };
+    let control = PathBuf::from("/c");
+    assert_eq!(
+        line("--remove-device b --force --control-path /c").unwrap(),
+        Command::Ask { control, change }
+    );
+    for (args, want) in [
+        (
+            "--remove-device b",
+            "--remove-device: whom to ask is missing: give --control-path of the running program, too",
+        ),
+        (
+            "--add-device id=b,file=/d --control-path /c",
+            "--add-device socket: missing: say where to listen",
+        ),
+    ] {
+        assert_eq!(line(args).unwrap_err(), want);
+    }
+}

@@ -3,7 +3,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use log::{info, warn};
@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::HandOverError;
 use super::meeting::Meeting;
-use super::state::{Identity, Saying, VERSION};
+use super::state::{DeviceIdentity, Identity, Saying, VERSION};
 use super::wire::Wire;
 use crate::causes;
 use crate::stop::Stop;
@@ -27,7 +27,8 @@ const REST_LIMIT: Duration = Duration::from_secs(5);
 /// How long the new process may take with the queues standing still.
 const READY_LIMIT: Duration = Duration::from_secs(2);
 
-/// What a process leaves to the one that takes over, beside its sessions.
+/// What a process leaves to the one that takes over, beside its sessions. Both
+/// lists are in the order in which the devices came.
 #[derive(Debug)]
 pub struct Estate {
     /// What it serves.
@@ -43,7 +44,8 @@ pub struct Estate {
 /// Hands a process over to whoever may ask.
 #[derive(Debug, Clone)]
 pub struct Giver {
-    estate: Arc<Estate>,
+    /// Changed only while nobody takes over.
+    estate: Arc<Mutex<Estate>>,
     meeting: Meeting,
     stop: Stop,
     /// Found before confinement, which leaves no way to ask.
@@ -55,11 +57,38 @@ impl Giver {
     /// they have been handed over.
     pub fn new(estate: Estate, meeting: &Meeting, stop: &Stop) -> Self {
         Self {
-            estate: Arc::new(estate),
+            estate: Arc::new(Mutex::new(estate)),
             meeting: meeting.clone(),
             stop: stop.clone(),
             user: rustix::process::geteuid(),
         }
+    }
+
+    /// A device has come, as part of a [`Change`](crate::Change).
+    pub fn add(&self, device: DeviceIdentity, endpoint: OwnedFd) {
+        let mut estate = self.estate();
+        estate.identity.devices.push(device);
+        estate.endpoints.push(endpoint);
+    }
+
+    /// A device has gone, as part of a [`Change`](crate::Change).
+    pub fn remove(&self, id: &str) {
+        let mut estate = self.estate();
+        let mut devices = estate.identity.devices.iter();
+        if let Some(index) = devices.position(|device| device.id == id) {
+            estate.identity.devices.remove(index);
+            estate.endpoints.remove(index);
+        }
+    }
+
+    /// Whether a device listens on this socket.
+    pub fn listens_on(&self, socket: &str) -> bool {
+        let estate = self.estate();
+        estate.identity.devices.iter().any(|d| d.socket == socket)
+    }
+
+    fn estate(&self) -> MutexGuard<'_, Estate> {
+        self.estate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds `hand-over`. The operations with these names change what is handed
@@ -158,7 +187,7 @@ impl Giver {
         let (Saying::Offer(offered), _) = wire.receive(OFFER_LIMIT)? else {
             return Err(HandOverError::Malformed);
         };
-        if let Some(what) = self.estate.identity.difference(&offered) {
+        if let Some(what) = self.estate().identity.difference(&offered) {
             return Err(HandOverError::Differs(what));
         }
         self.send_estate(wire)?;
@@ -177,7 +206,7 @@ impl Giver {
     }
 
     fn send_estate(&self, wire: &Wire) -> Result<(), HandOverError> {
-        let estate = &self.estate;
+        let estate = self.estate();
         // One message takes 253, and there can be 256 devices.
         for chunk in estate.endpoints.chunks(128) {
             let fds: Vec<_> = chunk.iter().map(|fd| fd.as_fd()).collect();

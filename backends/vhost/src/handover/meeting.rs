@@ -5,6 +5,7 @@
 //! and sleeps until it is told to go on or to go. What changes devices from
 //! other threads goes through [`Meeting::quietly`], and nothing of it is lost.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -29,6 +30,8 @@ pub(crate) enum Verdict {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Quiet,
+    /// A device comes or goes.
+    Changing,
     /// A new process is there; sessions go on.
     Talking,
     Gathering,
@@ -44,7 +47,9 @@ struct Hall {
     /// Counts gatherings: whoever sleeps through the end of one must not be
     /// taken for somebody of the next.
     round: u64,
-    arrived: Vec<Option<Parcel>>,
+    /// The places of all devices, in the order in which these came.
+    expected: Vec<u16>,
+    arrived: HashMap<u16, Parcel>,
     failed: Option<HandOverError>,
 }
 
@@ -60,7 +65,7 @@ struct Inner {
 pub struct Meeting(Arc<Inner>);
 
 impl Meeting {
-    /// For this many devices. Before confinement.
+    /// For this many devices to begin with. Before confinement.
     ///
     /// # Errors
     /// The kernel's refusal to make an eventfd.
@@ -74,7 +79,8 @@ impl Meeting {
             hall: Mutex::new(Hall {
                 phase: Phase::Quiet,
                 round: 0,
-                arrived: (0..devices).map(|_| None).collect(),
+                expected: (0..devices).filter_map(|n| n.try_into().ok()).collect(),
+                arrived: HashMap::new(),
                 failed: None,
             }),
             moved: Condvar::new(),
@@ -96,8 +102,8 @@ impl Meeting {
     /// process, which would not see it: `None` then. It must not wait.
     pub fn quietly<T>(&self, change: impl FnOnce() -> T) -> Option<T> {
         let hall = self.hall();
-        let quiet = matches!(hall.phase, Phase::Quiet | Phase::Talking | Phase::Closed);
-        quiet.then(change)
+        let going = matches!(hall.phase, Phase::Gathering | Phase::Gone);
+        (!going).then(change)
     }
 
     /// Whether sessions are waited for.
@@ -116,9 +122,7 @@ impl Meeting {
         if hall.phase == Phase::Gathering {
             match parcel {
                 Ok(parcel) => {
-                    if let Some(place) = hall.arrived.get_mut(usize::from(device)) {
-                        *place = Some(parcel);
-                    }
+                    hall.arrived.insert(device, parcel);
                 }
                 Err(error) => hall.failed = Some(error),
             }
@@ -139,20 +143,59 @@ impl Meeting {
     /// One new process at a time.
     pub(super) fn open(&self) -> Result<Round<'_>, HandOverError> {
         let mut hall = self.hall();
-        match hall.phase {
-            Phase::Quiet => {}
-            Phase::Closed => return Err(HandOverError::Ending),
-            Phase::Talking | Phase::Gathering | Phase::Gone => {
-                let text = "a hand-over goes on already: wait for its end".to_owned();
-                return Err(HandOverError::Refused(text));
-            }
-        }
+        hall.be_quiet()?;
         hall.phase = Phase::Talking;
         Ok(Round(self))
     }
 
+    /// A device comes or goes: nobody takes over meanwhile.
+    pub(crate) fn change(&self) -> Result<Changing<'_>, HandOverError> {
+        let mut hall = self.hall();
+        hall.be_quiet()?;
+        hall.phase = Phase::Changing;
+        Ok(Changing(self))
+    }
+
+    /// A device has come to this place.
+    pub(crate) fn expect(&self, device: u16) {
+        self.hall().expected.push(device);
+    }
+
+    /// The device in this place has gone.
+    pub(crate) fn forget(&self, device: u16) {
+        self.hall().expected.retain(|place| *place != device);
+    }
+
     fn hall(&self) -> MutexGuard<'_, Hall> {
         self.0.hall.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Hall {
+    /// An error while something goes on that must not be disturbed.
+    fn be_quiet(&self) -> Result<(), HandOverError> {
+        let text = match self.phase {
+            Phase::Quiet => return Ok(()),
+            Phase::Changing => "a device is being added or removed: ask again in a moment",
+            Phase::Talking | Phase::Gathering => "a hand-over goes on already: wait for its end",
+            Phase::Gone => "another program has taken over: ask that one",
+            Phase::Closed => return Err(HandOverError::Ending),
+        };
+        Err(HandOverError::Refused(text.to_owned()))
+    }
+}
+
+/// A device comes or goes.
+#[derive(Debug)]
+pub(crate) struct Changing<'a>(&'a Meeting);
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        let mut hall = self.0.hall();
+        // The program may have been told to end meanwhile.
+        if hall.phase == Phase::Changing {
+            hall.phase = Phase::Quiet;
+        }
     }
 }
 
@@ -180,16 +223,18 @@ impl Round<'_> {
             if let Some(error) = hall.failed.take() {
                 return Err(error);
             }
-            if hall.arrived.iter().all(Option::is_some) {
-                return Ok(hall.arrived.iter_mut().filter_map(Option::take).collect());
+            let Hall {
+                expected, arrived, ..
+            } = &mut *hall;
+            if expected.iter().all(|place| arrived.contains_key(place)) {
+                return Ok(expected.iter().filter_map(|p| arrived.remove(p)).collect());
             }
             alive()?;
             if Instant::now() > end {
-                let late = (0..)
-                    .zip(&hall.arrived)
-                    .filter(|(_, place)| place.is_none());
-                let late: Vec<String> = late
-                    .map(|(device, _): (u16, _)| device.to_string())
+                let late: Vec<String> = expected
+                    .iter()
+                    .filter(|place| !arrived.contains_key(place))
+                    .map(u16::to_string)
                     .collect();
                 return Err(HandOverError::Busy(late.join(", "), limit));
             }
@@ -228,7 +273,7 @@ impl Drop for Round<'_> {
             let _ = rustix::io::read(&self.0.0.summons, &mut [0; 8]);
         }
         hall.failed = None;
-        hall.arrived.iter_mut().for_each(|place| *place = None);
+        hall.arrived.clear();
         self.0.0.moved.notify_all();
     }
 }
@@ -300,6 +345,41 @@ mod tests {
         assert!(matches!(failed, Err(HandOverError::Descriptors)));
         drop(round);
         assert_eq!(session.join().unwrap(), Verdict::Stay);
+    }
+
+    #[test]
+    fn devices_come_and_go_between_hand_overs() {
+        let meeting = Meeting::new(2).unwrap();
+        let round = meeting.open().unwrap();
+        assert!(meeting.change().is_err(), "somebody takes over");
+        drop(round);
+        let change = meeting.change().unwrap();
+        assert!(meeting.open().is_err(), "a device comes");
+        meeting.forget(0);
+        meeting.expect(7);
+        meeting.expect(0);
+        drop(change);
+        // In the order in which they came, not that of their places.
+        let round = meeting.open().unwrap();
+        std::thread::scope(|scope| {
+            for device in [0, 1, 7] {
+                let meeting = &meeting;
+                scope.spawn(move || {
+                    let mut parcel = Parcel::idle(None);
+                    parcel.state.limits = Some([device, 0, 0, 0]);
+                    while rustix::io::read(meeting.summons(), &mut [0; 8]).is_err() {
+                        std::thread::yield_now();
+                    }
+                    rustix::io::write(meeting.summons(), &1u64.to_ne_bytes()).unwrap();
+                    meeting.arrive(device as u16, Ok(parcel));
+                });
+            }
+            let parcels = round.gather(Duration::from_secs(10), || Ok(())).unwrap();
+            let order: Vec<_> = parcels.iter().map(|p| p.state.limits.unwrap()[0]).collect();
+            assert_eq!(order, [1, 7, 0]);
+            round.leave(|| Ok(())).unwrap();
+        });
+        assert!(meeting.change().is_err(), "it is over");
     }
 
     #[test]

@@ -49,7 +49,7 @@ use thiserror::Error;
 
 pub use give::{Estate, Giver};
 pub use meeting::Meeting;
-pub(crate) use meeting::{LOOK, Verdict};
+pub(crate) use meeting::{Changing, LOOK, Verdict};
 pub(crate) use state::{
     Descriptor, DeviceState, Fds, Parcel, RecordsState, RegionState, SessionState, VringState,
 };

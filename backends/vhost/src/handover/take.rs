@@ -4,7 +4,6 @@
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -13,7 +12,7 @@ use super::HandOverError;
 use super::state::{DeviceState, Fds, Identity, Saying, VERSION};
 use super::wire::{MAX_FDS, Wire};
 use crate::device::Device;
-use crate::server::Server;
+use crate::server::{Fleet, FleetError, Server};
 use crate::stop::Stop;
 
 /// How long the old process may take for each answer; it waits 5 s for requests
@@ -102,18 +101,18 @@ impl Predecessor {
         }
     }
 
-    /// Takes the sessions of all devices over and serves them until `stop` is
-    /// requested.
+    /// Takes the sessions of all devices over, each with its id, and has `fleet`
+    /// serve them.
     ///
     /// # Errors
     /// [`HandOverError`]; the old process has its sessions then.
     pub fn take<D: Device>(
         mut self,
-        mut servers: Vec<Server<D>>,
-        stop: &Stop,
-    ) -> Result<Vec<JoinHandle<()>>, HandOverError> {
+        mut servers: Vec<(&str, Server<D>)>,
+        fleet: &Fleet<D>,
+    ) -> Result<(), HandOverError> {
         self.wire.send(&Saying::Drain, &[])?;
-        for server in &mut servers {
+        for (_, server) in &mut servers {
             let (state, fds): (DeviceState, _) = match self.hear(LIMIT)? {
                 (Saying::Device(state), fds) => (state, fds),
                 _ => return Err(HandOverError::Malformed),
@@ -121,8 +120,12 @@ impl Predecessor {
             server.take_over(state, fds)?;
         }
         // All that may fail comes before there is no way back.
-        let started = servers.into_iter().map(|server| server.start_when(stop));
-        let started = started.collect::<Result<Vec<_>, _>>()?;
+        let started = servers.into_iter().map(|(id, s)| fleet.start_when(id, s));
+        let started = started.collect::<Result<Vec<_>, _>>();
+        let started = started.map_err(|error| match error {
+            FleetError::System(e) => HandOverError::System(e),
+            _ => HandOverError::Ending,
+        })?;
         self.wire.look()?;
         // Whoever is told to end from here on does so with what he has, as the
         // old process is gone perhaps.
@@ -131,12 +134,11 @@ impl Predecessor {
         let (Saying::Yours, _) = self.hear(LAST_LIMIT)? else {
             return Err(HandOverError::Malformed);
         };
-        let threads = started.into_iter().map(|(thread, go)| {
+        for go in started {
             // Gone only if it panicked, and then its device has no session.
             let _ = go.send(());
-            thread
-        });
-        Ok(threads.collect())
+        }
+        Ok(())
     }
 
     fn hear(&self, limit: Duration) -> Result<(Saying, Vec<OwnedFd>), HandOverError> {

@@ -19,20 +19,19 @@ pub struct Overseen {
     pub oversight: Arc<Oversight>,
 }
 
-/// Adds `stats` and `limits` to a program's operations. `wake` makes the
-/// workers look at their limits again.
+/// Adds `stats` and `limits` to a program's operations. `devices` are those
+/// there are at the time; `wake` makes the workers look at their limits again.
 #[must_use]
 pub fn with_operations(
     operations: Operations,
-    devices: &[Overseen],
+    devices: impl Fn() -> Vec<Overseen> + Clone + Send + 'static,
     wake: impl Fn() + Send + 'static,
 ) -> Operations {
-    let watched = devices.to_vec();
-    let limited = devices.to_vec();
+    let watched = devices.clone();
     operations
-        .with("stats", move |arguments| show_stats(&watched, arguments))
+        .with("stats", move |arguments| show_stats(&watched(), arguments))
         .with("limits", move |arguments| {
-            limits(&limited, arguments, &wake)
+            limits(&devices(), arguments, &wake)
         })
 }
 

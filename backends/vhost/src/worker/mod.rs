@@ -250,6 +250,12 @@ impl<D: Device> Worker<D> {
             Command::SetCall(id, call, reply) => {
                 let _ = reply.send(self.set_call(id, call));
             }
+            Command::Forget(device, reply) => {
+                for slot in self.files.remove(&device).iter().flat_map(|f| f.iter()) {
+                    self.engine.remove_file(*slot);
+                }
+                let _ = reply.send(());
+            }
             Command::Look | Command::End => {}
         }
         Ok(())
