@@ -233,7 +233,6 @@ fn every_mistake_names_option_value_rule_and_cure() {
             "--io-engine sync --register-memory",
             "--register-memory: there is nothing to register with in the sync engine: use auto or uring",
         ),
-        ("--register-memory=yes", ""),
         (
             "--control-path /s",
             "--control-path /s: used twice: give the control socket its own",
