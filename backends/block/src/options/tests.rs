@@ -25,7 +25,7 @@ fn one_device_with_defaults() {
     assert_eq!((device.queues, device.queue_size), (1, 1024));
     assert_eq!((options.workers, options.confine), (1, true));
     assert_eq!(options.log_level, LevelFilter::Warn);
-    assert_eq!(options.poll_limit, Duration::from_micros(5));
+    assert_eq!(options.poll_limit, Duration::from_micros(20));
     assert!(!options.register_memory);
 }
 
