@@ -13,18 +13,13 @@ use pericarp_tests::parts::absent;
 
 use crate::rig::{Rig, SOON};
 
-/// The program starts without a disk that needs the kernel's threads.
-#[test]
-fn a_slow_file_system_gets_its_threads() {
-    let test = "a_slow_file_system_gets_its_threads";
+/// A program to which the disk `slow` came, in a file system of ours.
+fn with_slow_disk(test: &str) -> Option<(Rig, Fuse, PathBuf)> {
     if !fuse::usable(test) {
-        return;
+        return None;
     }
-    let Some(rig) = Rig::start(test, &[]) else {
-        return;
-    };
+    let rig = Rig::start(test, &[])?;
     let mount = Fuse::mount(&rig.scratch.path("mnt"), vec![9; 1 << 20]).unwrap();
-    mount.behaviour.read_ms.store(400, SeqCst);
     let socket = rig.socket("slow");
     let (file, path) = (mount.file(), socket.display());
     let keys = format!(
@@ -32,6 +27,28 @@ fn a_slow_file_system_gets_its_threads() {
         file.display()
     );
     rig.client(&["--add-device", &keys]).is_done();
+    Some((rig, mount, socket))
+}
+
+fn begin_read(driver: &mut Driver) {
+    let read = Op::Read {
+        sector: 0,
+        len: 4096,
+    };
+    driver.place(0, 0, &driver.prepare(0, &read).unwrap());
+    driver.rings[0].queue(0);
+    driver.rings[0].publish();
+    driver.rings[0].notify();
+}
+
+/// The program starts without a disk that needs the kernel's threads.
+#[test]
+fn a_slow_file_system_gets_its_threads() {
+    let test = "a_slow_file_system_gets_its_threads";
+    let Some((rig, mount, socket)) = with_slow_disk(test) else {
+        return;
+    };
+    mount.behaviour.read_ms.store(400, SeqCst);
     let setup = Setup {
         queue_size: 256,
         ..Setup::default()
@@ -50,22 +67,7 @@ fn a_slow_file_system_gets_its_threads() {
     assert!(most >= 48, "{most} reads at a time");
     // In the middle of slow requests: they end first.
     mount.behaviour.read_ms.store(1000, SeqCst);
-    driver.place(
-        0,
-        0,
-        &driver
-            .prepare(
-                0,
-                &Op::Read {
-                    sector: 0,
-                    len: 4096,
-                },
-            )
-            .unwrap(),
-    );
-    driver.rings[0].queue(0);
-    driver.rings[0].publish();
-    driver.rings[0].notify();
+    begin_read(&mut driver);
     std::thread::sleep(Duration::from_millis(100));
     rig.client(&["--remove-device=slow", "--force"]).is_done();
     driver.rings[0].wait(1, Duration::from_secs(5)).unwrap();
@@ -76,30 +78,12 @@ fn a_slow_file_system_gets_its_threads() {
 #[test]
 fn a_device_that_lingers_leaves_later() {
     let test = "a_device_that_lingers_leaves_later";
-    if !fuse::usable(test) {
-        return;
-    }
-    let Some(rig) = Rig::start(test, &[]) else {
+    let Some((rig, mount, socket)) = with_slow_disk(test) else {
         return;
     };
-    let mount = Fuse::mount(&rig.scratch.path("mnt"), vec![9; 1 << 20]).unwrap();
-    let socket = rig.socket("slow");
-    let (file, path) = (mount.file(), socket.display());
-    let keys = format!(
-        "id=slow,file={},socket={path},cache=buffered",
-        file.display()
-    );
-    rig.client(&["--add-device", &keys]).is_done();
     let mut driver = Driver::connect(&socket, &Setup::default()).unwrap();
     mount.behaviour.read_ms.store(13_000, SeqCst);
-    let read = Op::Read {
-        sector: 0,
-        len: 4096,
-    };
-    driver.place(0, 0, &driver.prepare(0, &read).unwrap());
-    driver.rings[0].queue(0);
-    driver.rings[0].publish();
-    driver.rings[0].notify();
+    begin_read(&mut driver);
     std::thread::sleep(Duration::from_millis(300));
     let said = rig.client(&["--remove-device=slow", "--force"]);
     said.is_refused(1, &["requests have not ended", "ask again"]);
