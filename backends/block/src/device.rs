@@ -93,6 +93,9 @@ pub struct Request {
     /// Data bytes put into the chain, for the used element.
     written: u32,
     retries: u8,
+    /// It was to be durable at some time: the driver may turn the write cache on
+    /// before all steps of it are done.
+    durable: bool,
     /// What DISCARD and WRITE_ZEROES still have to do.
     ranges: Ranges,
     account: Account,
@@ -249,6 +252,7 @@ impl BlockDevice {
     fn next(&self, chain: &mut Chain<'_>, request: &mut Request) -> Step {
         let uncached = self.uncached();
         let (file, offset) = (FILE, request.offset);
+        request.durable |= self.write_through();
         match request.operation {
             Operation::Read => Step::Read {
                 file,
@@ -260,7 +264,7 @@ impl BlockDevice {
             Operation::Write => Step::Write {
                 file,
                 offset,
-                flags: uncached | if self.write_through() { RWF_DSYNC } else { 0 },
+                flags: uncached | if request.durable { RWF_DSYNC } else { 0 },
                 buffer: self
                     .buffer(chain.readable_aligned(self.address_align(), self.length_align())),
             },

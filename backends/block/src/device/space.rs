@@ -133,7 +133,8 @@ impl BlockDevice {
     pub(super) fn next_range(&self, chain: &mut Chain<'_>, request: &mut Request) -> Step {
         let file = FILE;
         let Some(range) = request.ranges.left.last().copied() else {
-            if !self.write_through() {
+            request.durable |= self.write_through();
+            if !request.durable {
                 return Self::finish(chain, request, S_OK);
             }
             // Again where the kernel asks for it: an interrupted sync is none.

@@ -310,6 +310,17 @@ fn the_write_cache_follows_features_and_configuration() {
 }
 
 #[test]
+fn a_write_stays_durable_whatever_the_driver_sets_meanwhile() {
+    let mut case = Case::new(geometry(), T_OUT, 0, (DATA, 1024));
+    case.device.write_config(WRITEBACK_OFFSET, &[0]).unwrap();
+    let step = case.start();
+    assert_eq!(step, write_step(0, RWF_DSYNC));
+    case.device.write_config(WRITEBACK_OFFSET, &[1]).unwrap();
+    assert_eq!(case.resume(step, -libc::EAGAIN), step);
+    assert_eq!(case.resume(step, 512), write_step(512, RWF_DSYNC));
+}
+
+#[test]
 fn only_the_write_cache_can_be_configured() {
     let case = Case::new(geometry(), T_IN, 0, (DATA, 512));
     assert!(case.device.write_config(WRITEBACK_OFFSET, &[2]).is_err());

@@ -4,7 +4,7 @@
 use std::os::unix::fs::FileExt;
 
 use super::super::tests::{Case, DATA, DISK_SECTORS, HEADER, STATUS, geometry, memfd};
-use super::super::{S_IOERR, S_OK, S_UNSUPP, T_DISCARD, T_WRITE_ZEROES};
+use super::super::{FILE, S_IOERR, S_OK, S_UNSUPP, T_DISCARD, T_WRITE_ZEROES, WRITEBACK_OFFSET};
 use super::*;
 use crate::disk::Geometry;
 
@@ -266,6 +266,21 @@ fn write_through_makes_ranges_durable_before_it_says_so() {
         assert_eq!(case.resume(step, 0), Step::Done { written: 1 });
         assert_eq!(case.status(), S_OK);
     }
+}
+
+/// The driver may turn the write cache on while a request waits to be durable:
+/// it was made when the cache was off.
+#[test]
+fn an_interrupted_sync_is_repeated_whatever_the_driver_sets_meanwhile() {
+    let mut case = case(geometry(), T_WRITE_ZEROES, &list(&[(8, 8, 0)]));
+    pericarp_vhost::Device::write_config(&case.device, WRITEBACK_OFFSET, &[0]).unwrap();
+    let range = case.start();
+    let sync = case.resume(range, 0);
+    assert_eq!(sync, Step::Sync { file: FILE });
+    pericarp_vhost::Device::write_config(&case.device, WRITEBACK_OFFSET, &[1]).unwrap();
+    assert_eq!(case.resume(sync, -libc::EAGAIN), sync);
+    assert_eq!(case.resume(sync, 0), Step::Done { written: 1 });
+    assert_eq!(case.status(), S_OK);
 }
 
 #[test]
