@@ -27,6 +27,7 @@ fn device() -> (File, BlockDevice) {
         file: PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())),
         read_only: false,
         cache: CacheMode::Buffered,
+        iopoll: false,
     };
     let disk = Disk::open(&options).expect("a disk in memory");
     let device = BlockDevice::new(disk, "bench", 1, 256);

@@ -48,11 +48,12 @@ impl Assets {
 }
 
 /// QEMU with an emulated CPU, memory that backends can share, and this root; its
-/// console is stdout. Disks are for the caller to add.
+/// console is stdout. Disks are for the caller to add, and `parameters` for the
+/// kernel.
 ///
 /// # Panics
 /// When QEMU is missing: ask with [`have`](crate::parts::have) before.
-pub fn emulated(assets: &Assets, image: &Path) -> Command {
+pub fn emulated(assets: &Assets, image: &Path, parameters: &str) -> Command {
     let qemu = Part::QemuSystem.find().expect("QEMU is there");
     let mut qemu = command(&qemu);
     qemu.args(["-machine", "q35,memory-backend=mem", "-m", "512M"])
@@ -64,10 +65,10 @@ pub fn emulated(assets: &Assets, image: &Path) -> Command {
         .arg(assets.kernel())
         .arg("-initrd")
         .arg(image)
-        .args([
-            "-append",
-            "console=ttyS0 no_timer_check cryptomgr.notests quiet panic=-1",
-        ]);
+        .arg("-append")
+        .arg(format!(
+            "console=ttyS0 no_timer_check cryptomgr.notests quiet panic=-1 {parameters}"
+        ));
     qemu
 }
 
@@ -91,7 +92,7 @@ fn run(command: &mut Command) -> io::Result<Vec<u8>> {
 
 /// Writes an initramfs into `scratch` whose first process loads the drivers,
 /// runs `script` with `sh -e`, prints [`MARK`] and its exit code, and powers off.
-/// `tools` are programs of the host that the guest gets.
+/// `tools` are programs of the host that the guest gets, by name or path.
 ///
 /// # Errors
 /// When a tool is missing or the disk is full.
@@ -111,7 +112,8 @@ pub fn initramfs(
     let mut files = BTreeSet::new();
     for &tool in tools {
         let program = search_path(tool).ok_or_else(|| missing(tool))?;
-        fs::copy(&program, root.join("bin").join(tool))?;
+        let name = program.file_name().ok_or_else(|| missing(tool))?;
+        fs::copy(&program, root.join("bin").join(name))?;
         files.extend(libraries(&program)?);
     }
     for file in files {

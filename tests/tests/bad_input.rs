@@ -91,6 +91,16 @@ const TABLE: &[Bad] = &[
         &["--take-over", "empty"],
     ),
     bad(
+        "polling what goes through the page cache",
+        &[
+            "--socket-path=@/s",
+            "--blk-file=@/disk",
+            "--cache=buffered",
+            "--iopoll",
+        ],
+        &["--iopoll", "direct"],
+    ),
+    bad(
         "missing disk",
         &["--socket-path=@/s", "--blk-file=@/nowhere"],
         &["--blk-file", "@/nowhere"],

@@ -117,6 +117,8 @@ pub struct BlockDevice {
     zeroing: Zeroing,
     /// The file's reads cannot be told not to wait.
     waits: bool,
+    /// Its device is looked at for completions.
+    polled: bool,
 }
 
 impl BlockDevice {
@@ -128,6 +130,7 @@ impl BlockDevice {
         id[..length].copy_from_slice(&serial.as_bytes()[..length]);
         Self {
             waits: disk.needs_threads(),
+            polled: disk.is_polled(),
             disk: disk.geometry,
             size: AtomicU64::new(disk.size),
             files: [disk.file],
@@ -381,6 +384,10 @@ impl Device for BlockDevice {
 
     fn files_wait(&self) -> bool {
         self.waits
+    }
+
+    fn files_poll(&self) -> bool {
+        self.polled
     }
 
     fn start(

@@ -13,8 +13,10 @@ use rustix::fs::{AtFlags, SeekFrom, StatxFlags, statx};
 use thiserror::Error;
 
 mod given;
+mod polling;
 mod topology;
 
+pub use polling::NoPolling;
 pub use topology::{Abilities, MEASURING};
 pub(crate) use topology::{DiscardBy, Topology};
 
@@ -42,6 +44,8 @@ pub struct DiskOptions {
     pub read_only: bool,
     /// Use of the page cache.
     pub cache: CacheMode,
+    /// Look at its device for completions instead of taking interrupts.
+    pub iopoll: bool,
 }
 
 /// Why a file cannot be a disk. The text is what an operator reads: the rule
@@ -86,6 +90,9 @@ pub enum DiskError {
     /// The file system or kernel knows no RWF_DONTCACHE.
     #[error("its file system or this kernel has no uncached buffered I/O: use cache mode buffered")]
     NoDontCache,
+    /// Its device cannot be polled.
+    #[error(transparent)]
+    NoPolling(#[from] NoPolling),
     /// A descriptor that was opened otherwise than the device needs it.
     #[error("{0}")]
     Opened(&'static str),
@@ -101,6 +108,8 @@ pub struct Disk {
     pub(crate) geometry: Geometry,
     /// Reads can be told not to wait.
     nowait: bool,
+    /// Its device is looked at for completions.
+    iopoll: bool,
     pub(crate) size: u64,
 }
 
@@ -154,9 +163,13 @@ impl Disk {
         if geometry.cache == CacheMode::DontCache {
             probe_dontcache(&file)?;
         }
+        if options.iopoll {
+            polling::probe(&file, geometry.logical_block)?;
+        }
         Ok(Self {
             nowait: topology::reads_without_waiting(&file, geometry.logical_block),
             file: file.into(),
+            iopoll: options.iopoll,
             geometry,
             size,
         })
@@ -166,6 +179,11 @@ impl Disk {
     /// file system knows no NOWAIT, as FUSE, memory and network ones.
     pub fn needs_threads(&self) -> bool {
         !self.nowait
+    }
+
+    /// Its device is looked at for completions of reads and writes.
+    pub fn is_polled(&self) -> bool {
+        self.iopoll
     }
 
     /// Discards go to a block device by a command of its own.

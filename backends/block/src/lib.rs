@@ -15,7 +15,7 @@ mod sockets;
 
 pub use control::operations;
 pub use device::{BlockDevice, Request};
-pub use disk::{Abilities, CacheMode, Disk, DiskError, DiskOptions, MEASURING};
+pub use disk::{Abilities, CacheMode, Disk, DiskError, DiskOptions, MEASURING, NoPolling};
 pub use handover::{identity, same_file};
 pub use hotplug::{Hotplug, added, removed};
 pub use options::{

@@ -119,6 +119,7 @@ fn serve(options: &Options) -> Result<(), Failure> {
     check_cpus(&options.cpus)?;
     let disks = open_disks(options)?;
     let commands = disks.iter().any(Disk::discards_by_command);
+    let polled = disks.iter().any(Disk::is_polled);
     let waits = disks.iter().any(Disk::needs_threads) || options.control.is_some();
     let threads = waits.then_some(MAX_THREADS);
     let devices = make_devices(options, disks);
@@ -139,6 +140,7 @@ fn serve(options: &Options) -> Result<(), Failure> {
         commands,
         register_memory: options.register_memory,
         threads,
+        polled,
         cpus: options.cpus.clone(),
     })
     .map_err(|e| Failure::run_time(causes(&e)))?;

@@ -51,6 +51,7 @@ fn rig() -> &'static Rig {
             file: PathBuf::from(path),
             read_only: false,
             cache: CacheMode::Buffered,
+            iopoll: false,
         };
         let disk = Disk::open(&options).expect("a disk");
         let device = Arc::new(BlockDevice::new(disk, "fuzz", 2, 64));
@@ -63,6 +64,7 @@ fn rig() -> &'static Rig {
             poll_limit: Duration::from_micros(5),
             commands: false,
             register_memory: false,
+            polled: false,
             threads: None,
             cpus: Vec::new(),
         })

@@ -120,7 +120,8 @@ impl Ring {
     /// # Safety
     /// The memory stays mapped until the slot is changed again.
     unsafe fn update_buffer(&self, slot: u16, segment: iovec) -> io::Result<()> {
-        let submitter = self.ring.submitter();
+        let ring = self.polled.as_ref().map_or(&self.ring, |p| &p.ring);
+        let submitter = ring.submitter();
         // SAFETY: the caller's promise; the list is read within the call.
         unsafe { submitter.register_buffers_update(slot.into(), &[segment], None) }
     }

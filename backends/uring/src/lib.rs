@@ -12,6 +12,7 @@
 mod blocking;
 mod buffers;
 mod files;
+mod polled;
 mod ring;
 mod setup;
 mod space;
@@ -21,13 +22,14 @@ mod wake;
 use std::fmt;
 use std::io;
 use std::os::fd::RawFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use libc::iovec;
 use thiserror::Error;
 
 pub use buffers::{BufferSlot, MAX_BUFFER, MAX_BUFFERS};
 pub use files::FileSlot;
+pub use polled::try_polling;
 pub use space::{ZEROES, can_discard};
 
 use blocking::Blocking;
@@ -129,6 +131,8 @@ pub struct EngineOptions {
     /// an operation wait ([`Engine::expect_waiting`]): its own limit (four per
     /// CPU) is less than the depth wanted.
     pub threads: Option<u32>,
+    /// Files may come that are polled ([`Engine::expect_polling`]).
+    pub polled: bool,
 }
 
 /// A worker's way into the kernel.
@@ -158,6 +162,7 @@ impl Engine {
             commands: false,
             buffers: 0,
             threads: None,
+            polled: false,
         })
     }
 
@@ -207,6 +212,37 @@ impl Engine {
     pub fn expect_waiting(&mut self, slot: FileSlot) {
         if let Self::Uring(ring) = self {
             ring.expect_waiting(slot);
+        }
+    }
+
+    /// Reads and writes of this file, open with O_DIRECT on a device with poll
+    /// queues, complete by looking at it instead of by interrupts, on an engine
+    /// with [`EngineOptions::polled`]. Those with flags do not: they may wait for
+    /// more than one answer of the device.
+    pub fn expect_polling(&mut self, slot: FileSlot) {
+        if let Self::Uring(ring) = self
+            && let Some(polled) = &mut ring.polled
+        {
+            polled.take_on(slot);
+        }
+    }
+
+    /// True while transfers are under way, or are to be, that nothing but looking
+    /// completes.
+    pub fn polls(&self) -> bool {
+        match self {
+            Self::Uring(ring) => ring.polled.as_ref().is_some_and(|p| p.is_busy()),
+            Self::Sync(_) => false,
+        }
+    }
+
+    /// How long the caller should go on asking [`ready`](Self::ready) before it
+    /// sleeps, for the sake of polled transfers; zero without any. While there
+    /// are some, [`submit`](Self::submit) sleeps but for a short time, too.
+    pub fn patience(&self) -> Duration {
+        match self {
+            Self::Uring(ring) => ring.patience(),
+            Self::Sync(_) => Duration::ZERO,
         }
     }
 
@@ -370,7 +406,8 @@ impl Engine {
     }
 
     /// Hands everything started so far to the kernel and, with `wait`, sleeps
-    /// until at least one completion is there.
+    /// until at least one completion is there, or for a short time while polled
+    /// transfers are under way.
     ///
     /// # Errors
     /// [`EngineError::Failed`] when the kernel refuses; the engine is then of
@@ -393,8 +430,8 @@ impl Engine {
     }
 
     /// True when a completion is there, or the kernel has one ready for the next
-    /// [`submit`](Self::submit). It enters no kernel, which is why the
-    /// synchronous engine does not see its watches here.
+    /// [`submit`](Self::submit). It enters the kernel for polled transfers only,
+    /// which is why the synchronous engine does not see its watches here.
     pub fn ready(&mut self) -> bool {
         match self {
             Self::Uring(ring) => ring.ready(),
@@ -414,6 +451,9 @@ impl Engine {
 impl fmt::Display for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Uring(ring) if ring.polled.is_some() => {
+                write!(f, "io_uring ({}), and one for polled I/O", ring.mode())
+            }
             Self::Uring(ring) => write!(f, "io_uring ({})", ring.mode()),
             Self::Sync(_) => write!(f, "synchronous system calls"),
         }

@@ -10,12 +10,13 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io;
 use std::os::fd::RawFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 use crate::buffers::Buffers;
 use crate::files::{FileSlot, Files};
+use crate::polled::Polled;
 use crate::setup::{build, restrict};
 use crate::wake::Watch;
 use crate::{Completion, EngineError, EngineOptions, MAX_TOKEN};
@@ -38,6 +39,8 @@ pub struct Ring {
     mode: &'static str,
     pub(crate) files: Files,
     pub(crate) buffers: Buffers,
+    /// Where transfers of polled files go, and where memory is registered then.
+    pub(crate) polled: Option<Box<Polled>>,
     started: bool,
     /// Watched slots by token: a multishot poll that the kernel ended early is
     /// armed again from here.
@@ -56,7 +59,7 @@ pub struct Ring {
     /// entry is submitted.
     pub(crate) time: Box<types::Timespec>,
     /// The kernel refused a submission; nothing works any more.
-    broken: Option<io::Error>,
+    pub(crate) broken: Option<io::Error>,
     /// File operations the kernel still owns.
     in_kernel: usize,
     /// Completions reaped while the ring was being drained by `drop` or while
@@ -75,20 +78,32 @@ impl Ring {
             .register_files_sparse(files)
             .or_else(|_| submitter.register_files(&vec![-1; files as usize]))
             .map_err(setup("register files"))?;
+        let polled = options
+            .polled
+            .then(|| Polled::new(options).map(Box::new))
+            .transpose()?;
         let can_skip = ring.params().is_feature_skip_cqe_on_success();
         // Refused before Linux 5.19: then memory stays as it is.
         let buffers = match options.buffers {
             0 => 0,
-            count => submitter
+            count => polled
+                .as_ref()
+                .map_or(submitter, |polled| polled.ring.submitter())
                 .register_buffers_sparse(count)
                 .map_or(0, |()| count),
         };
-        restrict(&ring, options, buffers > 0).map_err(setup("restrict operations"))?;
+        let here = buffers > 0 && polled.is_none();
+        restrict(&ring, options, here).map_err(setup("restrict operations"))?;
+        if let Some(polled) = &polled {
+            let restricted = polled.restrict(buffers > 0);
+            restricted.map_err(setup("restrict polled operations"))?;
+        }
         Ok(Self {
             ring,
             mode,
             files: Files::new(files),
             buffers: Buffers::new(buffers),
+            polled,
             started: false,
             watches: HashMap::new(),
             can_skip,
@@ -115,6 +130,12 @@ impl Ring {
                 step: "enable",
                 source,
             })?;
+        if let Some(polled) = &mut self.polled {
+            polled.start().map_err(|source| EngineError::Setup {
+                step: "enable polled I/O",
+                source,
+            })?;
+        }
         self.started = true;
         // A registered ring descriptor saves one reference count per enter; a
         // kernel without it works the same.
@@ -165,9 +186,17 @@ impl Ring {
         let _ = self.update(slot, -1);
     }
 
-    fn update(&self, slot: FileSlot, fd: RawFd) -> io::Result<()> {
+    /// Both rings hold the file, or neither does.
+    fn update(&mut self, slot: FileSlot, fd: RawFd) -> io::Result<()> {
         let submitter = self.ring.submitter();
-        submitter.register_files_update(slot.0, &[fd]).map(drop)
+        submitter.register_files_update(slot.0, &[fd])?;
+        if let Some(polled) = &mut self.polled
+            && let Err(error) = polled.update(slot, fd)
+        {
+            let _ = submitter.register_files_update(slot.0, &[-1]);
+            return Err(error);
+        }
+        Ok(())
     }
 
     pub(crate) fn sync(&mut self, file: FileSlot, token: u64) {
@@ -215,16 +244,50 @@ impl Ring {
     }
 
     pub(crate) fn submit(&mut self, wait: bool) -> Result<(), EngineError> {
+        self.look();
+        let nap = wait && self.is_polling();
+        if nap && let Some(polled) = &self.polled {
+            let next = Instant::now() + polled.nap();
+            self.wake_at(next);
+        }
+        let done = self.enter(wait);
+        if nap {
+            self.look();
+        }
+        done
+    }
+
+    /// True while something is with the device that nothing but looking
+    /// completes, and has not completed yet.
+    fn is_polling(&mut self) -> bool {
+        let polled = self.polled.as_mut();
+        polled.is_some_and(|polled| polled.is_busy() && polled.arrived() == 0)
+    }
+
+    /// Hands polled transfers to the kernel, and looks for those that are done.
+    fn look(&mut self) {
+        if let Some(polled) = &mut self.polled
+            && let Err(error) = polled.look()
+        {
+            self.broken = Some(error);
+        }
+    }
+
+    pub(crate) fn patience(&self) -> Duration {
+        let polled = self.polled.as_ref();
+        polled.map_or(Duration::ZERO, |polled| polled.patience())
+    }
+
+    /// Hands the first ring's entries to the kernel, and waits for it.
+    fn enter(&mut self, wait: bool) -> Result<(), EngineError> {
         if let Some(error) = self.broken.take() {
             return Err(EngineError::Failed(error));
         }
-        let (idle, arrived) = {
+        let idle = {
             let queue = self.ring.submission();
-            (
-                queue.is_empty() && !queue.taskrun() && !queue.cq_overflow(),
-                !self.early.is_empty(),
-            )
+            queue.is_empty() && !queue.taskrun() && !queue.cq_overflow()
         };
+        let arrived = !self.early.is_empty() || self.polled_arrived() > 0;
         let arrived = arrived || !self.ring.completion().is_empty();
         if idle && (arrived || !wait) {
             return Ok(());
@@ -245,7 +308,13 @@ impl Ring {
         if let Err(EngineError::Failed(error)) = self.submit(false) {
             self.broken = Some(error);
         }
-        self.ring.completion().len()
+        let arrived = self.ring.completion().len();
+        arrived + self.polled_arrived()
+    }
+
+    fn polled_arrived(&mut self) -> usize {
+        let polled = self.polled.as_mut();
+        polled.map_or(0, |polled| polled.arrived())
     }
 
     /// True when [`submit`](Self::submit) would not have to wait.
@@ -253,11 +322,20 @@ impl Ring {
         !self.early.is_empty()
             || !self.ring.completion().is_empty()
             || self.ring.submission().taskrun()
+            || self.found_polled()
+    }
+
+    fn found_polled(&mut self) -> bool {
+        self.look();
+        self.polled_arrived() > 0 || self.broken.is_some()
     }
 
     pub(crate) fn completions(&mut self, into: &mut Vec<Completion>) {
         into.append(&mut self.early);
         self.reap(into);
+        if let Some(polled) = &mut self.polled {
+            polled.reap(into);
+        }
     }
 
     fn reap(&mut self, into: &mut Vec<Completion>) {
@@ -310,7 +388,7 @@ impl Ring {
 }
 
 /// A refusal that reaping completions cures.
-fn passes(error: &io::Error) -> bool {
+pub(crate) fn passes(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
         Some(libc::EBUSY | libc::EAGAIN | libc::EINTR)
@@ -331,6 +409,11 @@ impl Drop for Ring {
     /// about to free: wait until it does not.
     fn drop(&mut self) {
         let mut sink = Vec::new();
+        if let Some(polled) = &mut self.polled
+            && !polled.drain()
+        {
+            std::process::abort();
+        }
         while self.started && self.in_kernel > 0 {
             if self.submit(true).is_err() {
                 // Nothing can be waited for any more, so nothing may be freed.

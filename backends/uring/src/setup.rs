@@ -34,6 +34,14 @@ const OPERATIONS: [u8; 9] = [
     opcode::Timeout::CODE,
 ];
 
+/// Those a ring for polled I/O may submit.
+const TRANSFERS: [u8; 4] = [
+    opcode::Read::CODE,
+    opcode::Readv::CODE,
+    opcode::Writev::CODE,
+    opcode::Write::CODE,
+];
+
 /// With registered memory: IORING_REGISTER_BUFFERS_UPDATE, and transfers.
 const UPDATE_BUFFERS: u8 = 16;
 const FIXED: [u8; 2] = [opcode::ReadFixed::CODE, opcode::WriteFixed::CODE];
@@ -66,8 +74,44 @@ pub(crate) fn restrict(ring: &IoUring, options: &EngineOptions, buffers: bool) -
     ring.submitter().register_restrictions(&mut restrictions)
 }
 
+/// Leaves a disabled ring for polled I/O nothing but transfers.
+pub(crate) fn restrict_polled(ring: &IoUring, buffers: bool) -> io::Result<()> {
+    let fixed_memory = buffers.then_some(FIXED).into_iter().flatten();
+    let updates = buffers.then_some(UPDATE_BUFFERS);
+    let mut restrictions: Vec<Restriction> = TRANSFERS
+        .into_iter()
+        .chain(fixed_memory)
+        .map(Restriction::sqe_op)
+        .chain(
+            REGISTER_OPS
+                .into_iter()
+                .chain(updates)
+                .map(Restriction::register_op),
+        )
+        .collect();
+    let fixed = squeue::Flags::FIXED_FILE.bits();
+    restrictions.push(Restriction::sqe_flags_allowed(fixed));
+    restrictions.push(Restriction::sqe_flags_required(fixed));
+    ring.submitter().register_restrictions(&mut restrictions)
+}
+
 /// Builds the best ring this kernel has: each attempt asks for less.
 pub(crate) fn build(depth: u32) -> Result<(IoUring, &'static str), EngineError> {
+    build_with(depth, |_| {})
+}
+
+/// The same for polled I/O.
+pub(crate) fn build_polled(depth: u32) -> Result<IoUring, EngineError> {
+    let (ring, _) = build_with(depth, |builder| {
+        builder.setup_iopoll();
+    })?;
+    Ok(ring)
+}
+
+fn build_with(
+    depth: u32,
+    also: impl Fn(&mut io_uring::Builder),
+) -> Result<(IoUring, &'static str), EngineError> {
     type Configure = fn(&mut io_uring::Builder);
     let attempts: [(&'static str, Configure); 3] = [
         ("single issuer, deferred task work", |b| {
@@ -91,6 +135,7 @@ pub(crate) fn build(depth: u32) -> Result<(IoUring, &'static str), EngineError> 
             .setup_clamp()
             .setup_cqsize(depth.saturating_mul(4));
         configure(&mut builder);
+        also(&mut builder);
         match builder.build(depth) {
             Ok(ring) => return Ok((ring, mode)),
             Err(error) => refusal = error,
@@ -132,6 +177,7 @@ mod tests {
             commands: false,
             buffers: 1,
             threads: None,
+            polled: false,
         };
         restrict(&ring, &options, buffers).unwrap();
         ring.submitter().register_enable_rings().unwrap();
@@ -162,5 +208,30 @@ mod tests {
         let (read, update) = fixed(true);
         assert!(![-libc::EACCES, -libc::EINVAL].contains(&read), "{read}");
         update.unwrap();
+    }
+
+    #[test]
+    fn a_ring_for_polled_transfers_does_nothing_else() {
+        let mut ring = build_polled(4).unwrap();
+        ring.submitter().register_files_sparse(1).unwrap();
+        restrict_polled(&ring, false).unwrap();
+        ring.submitter().register_enable_rings().unwrap();
+        let file = types::Fixed(0);
+        let mut result = |entry: squeue::Entry| {
+            let entry = entry.flags(squeue::Flags::FIXED_FILE);
+            // SAFETY: nothing is read: there is no file in that place.
+            unsafe { ring.submission().push(&entry).unwrap() };
+            while ring.completion().is_empty() {
+                ring.submit().unwrap();
+            }
+            ring.completion().next().unwrap().result()
+        };
+        let read = opcode::Read::new(file, std::ptr::null_mut(), 0).build();
+        assert_eq!(result(read), -libc::EBADF);
+        let poll = opcode::PollAdd::new(file, 1).build();
+        let fixed = opcode::ReadFixed::new(file, std::ptr::null_mut(), 0, 0).build();
+        for other in [opcode::Fsync::new(file).build(), poll, fixed] {
+            assert_eq!(result(other), -libc::EACCES);
+        }
     }
 }

@@ -23,7 +23,7 @@ impl Ring {
     pub(crate) unsafe fn read(&mut self, t: Transfer<'_>) {
         let file = types::Fixed(t.file.0);
         let entry = match t.segments {
-            [only] => match self.buffers.find(only) {
+            [only] => match self.registered(&t, only) {
                 Some(slot) => {
                     opcode::ReadFixed::new(file, only.iov_base.cast(), length(only), slot)
                         .offset(t.offset)
@@ -49,7 +49,7 @@ impl Ring {
     pub(crate) unsafe fn write(&mut self, t: Transfer<'_>) {
         let file = types::Fixed(t.file.0);
         let entry = match t.segments {
-            [only] => match self.buffers.find(only) {
+            [only] => match self.registered(&t, only) {
                 Some(slot) => {
                     opcode::WriteFixed::new(file, only.iov_base.cast(), length(only), slot)
                         .offset(t.offset)
@@ -70,9 +70,35 @@ impl Ring {
         unsafe { self.transfer(entry, &t) };
     }
 
+    /// A write that has to be durable waits for more than the device's answer to
+    /// it, and so for interrupts.
+    fn is_polled(&self, t: &Transfer<'_>) -> bool {
+        let polled = self.polled.as_ref();
+        t.flags == 0 && polled.is_some_and(|polled| polled.serves(t.file))
+    }
+
+    /// The registered memory that has the segment, where the ring that the
+    /// transfer goes to is the one that has the table.
+    fn registered(&self, t: &Transfer<'_>, segment: &iovec) -> Option<u16> {
+        if self.is_polled(t) != self.polled.is_some() {
+            return None;
+        }
+        self.buffers.find(segment)
+    }
+
     /// # Safety
     /// The memory the entry names stays valid until its completion.
     unsafe fn transfer(&mut self, entry: squeue::Entry, t: &Transfer<'_>) {
+        if self.is_polled(t)
+            && let Some(polled) = &mut self.polled
+        {
+            let entry = entry.flags(squeue::Flags::FIXED_FILE).user_data(t.token);
+            // SAFETY: the caller's promise.
+            if let Err(error) = unsafe { polled.push(&entry) } {
+                self.broken = Some(error);
+            }
+            return;
+        }
         let entry = entry.flags(self.willing(t.file));
         // SAFETY: the caller's promise.
         unsafe { self.operate(entry, t.token) };

@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt as _;
 use std::time::{Duration, Instant};
 
 use libc::iovec;
@@ -17,16 +18,26 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
-/// Every engine this kernel lets us have.
+/// Every engine this kernel lets us have. A second ring, for files that are
+/// polled, changes nothing for those that are not.
 fn engines() -> Vec<Engine> {
-    [EngineKind::Auto, EngineKind::Sync]
+    let plain = [EngineKind::Auto, EngineKind::Sync].map(|kind| Engine::new(kind, 8, 4));
+    let polling = Engine::with(&EngineOptions {
+        kind: EngineKind::Auto,
+        depth: 8,
+        files: 4,
+        commands: false,
+        buffers: 0,
+        threads: None,
+        polled: true,
+    });
+    let mut engines: Vec<_> = plain
         .into_iter()
-        .map(|kind| {
-            let mut engine = Engine::new(kind, 8, 4).unwrap();
-            engine.start().unwrap();
-            engine
-        })
-        .collect()
+        .chain([polling])
+        .map(Result::unwrap)
+        .collect();
+    engines.iter_mut().for_each(|e| e.start().unwrap());
+    engines
 }
 
 /// Submits and collects until `count` completions are there.
@@ -400,6 +411,7 @@ fn registering(buffers: u32) -> Option<Engine> {
         commands: false,
         buffers,
         threads: None,
+        polled: false,
     };
     let mut engine = Engine::with(&options).unwrap();
     engine.start().unwrap();
@@ -520,4 +532,57 @@ fn an_engine_that_was_not_asked_to_registers_no_memory() {
         // SAFETY: the mapping is never undone.
         assert!(unsafe { engine.add_buffer(at, 4096) }.is_err());
     }
+}
+
+/// A file that cannot be polled is refused by the kernel, or served with
+/// interrupts by older ones; and what cannot be polled is never tried. Whether
+/// polling works takes a device that can: see the crash tests' NVMe disk.
+#[test]
+fn polled_transfers_complete_without_being_waited_for() {
+    let [_, _, mut engine] = <[Engine; 3]>::try_from(engines()).unwrap();
+    if engine.is_synchronous() {
+        return;
+    }
+    let file = file();
+    file.write_all_at(&[7; 4096], 0).unwrap();
+    let slot = engine.add_file(file.as_raw_fd()).unwrap();
+    engine.expect_polling(slot);
+    let mut memory = [0u8; 4096];
+    let segment = iovec {
+        iov_base: memory.as_mut_ptr().cast(),
+        iov_len: memory.len(),
+    };
+    let mut read = |flags, token| {
+        let transfer = Transfer {
+            file: slot,
+            segments: std::slice::from_ref(&segment),
+            offset: 0,
+            flags,
+            token,
+        };
+        // SAFETY: both outlive the completion, which is waited for.
+        unsafe { engine.read(transfer) };
+        let polls = engine.polls();
+        let done = collect(&mut engine, 1);
+        assert!(!engine.polls() && engine.patience().is_zero());
+        (polls, done[0].token, done[0].result)
+    };
+    // No file is open for direct I/O on a memory file system.
+    assert_eq!(read(0, 1), (true, 1, -libc::EOPNOTSUPP));
+    assert_eq!(read(libc::RWF_DSYNC, 2), (false, 2, 4096));
+    // A slot that is used again means another file.
+    engine.remove_file(slot);
+    let again = engine.add_file(file.as_raw_fd()).unwrap();
+    assert_eq!(again, slot);
+    let transfer = Transfer {
+        file: again,
+        segments: std::slice::from_ref(&segment),
+        offset: 0,
+        flags: 0,
+        token: 3,
+    };
+    // SAFETY: as above.
+    unsafe { engine.read(transfer) };
+    assert!(!engine.polls());
+    assert_eq!(collect(&mut engine, 1)[0].result, 4096);
 }

@@ -157,6 +157,12 @@ pub trait Device: Debug + Send + Sync + 'static {
         false
     }
 
+    /// Reads and writes of the files complete when somebody looks at their device,
+    /// with workers that were made for it ([`crate::PoolOptions::polled`]).
+    fn files_poll(&self) -> bool {
+        false
+    }
+
     /// A request arrived. `loaded` tells whether its chain is sound.
     fn start(
         &self,

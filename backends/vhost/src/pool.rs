@@ -42,6 +42,8 @@ pub struct PoolOptions {
     /// Threads the kernel may use for each worker's operations that would
     /// block; its own choice where this is not given.
     pub threads: Option<u32>,
+    /// Devices have files whose I/O is polled.
+    pub polled: bool,
     /// CPUs the workers are pinned to, in turn; empty leaves them free.
     pub cpus: Vec<usize>,
 }
@@ -118,6 +120,7 @@ impl<D: Device> Pool<D> {
                     0
                 },
                 threads: options.threads,
+                polled: options.polled,
             })?;
             let mailbox = Arc::new(Mailbox::new()?);
             mailboxes.push(Arc::clone(&mailbox));

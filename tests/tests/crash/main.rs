@@ -3,6 +3,7 @@
 //! land late. `PERICARP_CRASH_SECONDS` makes it longer than CI has time for.
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
+mod polled;
 mod qemu;
 mod records;
 
@@ -47,20 +48,29 @@ fn setup(inflight: bool) -> Setup {
     }
 }
 
-/// Kills every 200 ms or so, now and then while the successor still recovers.
 fn killed_under_load(test: &str, inflight: bool, extra: &[&str]) {
     if !have(test, &[Part::PERICARP_BLOCK]) {
         return;
     }
     let scratch = Scratch::new();
     disk(&scratch);
+    let load = killed_on(&scratch, test, inflight, extra);
+    load.compare(&scratch.path("disk")).unwrap();
+}
+
+/// Kills every 200 ms or so, now and then while the successor still recovers.
+fn killed_on(scratch: &Scratch, test: &str, inflight: bool, extra: &[&str]) -> Load {
     let record = format!("--inflight-file={}", scratch.path("record").display());
     let mut extra = extra.to_vec();
     if !inflight {
         extra.push(&record);
     }
-    let mut backend = block(&scratch, &extra);
-    let mut driver = Driver::connect(&wait_for(&scratch.path("s")), &setup(inflight)).unwrap();
+    let mut backend = block(scratch, &extra);
+    let connected = Driver::connect(&wait_for(&scratch.path("s")), &setup(inflight));
+    let mut driver = connected.unwrap_or_else(|e| {
+        let ended = backend.wait(Duration::from_secs(2));
+        panic!("{e}; {ended:?}\n{}", backend.output().last(20))
+    });
     let mut load = Load::new(42);
     let (begin, limit) = (Instant::now(), patience(10));
     let (mut kills, mut again, mut longest) = (0, 0, Duration::ZERO);
@@ -78,7 +88,7 @@ fn killed_under_load(test: &str, inflight: bool, extra: &[&str]) {
         if kills % 2 == 0 {
             backend.kill();
         }
-        let successor = block(&scratch, &extra);
+        let successor = block(scratch, &extra);
         drop(std::mem::replace(&mut backend, successor));
         // The socket may be gone for a moment, or still be the dying process's.
         let mut last = String::new();
@@ -94,7 +104,6 @@ fn killed_under_load(test: &str, inflight: bool, extra: &[&str]) {
     let drained = load.drain(&mut driver);
     drained.unwrap_or_else(|e| panic!("at the end: {e}\n{}", backend.output().last(20)));
     std::thread::sleep(Duration::from_millis(500));
-    load.compare(&scratch.path("disk")).unwrap();
     eprintln!(
         "{test}: {kills} kills, {} requests, {again} successors had some to do again, \
          longest pause {longest:?}",
@@ -109,6 +118,7 @@ fn killed_under_load(test: &str, inflight: bool, extra: &[&str]) {
     backend.signal(Signal::TERM);
     let status = backend.wait(Duration::from_secs(10)).unwrap();
     assert_eq!(status.code(), Some(0));
+    load
 }
 
 #[test]

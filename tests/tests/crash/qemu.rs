@@ -60,7 +60,7 @@ fn qemu_reconnects_to_successors() {
     let image = initramfs(&scratch, &assets, &["fio"], &script).unwrap();
     let mut backend = block(&scratch, &[]);
     let socket = wait_for(&scratch.path("s"));
-    let mut qemu = emulated(&assets, &image);
+    let mut qemu = emulated(&assets, &image, "");
     qemu.arg("-chardev")
         .arg(format!(
             "socket,id=disk,path={},reconnect=1",

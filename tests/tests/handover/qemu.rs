@@ -55,7 +55,7 @@ fn fio_in_qemu_is_handed_over() {
     let script = GUEST.replace("SECONDS_HERE", &seconds.to_string());
     let image = initramfs(&scratch, &assets, &["fio"], &script).unwrap();
     let mut rig = Rig::on(scratch, &[]);
-    let mut qemu = emulated(&assets, &image);
+    let mut qemu = emulated(&assets, &image, "");
     qemu.arg("-chardev")
         .arg(format!("socket,id=disk,path={}", rig.socket().display()))
         .args([

@@ -103,6 +103,7 @@ impl Case {
             writeback: AtomicBool::new(true),
             zeroing: Zeroing::default(),
             waits: false,
+            polled: false,
         };
         device.negotiated(feature::FLUSH | feature::CONFIG_WCE | SPACE);
         Self {

@@ -59,6 +59,7 @@ mod tests {
             file: "/disk".into(),
             read_only,
             cache,
+            iopoll: false,
         };
         check(file.as_fd(), &options)
             .err()

@@ -148,7 +148,11 @@ fn takes_holes(file: &File, size: u64) -> bool {
 
 /// A limit of the device's request queue; there is no ioctl for these.
 fn queue_limit(file: &File, name: &str) -> Option<u64> {
-    let device = file.metadata().ok()?.rdev();
+    of_queue(file.metadata().ok()?.rdev(), name)
+}
+
+/// An attribute of the request queue of the block device with this number.
+pub(super) fn of_queue(device: u64, name: &str) -> Option<u64> {
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
     let base = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
     // A partition has the queue of its disk.

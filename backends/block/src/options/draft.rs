@@ -23,6 +23,7 @@ pub(super) struct Draft {
     pub(super) queues: Option<u16>,
     pub(super) queue_size: Option<u16>,
     pub(super) cache: Option<CacheMode>,
+    pub(super) iopoll: Option<bool>,
     pub(super) serial: Option<String>,
     pub(super) limits: [Option<u64>; 4],
 }
@@ -53,6 +54,7 @@ impl Draft {
             || self.queues.is_some()
             || self.queue_size.is_some()
             || self.cache.is_some()
+            || self.iopoll.is_some()
             || self.serial.is_some()
             || self.limits.iter().any(Option::is_some)
     }
@@ -90,19 +92,14 @@ impl Draft {
             "id" => self.id = Some(value.to_owned()),
             "socket" => self.set(&name, "socket-path", value)?,
             "file" => self.set(&name, "blk-file", value)?,
-            "read-only" => {
-                self.read_only = Some(match value {
-                    "on" => true,
-                    "off" => false,
-                    _ => return Err(bad(&name, format!("{value:?}"), "say on or off")),
-                });
-            }
+            "read-only" => self.read_only = Some(on_or_off(&name, value)?),
+            "iopoll" => self.iopoll = Some(on_or_off(&name, value)?),
             "num-queues" | "queue-size" | "cache" | "serial" | "iops" | "iops-burst"
             | "bandwidth" | "bandwidth-burst" => {
                 self.set(&name, key, value)?;
             }
             _ => {
-                let rule = "unknown key: use id, socket, file, read-only, num-queues, queue-size, cache, serial, iops, iops-burst, bandwidth or bandwidth-burst";
+                let rule = "unknown key: use id, socket, file, read-only, num-queues, queue-size, cache, iopoll, serial, iops, iops-burst, bandwidth or bandwidth-burst";
                 let option = match self.keys {
                     Some(Keys::Of(option)) => option,
                     _ => "key",
@@ -184,6 +181,12 @@ impl Draft {
             };
             bad(&format!("{prefix}{name}"), value, rule)
         })?;
+        let cache = self.cache.unwrap_or_default();
+        let iopoll = self.iopoll.unwrap_or(false);
+        if iopoll && cache != CacheMode::Direct {
+            let rule = "only direct I/O can be polled: leave it out, or use cache mode direct";
+            return Err(bad(&format!("{prefix}iopoll"), "", rule));
+        }
         let missing = |name: &str, what| bad(name, "", format!("missing: say {what}"));
         Ok(DeviceOptions {
             socket: self
@@ -194,7 +197,8 @@ impl Draft {
                     .file
                     .ok_or_else(|| missing(&file_name, "which disk to serve"))?,
                 read_only: self.read_only.unwrap_or(false),
-                cache: self.cache.unwrap_or_default(),
+                cache,
+                iopoll,
             },
             queues: self.queues.unwrap_or(1),
             queue_size: self.queue_size.unwrap_or(*QUEUE_SIZES.end()),
@@ -204,5 +208,13 @@ impl Draft {
             id,
             limits,
         })
+    }
+}
+
+fn on_or_off(name: &str, value: &str) -> Result<bool, BadOption> {
+    match value {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(bad(name, format!("{value:?}"), "say on or off")),
     }
 }

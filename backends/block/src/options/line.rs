@@ -5,6 +5,7 @@ use pericarp_control::Arguments;
 use serde_json::{Map, Value, json};
 
 use super::draft::{Draft, Keys};
+use super::request::NOT_LATER;
 use super::{BadOption, DeviceOptions, SocketOption, bad};
 use crate::disk::CacheMode;
 
@@ -29,7 +30,11 @@ impl DeviceOptions {
             };
             draft.set_key(key, &text)?;
         }
-        draft.finish()
+        let device = draft.finish()?;
+        if device.disk.iopoll {
+            return Err(bad("iopoll", "on", NOT_LATER));
+        }
+        Ok(device)
     }
 
     /// The other way round.

@@ -7,6 +7,10 @@ use std::path::PathBuf;
 use super::draft::Draft;
 use super::{BadOption, Command, DeviceOptions, SocketOption, bad};
 
+/// The rings of a running program are made, and confined.
+pub(crate) const NOT_LATER: &str =
+    "a disk that is added cannot be polled: leave it out, or start a process for the disk";
+
 /// What is asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
@@ -54,6 +58,9 @@ impl Request {
             }
             (Some(draft), None) => {
                 let device = draft.finish()?;
+                if device.disk.iopoll {
+                    return Err(bad("--add-device iopoll", "on", NOT_LATER));
+                }
                 if control.is_some_and(|c| device.socket == SocketOption::Path(c.clone())) {
                     let rule = "used twice: give the control socket its own";
                     let path = control.map(|c| c.display().to_string());

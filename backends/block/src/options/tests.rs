@@ -37,6 +37,21 @@ fn memory_is_registered_when_asked_for() {
 }
 
 #[test]
+fn a_disk_is_polled_when_asked_for() {
+    let polled = |args: &str| {
+        let options = options(args);
+        let disks = options.devices.iter().map(|d| d.disk.iopoll);
+        disks.collect::<Vec<_>>()
+    };
+    let one = "--socket-path /s --blk-file /d";
+    assert_eq!(polled(one), [false]);
+    assert_eq!(polled(&format!("{one} --iopoll --cache direct")), [true]);
+    let many =
+        "--device id=a,socket=/a,file=/d,iopoll=on --device id=b,socket=/b,file=/e,iopoll=off";
+    assert_eq!(polled(many), [true, false]);
+}
+
+#[test]
 fn many_devices_share_a_process() {
     let options = options(
         "--device id=a,socket=/a,file=/x,,y,read-only=on,num-queues=3,cache=buffered \
@@ -173,7 +188,7 @@ fn every_mistake_names_option_value_rule_and_cure() {
         ),
         (
             "--device size=1",
-            "--device \"size\": unknown key: use id, socket, file, read-only, num-queues, queue-size, cache, serial, iops, iops-burst, bandwidth or bandwidth-burst",
+            "--device \"size\": unknown key: use id, socket, file, read-only, num-queues, queue-size, cache, iopoll, serial, iops, iops-burst, bandwidth or bandwidth-burst",
         ),
         (
             "--device id=a,id=b",
@@ -234,6 +249,14 @@ fn every_mistake_names_option_value_rule_and_cure() {
             "--register-memory: there is nothing to register with in the sync engine: use auto or uring",
         ),
         (
+            "--io-engine sync --iopoll",
+            "--iopoll: the sync engine waits for each request instead: use auto or uring",
+        ),
+        (
+            "--iopoll --cache buffered",
+            "--iopoll: only direct I/O can be polled: leave it out, or use cache mode direct",
+        ),
+        (
             "--control-path /s",
             "--control-path /s: used twice: give the control socket its own",
         ),
@@ -266,6 +289,14 @@ fn a_device_survives_the_line_that_adds_it() {
         assert_eq!(control, PathBuf::from("/c"));
         let served = &options(&format!("--device {keys}")).devices[0];
         assert_eq!(*device, *served);
+        let mut polled = device.to_members();
+        polled.insert("iopoll".to_owned(), serde_json::json!(true));
+        polled.insert("cache".to_owned(), serde_json::json!("direct"));
+        let refused = DeviceOptions::from_members(&polled).unwrap_err();
+        assert!(
+            refused.to_string().contains("cannot be polled"),
+            "{refused}"
+        );
         let read = DeviceOptions::from_members(&device.to_members());
         assert_eq!(read.unwrap(), *device);
     }
@@ -282,6 +313,10 @@ fn a_device_survives_the_line_that_adds_it() {
         (
             "--remove-device b",
             "--remove-device: whom to ask is missing: give --control-path of the running program, too",
+        ),
+        (
+            "--add-device id=b,socket=/b,file=/d,iopoll=on --control-path /c",
+            "--add-device iopoll on: a disk that is added cannot be polled: leave it out, or start a process for the disk",
         ),
         (
             "--add-device id=b,file=/d --control-path /c",

@@ -67,6 +67,7 @@ fn play(messages: &[(FrontendReq, &[u8])]) -> (Vec<Vec<u8>>, Vec<u64>) {
         files: 8,
         commands: false,
         register_memory: false,
+        polled: false,
         threads: None,
         cpus: Vec::new(),
     })

@@ -122,12 +122,8 @@ impl<D: Device> Worker<D> {
                 self.memory.step(&mut self.engine);
                 more = true;
             }
-            let busy = self.is_busy();
-            if !more && self.poller.wants_to(busy) {
-                // The kernel has work to start with, so that there is something
-                // to wait for.
-                self.engine.submit(false)?;
-                more = self.poll(busy);
+            if !more {
+                more = self.linger()?;
             }
             let wait = !more && !self.arm();
             self.engine.submit(wait)?;
@@ -168,12 +164,29 @@ impl<D: Device> Worker<D> {
         queues.any(|active| active.requests.in_flight() > 0)
     }
 
-    /// Waits a moment for a completion or an available chain, wide awake.
-    fn poll(&mut self, busy: bool) -> bool {
+    /// Waits a moment for a completion or an available chain, wide awake, where
+    /// that pays or nothing else makes the disk's answers known. True when there
+    /// is something to do.
+    fn linger(&mut self) -> Result<bool, EngineError> {
+        let busy = self.is_busy();
+        let wants = self.poller.wants_to(busy);
+        if !wants && !self.engine.polls() {
+            return Ok(false);
+        }
+        // The kernel has work to start with, so that there is something to wait
+        // for.
+        self.engine.submit(false)?;
+        let patience = self.engine.patience();
+        if !wants && patience.is_zero() {
+            return Ok(false);
+        }
         let (engine, queues) = (&mut self.engine, &mut self.queues);
         queues.iter_mut().flatten().for_each(Active::disarm);
-        self.poller.poll(busy, || {
-            engine.ready() || queues.iter_mut().flatten().any(Active::has_work)
+        let ready = || engine.ready() || queues.iter_mut().flatten().any(Active::has_work);
+        Ok(if patience.is_zero() {
+            self.poller.poll(busy, ready)
+        } else {
+            poller::look_for(patience, ready)
         })
     }
 
@@ -355,6 +368,9 @@ impl<D: Device> Worker<D> {
         let slots: Arc<[FileSlot]> = slots?.into();
         if device.files_wait() {
             slots.iter().for_each(|s| self.engine.expect_waiting(*s));
+        }
+        if device.files_poll() {
+            slots.iter().for_each(|s| self.engine.expect_polling(*s));
         }
         self.files.insert(id, Arc::clone(&slots));
         Ok(slots)

@@ -88,20 +88,8 @@ impl Poller {
 
     /// Looks until there is something to do, or the time is over. True in the
     /// first case.
-    pub(super) fn poll(&mut self, busy: bool, mut ready: impl FnMut() -> bool) -> bool {
-        let start = Instant::now();
-        let limit = self.spend();
-        let found = loop {
-            if (0..LOOKS).any(|_| {
-                std::hint::spin_loop();
-                ready()
-            }) {
-                break true;
-            }
-            if start.elapsed() >= limit {
-                break false;
-            }
-        };
+    pub(super) fn poll(&mut self, busy: bool, ready: impl FnMut() -> bool) -> bool {
+        let found = look_for(self.spend(), ready);
         self.record(busy).learn(found);
         found
     }
@@ -113,6 +101,23 @@ impl Poller {
 
     fn record(&mut self, busy: bool) -> &mut Record {
         if busy { &mut self.busy } else { &mut self.idle }
+    }
+}
+
+/// Looks until there is something to do, or the time is over. True in the
+/// first case.
+pub(super) fn look_for(limit: Duration, mut ready: impl FnMut() -> bool) -> bool {
+    let start = Instant::now();
+    loop {
+        if (0..LOOKS).any(|_| {
+            std::hint::spin_loop();
+            ready()
+        }) {
+            return true;
+        }
+        if start.elapsed() >= limit {
+            return false;
+        }
     }
 }
 

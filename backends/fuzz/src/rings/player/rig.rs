@@ -46,6 +46,7 @@ impl Rig {
                 file: path,
                 read_only,
                 cache,
+                iopoll: false,
             };
             // Old kernels have no direct I/O on memory files.
             let Ok(disk) = Disk::open(&options) else {
