@@ -30,16 +30,30 @@ pub fn prepare(path: &Path) -> Outcome<()> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)?;
     }
-    let mut file = File::create(path)?;
+    // Moved to its place whole: half a disk would be taken for one.
+    let unfinished = path.with_extension(format!("{}", std::process::id()));
+    let made = File::create(&unfinished)
+        .and_then(|mut file| fill(&mut file, DISK_BYTES).and_then(|()| file.sync_all()))
+        .and_then(|()| fs::rename(&unfinished, path));
+    if made.is_err() {
+        let _ = fs::remove_file(&unfinished);
+    }
+    made.map_err(|e| format!("cannot make the disk {}: {e}", path.display()).into())
+}
+
+/// Writes `len` random bytes, whole MiB of them.
+///
+/// # Errors
+/// When they cannot be written.
+pub fn fill(to: &mut impl Write, len: u64) -> std::io::Result<()> {
     let mut block = vec![0u8; 1 << 20];
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    for _ in 0..DISK_BYTES / block.len() as u64 {
+    for _ in 0..len / block.len() as u64 {
         for bytes in block.chunks_exact_mut(8) {
             state = next_random(state);
             bytes.copy_from_slice(&state.to_ne_bytes());
         }
-        file.write_all(&block)?;
+        to.write_all(&block)?;
     }
-    file.sync_all()?;
     Ok(())
 }

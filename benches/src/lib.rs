@@ -10,6 +10,7 @@ pub mod cpu;
 pub mod disk;
 pub mod fio;
 pub mod options;
+pub mod plot;
 pub mod table;
 pub mod turns;
 

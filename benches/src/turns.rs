@@ -9,11 +9,11 @@ use serde_json::{Value, json};
 use crate::Outcome;
 use crate::options::{BASELINE, Options};
 
-/// The target that a baseline is another build of.
-const OURS: &str = "pericarp-block";
+/// The targets that a baseline is another build of.
+const OURS: [&str; 2] = ["pericarp-block", "pericarp"];
 
 /// What one turn gave.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Measured {
     /// Operations per second.
     pub iops: f64,
@@ -22,8 +22,51 @@ pub struct Measured {
     /// 99th percentile of the same.
     pub p99_us: f64,
     /// CPU time of the backend process per operation, microseconds. For host
-    /// fio, all of fio.
+    /// fio, all of fio. With `shares`, that of all processes but the store's.
     pub cpu_us: f64,
+    /// Whose CPU time that was, where more than one process was looked at.
+    pub shares: Option<Shares>,
+    /// The most operations that the store had in flight.
+    pub in_flight: Option<usize>,
+    /// What kind of machine the load ran on, where that differs between targets.
+    pub rig: &'static str,
+}
+
+/// CPU time per operation in microseconds, by process; `None` where there is
+/// no such process.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Shares {
+    /// The one that serves the disk.
+    pub backend: Option<f64>,
+    /// All that the guest is made of on its host.
+    pub guest: Option<f64>,
+    /// fio by its own reckoning. In a guest this is a part of the guest's.
+    pub fio: Option<f64>,
+    /// The file system with injected latency that the file is on.
+    pub store: Option<f64>,
+}
+
+impl Measured {
+    /// Its numbers for the raw file, without any that were not looked at.
+    fn raw(&self) -> Value {
+        let mut raw = json!({
+            "iops": self.iops, "p50_us": self.p50_us, "p99_us": self.p99_us,
+        });
+        match &self.shares {
+            None => raw["backend_cpu_us_per_io"] = json!(self.cpu_us),
+            Some(shares) => {
+                raw["rig"] = json!(self.rig);
+                if let Some(most) = self.in_flight {
+                    raw["most_in_flight_on_store"] = json!(most);
+                }
+                raw["cpu_us_per_io"] = json!({
+                    "all": self.cpu_us, "backend": shares.backend, "guest": shares.guest,
+                    "fio": shares.fio, "store": shares.store,
+                });
+            }
+        }
+        raw
+    }
 }
 
 /// One target's turns.
@@ -66,7 +109,7 @@ impl<'a> Run<'a> {
         let rounds = self.options.rounds;
         let baseline = self.options.baseline.as_deref();
         let with_baseline = |(who, target)| {
-            let also = baseline.filter(|_| target == OURS);
+            let also = baseline.filter(|_| OURS.contains(&target));
             let also = also.map(|build| ((who, Some(build)), BASELINE));
             std::iter::once(((who, None), target)).chain(also)
         };
@@ -82,14 +125,15 @@ impl<'a> Run<'a> {
         for round in 0..rounds {
             for ((who, build), row) in who.iter().zip(&mut rows) {
                 let target = row.target;
-                eprintln!("{case}: round {} of {rounds}: {target}", round + 1);
+                eprint!("{case}: round {} of {rounds}: {target}", round + 1);
                 let measured =
                     measure(*who, *build).map_err(|e| format!("{case}, {target}: {e}"))?;
-                self.raw.push(json!({
-                    "case": case, "target": target, "round": round,
-                    "iops": measured.iops, "p50_us": measured.p50_us, "p99_us": measured.p99_us,
-                    "backend_cpu_us_per_io": measured.cpu_us,
-                }));
+                eprintln!(": {:.0} a second", measured.iops);
+                let mut raw = measured.raw();
+                raw["case"] = json!(case);
+                raw["target"] = json!(target);
+                raw["round"] = json!(round);
+                self.raw.push(raw);
                 row.results.push(measured);
             }
         }
@@ -111,7 +155,44 @@ impl<'a> Run<'a> {
             "seconds": self.options.seconds, "rounds": self.options.rounds,
         });
         let raw = json!({ "machine": machine, "results": self.raw });
-        fs::write(path, serde_json::to_string_pretty(&raw)? + "\n")?;
-        Ok(())
+        write(path, &(serde_json::to_string_pretty(&raw)? + "\n"))
+    }
+}
+
+/// Writes a result, in a directory that may have to be made.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write(path: &Path, text: &str) -> Outcome<()> {
+    let parent = path.parent().unwrap_or(Path::new(""));
+    fs::create_dir_all(parent)
+        .and_then(|()| fs::write(path, text))
+        .map_err(|e| format!("cannot write {}: {e}", path.display()).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn raw_numbers_say_which_processes_were_looked_at() {
+        let mut measured = Measured {
+            iops: 10.0,
+            cpu_us: 5.0,
+            ..Measured::default()
+        };
+        assert_eq!(measured.raw()["backend_cpu_us_per_io"], 5.0);
+        assert!(measured.raw().get("rig").is_none());
+        measured.rig = "native";
+        measured.shares = Some(Shares {
+            fio: Some(5.0),
+            ..Shares::default()
+        });
+        let raw = measured.raw();
+        assert_eq!(raw["rig"], "native");
+        assert_eq!(raw["cpu_us_per_io"]["all"], 5.0);
+        assert_eq!(raw["cpu_us_per_io"]["fio"], 5.0);
+        assert!(raw["cpu_us_per_io"]["backend"].is_null());
+        assert!(raw.get("backend_cpu_us_per_io").is_none());
     }
 }

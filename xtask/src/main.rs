@@ -7,6 +7,7 @@
 
 mod apt;
 mod assets;
+mod bench;
 mod check;
 mod command;
 mod demo;
@@ -37,6 +38,9 @@ cargo xtask <command>
            guests and front ends made by libFuzzer under the address sanitizer,
            60 seconds in all; random ones where there is no nightly toolchain
   asan     the data plane's tests under the address sanitizer (nightly)
+  bench    compare [--profile P,..] [--targets T,..] [--rounds N] [--quick] ...:
+           fio on the host, under runc, and in guests on our block backend and on
+           QEMU's; bench compare --help says more
   setup    install the Debian packages the others need and prepare the guest
            kernel and its programs; demo and test call this themselves
 ";
@@ -52,6 +56,9 @@ fn main() -> ExitCode {
                 ExitCode::from(2)
             }
         };
+    }
+    if let ["bench", "compare", rest @ ..] = words.as_slice() {
+        return bench::compare::run(rest);
     }
     let command: fn(&Project) -> Result<(), Failure> = match words.as_slice() {
         ["setup"] => setup::run,
@@ -73,9 +80,13 @@ fn main() -> ExitCode {
             eprintln!("xtask: '{extra}': {name} takes no arguments; leave it out");
             return ExitCode::from(2);
         }
+        ["bench", ..] => {
+            eprintln!("xtask: bench: measures nothing by itself; use bench compare");
+            return ExitCode::from(2);
+        }
         [unknown, ..] => {
             eprintln!(
-                "xtask: '{unknown}': no such command; use demo, test, check, fuzz, asan or setup, \
+                "xtask: '{unknown}': no such command; use demo, test, check, fuzz, asan, bench or setup, \
                  see cargo xtask --help"
             );
             return ExitCode::from(2);

@@ -1,7 +1,7 @@
 //! `cargo xtask setup`: the Debian packages by name, then the guest kernel and
 //! the guest's programs.
 //!
-//! `demo` and `test` call this first. When all is there it prints two lines
+//! `demo` and `test` call this first, and `bench` installs by it what it needs. When all is there it prints two lines
 //! and changes nothing. It never installs a kernel, a boot entry or a service
 //! on the host.
 
@@ -126,15 +126,31 @@ impl Need {
 
 /// Installs what is missing and prepares the guest.
 pub(crate) fn run(project: &Project) -> Result<(), Failure> {
-    install_packages()?;
+    install_missing(&NEEDS.iter().collect::<Vec<_>>())?;
     add_toolchain_parts()?;
     assets::prepare(project)
 }
 
-fn install_packages() -> Result<(), Failure> {
-    let missing: Vec<&Need> = NEEDS.iter().filter(|need| !need.is_met()).collect();
+/// Installs what is missing of some programs.
+pub(crate) fn install(programs: &[&str]) -> Result<(), Failure> {
+    let wanted = |need: &&Need| programs.contains(&need.program);
+    install_missing(&NEEDS.iter().filter(wanted).collect::<Vec<_>>())
+}
+
+/// Whether [`install`] can bring a program.
+#[cfg(test)]
+pub(crate) fn knows(program: &str) -> bool {
+    NEEDS.iter().any(|need| need.program == program)
+}
+
+fn install_missing(needs: &[&'static Need]) -> Result<(), Failure> {
+    let missing: Vec<&Need> = needs
+        .iter()
+        .copied()
+        .filter(|need| !need.is_met())
+        .collect();
     if missing.is_empty() {
-        println!("setup: all {} programs are there", NEEDS.len());
+        println!("setup: all {} programs are there", needs.len());
         return Ok(());
     }
     for need in &missing {

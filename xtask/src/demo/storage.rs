@@ -21,6 +21,8 @@ use crate::project::Project;
 /// The job, relative to the source tree.
 const JOB: &str = "fio-profiles/randread-4k-qd32.fio";
 const ROUNDS: usize = 3;
+/// Length of one run.
+const SECONDS: u32 = 4;
 
 /// One row: where the job ran and what it reached in each round.
 struct Row {
@@ -156,7 +158,7 @@ impl Bench<'_> {
     /// exist inside.
     fn script(&self, disk: &str) -> String {
         format!(
-            "printf %s '{}' | FIO_FILE={disk} fio --output-format=json --readonly -",
+            "printf %s '{}' | FIO_FILE={disk} FIO_SECONDS={SECONDS} fio --output-format=json --readonly -",
             self.job.replace('\'', r"'\''")
         )
     }

@@ -145,6 +145,7 @@ fn summary(latencies: &mut [u32], elapsed: Duration, cpu: Duration) -> Measured 
         p50_us: at(0.50),
         p99_us: at(0.99),
         cpu_us: cpu.as_secs_f64() * 1e6 / count.max(1) as f64,
+        ..Measured::default()
     }
 }
 

@@ -1,0 +1,162 @@
+//! What the jobs of a profile work on: made before its first turn, the same for
+//! all its targets.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use pericarp_benches::{Outcome, disk};
+use pericarp_tests::fuse::Fuse;
+use pericarp_tests::parts::Part;
+use pericarp_tests::scratch::Scratch;
+use rustix::fs::{Advice, fadvise};
+
+use crate::profiles::{Ground, Profile};
+
+/// The size of the file on the store, which is all in memory.
+const SHARE_BYTES: u64 = 256 << 20;
+/// How long its operations take.
+const LATENCY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(10));
+/// How directories that hold trees are called; the number of our process follows.
+const TREE: &str = "pericarp-bench-tree-";
+
+/// A disk, or two and a directory.
+#[derive(Debug)]
+pub(crate) struct Place {
+    /// The image that guests have as their disk.
+    pub(crate) image: PathBuf,
+    /// Where trees may grow.
+    nursery: Option<PathBuf>,
+    /// The file system that the image is on.
+    store: Option<Fuse>,
+}
+
+impl Place {
+    /// Makes what is not there yet. `file` is the user's.
+    pub(crate) fn prepare(profile: &Profile, file: &Path, scratch: &Scratch) -> Outcome<Self> {
+        let mut place = Place {
+            image: file.to_owned(),
+            nursery: None,
+            store: None,
+        };
+        match profile.ground {
+            Ground::Image => disk::prepare(&place.image)?,
+            Ground::Tree => {
+                // The ext4 in it is made anew for each turn: not the user's file.
+                place.image = file.with_extension("tree.img");
+                disk::prepare(&place.image)?;
+                let parent = place.image.parent().unwrap_or(Path::new("."));
+                remove_old_trees(parent);
+                place.nursery = Some(fs::canonicalize(if parent == Path::new("") {
+                    Path::new(".")
+                } else {
+                    parent
+                })?);
+            }
+            Ground::Share => {
+                let mut bytes = Vec::new();
+                disk::fill(&mut bytes, SHARE_BYTES)?;
+                let store = Fuse::mount_share(&scratch.path("store"), bytes)?;
+                store.behaviour.delay(LATENCY.0, LATENCY.1);
+                place.image = store.file();
+                place.store = Some(store);
+            }
+        }
+        place.image = fs::canonicalize(&place.image)?;
+        Ok(place)
+    }
+
+    /// True if operations are those of a store, whose CPU time is our own.
+    pub(crate) fn is_stored(&self) -> bool {
+        self.store.is_some()
+    }
+
+    /// Brings everything to the state in which a turn is to begin: nothing of the
+    /// image cached, nothing counted.
+    pub(crate) fn renew(&self) -> Outcome<()> {
+        match &self.store {
+            Some(store) => store.behaviour.most_in_flight.store(0, Ordering::SeqCst),
+            None => {
+                let image = File::open(&self.image)?;
+                image.sync_all()?;
+                fadvise(&image, 0, None, Advice::DontNeed)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The most operations that the store had in flight in this turn.
+    pub(crate) fn most_in_flight(&self) -> Option<usize> {
+        let store = self.store.as_ref()?;
+        Some(store.behaviour.most_in_flight.load(Ordering::SeqCst))
+    }
+
+    /// An empty directory beside the image.
+    pub(crate) fn tree(&self) -> Outcome<Tree> {
+        let nursery = self.nursery.as_ref().ok_or("no directory for trees")?;
+        let path = nursery.join(format!("{TREE}{}", std::process::id()));
+        fs::create_dir(&path).map_err(|e| format!("cannot make {}: {e}", path.display()))?;
+        Ok(Tree(path))
+    }
+
+    /// An empty ext4 on the image. All of it is written now: what the file system
+    /// would finish in the background belongs to no turn.
+    pub(crate) fn format(&self) -> Outcome<()> {
+        let program = Part::MkfsExt4.find().ok_or("no mkfs.ext4")?;
+        let output = Command::new(program)
+            .args(["-q", "-F", "-E"])
+            // Discarded blocks would be holes, which cost the first write.
+            .arg("nodiscard,lazy_itable_init=0,lazy_journal_init=0")
+            .arg(&self.image)
+            .output()?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            return Err(format!("mkfs.ext4 failed: {}", said.trim()).into());
+        }
+        Ok(())
+    }
+}
+
+/// A directory that goes away with all that is in it.
+#[derive(Debug)]
+pub(crate) struct Tree(pub(crate) PathBuf);
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Removes the trees of runs that were killed.
+fn remove_old_trees(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix(TREE));
+        let pid = pid.and_then(|pid| pid.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trees_of_dead_processes_are_removed_and_nothing_else() {
+        let scratch = Scratch::new();
+        let own = format!("{TREE}{}", std::process::id());
+        let dead = format!("{TREE}{}", i32::MAX);
+        for name in [own.as_str(), &dead, "pericarp-bench-tree-x", "tree"] {
+            fs::create_dir(scratch.path(name)).unwrap();
+        }
+        remove_old_trees(scratch.dir());
+        assert!(!scratch.path(&dead).exists());
+        for name in [own.as_str(), "pericarp-bench-tree-x", "tree"] {
+            assert!(scratch.path(name).exists(), "{name}");
+        }
+    }
+}

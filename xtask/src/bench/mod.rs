@@ -1,0 +1,3 @@
+//! `cargo xtask bench`: what is measured, each by a command of its own.
+
+pub(crate) mod compare;
