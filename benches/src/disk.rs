@@ -23,6 +23,14 @@ pub fn next_random(mut state: u64) -> u64 {
 /// # Errors
 /// When it cannot be made.
 pub fn prepare(path: &Path) -> Outcome<()> {
+    prepare_of(path, DISK_BYTES)
+}
+
+/// As [`prepare`], with so many bytes, a multiple of 1 MiB.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn prepare_of(path: &Path, bytes: u64) -> Outcome<()> {
     if path.exists() {
         return Ok(());
     }
@@ -33,10 +41,10 @@ pub fn prepare(path: &Path) -> Outcome<()> {
     let mut file = File::create(path)?;
     let mut block = vec![0u8; 1 << 20];
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    for _ in 0..DISK_BYTES / block.len() as u64 {
-        for bytes in block.chunks_exact_mut(8) {
+    for _ in 0..bytes / block.len() as u64 {
+        for word in block.chunks_exact_mut(8) {
             state = next_random(state);
-            bytes.copy_from_slice(&state.to_ne_bytes());
+            word.copy_from_slice(&state.to_ne_bytes());
         }
         file.write_all(&block)?;
     }
