@@ -18,6 +18,7 @@ mod janitor;
 mod kernel;
 mod modules;
 mod project;
+mod regress;
 mod setup;
 mod test;
 
@@ -37,6 +38,8 @@ cargo xtask <command>
            guests and front ends made by libFuzzer under the address sanitizer,
            60 seconds in all; random ones where there is no nightly toolchain
   asan     the data plane's tests under the address sanitizer (nightly)
+  bench    regress [--base REV] [--seconds-budget N] [--json FILE]: is the data
+           plane slower than that of the parent commit? --help says more
   setup    install the Debian packages the others need and prepare the guest
            kernel and its programs; demo and test call this themselves
 ";
@@ -44,6 +47,9 @@ cargo xtask <command>
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    if let ["bench", "regress", rest @ ..] = words.as_slice() {
+        return regress::run(rest);
+    }
     if let ["fuzz", rest @ ..] = words.as_slice() {
         return match fuzz::Options::parse(rest) {
             Ok(options) => finish(|project| fuzz::run(project, &options)),

@@ -101,6 +101,21 @@ const NEEDS: &[Need] = &[
         why: "packs image layers, in a test",
     },
     Need {
+        program: "valgrind",
+        package: "valgrind",
+        why: "counts instructions, to see whether a commit is slower",
+    },
+    Need {
+        program: "strace",
+        package: "strace",
+        why: "counts system calls, for the same",
+    },
+    Need {
+        program: "git",
+        package: "git",
+        why: "has the commit that this one is compared with",
+    },
+    Need {
         program: "mount",
         package: "mount",
         why: "mounts a container's disk image",
@@ -131,10 +146,21 @@ pub(crate) fn run(project: &Project) -> Result<(), Failure> {
     assets::prepare(project)
 }
 
+/// Installs those of our programs that are named here and missing.
+pub(crate) fn programs(names: &[&str]) -> Result<(), Failure> {
+    install(|need| names.contains(&need.program))
+}
+
 fn install_packages() -> Result<(), Failure> {
-    let missing: Vec<&Need> = NEEDS.iter().filter(|need| !need.is_met()).collect();
+    install(|_| true)?;
+    println!("setup: all {} programs are there", NEEDS.len());
+    Ok(())
+}
+
+fn install(wanted: impl Fn(&Need) -> bool) -> Result<(), Failure> {
+    let needs = NEEDS.iter().filter(|need| wanted(need));
+    let missing: Vec<&Need> = needs.filter(|need| !need.is_met()).collect();
     if missing.is_empty() {
-        println!("setup: all {} programs are there", NEEDS.len());
         return Ok(());
     }
     for need in &missing {

@@ -137,7 +137,8 @@ enum Tool {
 }
 
 impl Tool {
-    fn wrap(self, report: &Path) -> Outcome<Command> {
+    /// A command for `program` under the tool, which writes to `report`.
+    fn wrap(self, program: &Path, report: &Path) -> Outcome<Command> {
         let find = |part: Part| {
             part.find()
                 .ok_or(format!("no {}: install it", part.program()))
@@ -147,12 +148,14 @@ impl Tool {
         match self {
             Tool::Calls => {
                 command.arg(report).args(["-c", "-U", "calls,name", "--"]);
+                mortal(&mut command, program);
             }
             Tool::Instructions => {
                 command.args(["/dev/null", "--seccomp-bpf", "-e", "trace=prctl"]);
                 command.args(["-e", "inject=prctl:error=EINVAL", "--"]);
                 command.arg(find(Part::Valgrind)?).arg("--tool=callgrind");
                 command.arg(format!("--callgrind-out-file={}", report.display()));
+                command.arg(program);
             }
         }
         Ok(command)
@@ -170,6 +173,13 @@ impl Tool {
             }
         })
     }
+}
+
+/// Adds `program`, so that it ends when its tracer is killed, which would only
+/// let go of it. It takes calls that must not be made to fail.
+fn mortal(tracer: &mut Command, program: &Path) {
+    let inner = command(program);
+    tracer.arg(inner.get_program()).args(inner.get_args());
 }
 
 /// What is measured, on what.
@@ -225,11 +235,7 @@ impl Served {
         let socket = scratch.path("s");
         let mut command = match tool {
             None => command(program),
-            Some(tool) => {
-                let mut command = tool.wrap(&scratch.path(REPORT))?;
-                command.arg(program);
-                command
-            }
+            Some(tool) => tool.wrap(program, &scratch.path(REPORT))?,
         };
         if matches!(tool, Some(Tool::Instructions)) {
             command.args(["--no-confine", "--io-engine=sync"]);
