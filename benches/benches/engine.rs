@@ -6,16 +6,15 @@
 //! The driver is in the process and offers 64 requests at a time; its half of
 //! the work is counted, too.
 
-mod guest;
-
 use std::fs::File;
 use std::hint::black_box;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use guest::{Guest, Layout, memory};
+
 use pericarp_block::{BlockDevice, CacheMode, Disk, DiskOptions, Request};
+use pericarp_gate::guest::{Guest, Layout, memory};
 use pericarp_vhost::{Device, Step};
 
 const BATCH: u16 = 64;
@@ -36,7 +35,7 @@ fn device() -> (File, BlockDevice) {
 }
 
 fn requests(criterion: &mut Criterion) {
-    let (mut guest, mut queue) = Guest::new::<Request>(BATCH, Layout::Direct);
+    let (mut guest, mut queue) = Guest::with_requests::<Request>(BATCH, Layout::Direct);
     let (_disk, device) = device();
     let mut heads = Vec::with_capacity(usize::from(BATCH));
     let mut group = criterion.benchmark_group("engine");

@@ -4,18 +4,16 @@
 //! The driver's half (offering the heads again) is part of the loop, so the
 //! figures compare commits with each other, not with other implementations.
 
-mod guest;
-
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use guest::{Guest, Layout};
+use pericarp_gate::guest::{Guest, Layout};
 
 fn requests(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("request");
     for (name, layout) in [("direct", Layout::Direct), ("indirect", Layout::Indirect)] {
         for batch in [1u16, 32] {
-            let (mut guest, mut queue) = Guest::new::<u64>(batch, layout);
+            let (mut guest, mut queue) = Guest::with_requests::<u64>(batch, layout);
             group.throughput(Throughput::Elements(u64::from(batch)));
             group.bench_function(BenchmarkId::new(name, batch), |bencher| {
                 bencher.iter(|| {

@@ -23,6 +23,14 @@ pub fn next_random(mut state: u64) -> u64 {
 /// # Errors
 /// When it cannot be made.
 pub fn prepare(path: &Path) -> Outcome<()> {
+    prepare_of(path, DISK_BYTES)
+}
+
+/// As [`prepare`], with so many bytes, a multiple of 1 MiB.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn prepare_of(path: &Path, bytes: u64) -> Outcome<()> {
     if path.exists() {
         return Ok(());
     }
@@ -33,7 +41,7 @@ pub fn prepare(path: &Path) -> Outcome<()> {
     // Moved to its place whole: half a disk would be taken for one.
     let unfinished = path.with_extension(format!("{}", std::process::id()));
     let made = File::create(&unfinished)
-        .and_then(|mut file| fill(&mut file, DISK_BYTES).and_then(|()| file.sync_all()))
+        .and_then(|mut file| fill(&mut file, bytes).and_then(|()| file.sync_all()))
         .and_then(|()| fs::rename(&unfinished, path));
     if made.is_err() {
         let _ = fs::remove_file(&unfinished);
@@ -49,9 +57,9 @@ pub fn fill(to: &mut impl Write, len: u64) -> std::io::Result<()> {
     let mut block = vec![0u8; 1 << 20];
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     for _ in 0..len / block.len() as u64 {
-        for bytes in block.chunks_exact_mut(8) {
+        for word in block.chunks_exact_mut(8) {
             state = next_random(state);
-            bytes.copy_from_slice(&state.to_ne_bytes());
+            word.copy_from_slice(&state.to_ne_bytes());
         }
         to.write_all(&block)?;
     }

@@ -35,6 +35,8 @@ pub struct Client {
     early: Vec<VecDeque<Finished>>,
     /// The longest wait for one completion.
     pub limit: Duration,
+    /// Kicks written so far.
+    pub kicks: u64,
 }
 
 /// A request that came back.
@@ -95,6 +97,7 @@ impl Client {
             depth,
             early,
             limit,
+            kicks: 0,
         })
     }
 
@@ -184,6 +187,7 @@ impl Client {
     pub fn kick(&mut self, queue: usize) -> Result<()> {
         if self.queues[queue].avail_notif_needed() {
             self.transport.get_submission_notifier(queue).notify()?;
+            self.kicks += 1;
         }
         Ok(())
     }
@@ -234,6 +238,21 @@ impl Client {
                 call.read()?;
             }
         }
+    }
+
+    /// Sleeps until the queue is called, whatever is back already. Returns how
+    /// often it was since it was asked last.
+    ///
+    /// # Errors
+    /// When it is not called within the limit.
+    pub fn called(&mut self, queue: usize) -> Result<u64> {
+        let call = self.transport.get_completion_fd(queue);
+        let timeout = Timespec::try_from(self.limit).map_err(Error::other)?;
+        let mut fds = [PollFd::new(call.as_ref(), PollFlags::IN)];
+        if poll(&mut fds, Some(&timeout))? == 0 {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        call.read()
     }
 
     /// Sleeps until one of these queues is called, and takes the calls that are

@@ -31,6 +31,10 @@ pub enum Part {
     Socat,
     /// One static binary with the usual tools.
     Busybox,
+    /// Counts system calls.
+    Strace,
+    /// Counts instructions.
+    Valgrind,
     /// A program of this workspace, by name.
     Ours(&'static str),
 }
@@ -57,6 +61,8 @@ impl Part {
             Part::MkfsErofs => "mkfs.erofs",
             Part::Socat => "socat",
             Part::Busybox => "busybox",
+            Part::Strace => "strace",
+            Part::Valgrind => "valgrind",
             Part::Ours(name) => name,
         }
     }
@@ -74,6 +80,8 @@ impl Part {
             Part::MkfsErofs => "erofs-utils",
             Part::Socat => "socat",
             Part::Busybox => "busybox-static",
+            Part::Strace => "strace",
+            Part::Valgrind => "valgrind",
             Part::Ours("pericarp-reference-block") => return build("pericarp-tests"),
             Part::Ours(name) => return build(name),
         };

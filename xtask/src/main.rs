@@ -41,6 +41,8 @@ cargo xtask <command>
   bench    compare [--profile P,..] [--targets T,..] [--rounds N] [--quick] ...:
            fio on the host, under runc, and in guests on our block backend and on
            QEMU's; bench compare --help says more
+           regress [--base REV] [--seconds-budget N] [--json FILE]: is the data
+           plane slower than that of the parent commit? --help says more
   setup    install the Debian packages the others need and prepare the guest
            kernel and its programs; demo and test call this themselves
 ";
@@ -48,6 +50,9 @@ cargo xtask <command>
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    if let ["bench", "regress", rest @ ..] = words.as_slice() {
+        return bench::regress::run(rest);
+    }
     if let ["fuzz", rest @ ..] = words.as_slice() {
         return match fuzz::Options::parse(rest) {
             Ok(options) => finish(|project| fuzz::run(project, &options)),

@@ -101,6 +101,21 @@ const NEEDS: &[Need] = &[
         why: "packs image layers, in a test",
     },
     Need {
+        program: "valgrind",
+        package: "valgrind",
+        why: "counts instructions, to see whether a commit is slower",
+    },
+    Need {
+        program: "strace",
+        package: "strace",
+        why: "counts system calls, for the same",
+    },
+    Need {
+        program: "git",
+        package: "git",
+        why: "has the commit that this one is compared with",
+    },
+    Need {
         program: "mount",
         package: "mount",
         why: "mounts a container's disk image",
