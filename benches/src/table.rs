@@ -65,11 +65,13 @@ type Column = (&'static str, fn(&Measured) -> Option<f64>);
 
 /// Those columns that any row has something in.
 fn optional(rows: &[Row]) -> Vec<Column> {
-    let all: [Column; 5] = [
+    let all: [Column; 7] = [
         ("backend", |m| m.shares?.backend),
         ("guest", |m| m.shares?.guest),
         ("fio", |m| m.shares?.fio),
         ("store", |m| m.shares?.store),
+        ("fairness", |m| m.fairness),
+        ("KiB", |m| m.memory_kib),
         ("in flight", |m| m.in_flight.map(|most| most as f64)),
     ];
     let seen = |(_, of): &Column| rows.iter().any(|row| row.optional(*of).is_some());
@@ -138,8 +140,8 @@ mod tests {
             p99_us: 20.0,
             cpu_us: 4.0,
             shares,
-            in_flight: None,
             rig: if shares.is_some() { "native" } else { "" },
+            ..Measured::default()
         });
         Row {
             target,

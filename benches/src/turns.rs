@@ -28,6 +28,11 @@ pub struct Measured {
     pub shares: Option<Shares>,
     /// The most operations that the store had in flight.
     pub in_flight: Option<usize>,
+    /// Operations of the disk that got the fewest, of those of the one that got
+    /// the most, where there are several.
+    pub fairness: Option<f64>,
+    /// Private memory of the backend at the end, KiB.
+    pub memory_kib: Option<f64>,
     /// What kind of machine the load ran on, where that differs between targets.
     pub rig: &'static str,
 }
@@ -52,6 +57,14 @@ impl Measured {
         let mut raw = json!({
             "iops": self.iops, "p50_us": self.p50_us, "p99_us": self.p99_us,
         });
+        for (name, value) in [
+            ("fewest_of_most_operations", self.fairness),
+            ("backend_private_kib", self.memory_kib),
+        ] {
+            if let Some(value) = value {
+                raw[name] = json!(value);
+            }
+        }
         match &self.shares {
             None => raw["backend_cpu_us_per_io"] = json!(self.cpu_us),
             Some(shares) => {

@@ -149,6 +149,24 @@ pub struct Footprint {
     pub threads: usize,
 }
 
+impl Footprint {
+    /// What a process holds now; `None` when it is gone.
+    pub fn of(pid: i32) -> Option<Self> {
+        let proc = PathBuf::from(format!("/proc/{pid}"));
+        let status = fs::read_to_string(proc.join("status")).ok()?;
+        let field = |name: &str| -> Option<u64> {
+            let line = status.lines().find(|line| line.starts_with(name))?;
+            line.split_whitespace().nth(1)?.parse().ok()
+        };
+        Some(Self {
+            fds: fs::read_dir(proc.join("fd")).ok()?.count(),
+            anon_kib: field("RssAnon:")?,
+            maps: fs::read_to_string(proc.join("maps")).ok()?.lines().count(),
+            threads: field("Threads:")? as usize,
+        })
+    }
+}
+
 /// A running backend. Dropping it kills it and removes its socket.
 #[derive(Debug)]
 pub struct Backend {
@@ -251,18 +269,7 @@ impl Backend {
 
     /// What it holds now; `None` when it is gone.
     pub fn footprint(&self) -> Option<Footprint> {
-        let proc = PathBuf::from(format!("/proc/{}", self.pid()));
-        let status = fs::read_to_string(proc.join("status")).ok()?;
-        let field = |name: &str| -> Option<u64> {
-            let line = status.lines().find(|line| line.starts_with(name))?;
-            line.split_whitespace().nth(1)?.parse().ok()
-        };
-        Some(Footprint {
-            fds: fs::read_dir(proc.join("fd")).ok()?.count(),
-            anon_kib: field("RssAnon:")?,
-            maps: fs::read_to_string(proc.join("maps")).ok()?.lines().count(),
-            threads: field("Threads:")? as usize,
-        })
+        Footprint::of(self.pid())
     }
 
     /// Asks it to end and waits.

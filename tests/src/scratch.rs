@@ -1,7 +1,7 @@
 //! Private directories that vanish with the test, also when it panics.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -19,9 +19,16 @@ impl Scratch {
     pub fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let base = std::env::var_os("PERICARP_TEST_DIR").map_or("/var/tmp".into(), PathBuf::from);
-        let serial = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = base.join(format!("pericarp-test-{}-{serial}", std::process::id()));
-        fs::create_dir(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let path = loop {
+            let serial = NEXT.fetch_add(1, Ordering::Relaxed);
+            let path = base.join(format!("pericarp-test-{}-{serial}", std::process::id()));
+            match fs::create_dir(&path) {
+                Ok(()) => break path,
+                // Of a test that was killed, whose process id is ours now.
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) => panic!("{}: {error}", path.display()),
+            }
+        };
         Scratch(path)
     }
 
@@ -68,5 +75,28 @@ impl Default for Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_process_of_the_same_id_left_is_passed_over() {
+        let first = Scratch::new();
+        let name = first.dir().to_str().expect("the name is text");
+        let (stem, serial) = name.rsplit_once('-').expect("it ends with a number");
+        let next = serial.parse::<u32>().expect("it ends with a number") + 1;
+        // Others may take numbers meanwhile: some will do.
+        let left: Vec<_> = (next..next + 4)
+            .map(|serial| PathBuf::from(format!("{stem}-{serial}")))
+            .filter(|path| fs::create_dir(path).is_ok())
+            .collect();
+        let scratch = Scratch::new();
+        assert!(!left.contains(&scratch.0) && scratch.dir().is_dir());
+        for path in left {
+            fs::remove_dir(path).expect("it is empty");
+        }
     }
 }

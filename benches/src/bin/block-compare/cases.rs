@@ -14,6 +14,8 @@ pub(crate) enum Target {
     /// `pericarp-block` with one worker and so many disks, which share the
     /// depth of the case.
     Disks(usize),
+    /// The same with so many workers, and the disks of the case.
+    Workers(usize),
     /// No disk: two threads that wake each other by eventfds in turn.
     RoundTrip,
 }
@@ -28,6 +30,8 @@ impl Target {
             Self::QemuUring => "qemu-sd io_uring",
             Self::Disks(1) => "one disk",
             Self::Disks(_) => "eight disks",
+            Self::Workers(1) => "one worker",
+            Self::Workers(_) => "two workers",
             Self::RoundTrip => "eventfd round trip",
         }
     }
@@ -45,6 +49,8 @@ pub(crate) struct Case {
     /// Bytes of every request.
     pub(crate) block: usize,
     pub(crate) queues: usize,
+    /// Where that is not up to the target.
+    pub(crate) disks: usize,
     pub(crate) targets: &'static [Target],
 }
 
@@ -69,6 +75,17 @@ const CACHED: &[Target] = &[
 ];
 const DISKS: &[Target] = &[Target::Disks(1), Target::Disks(8)];
 
+/// So many disks, of depth 8 each.
+const fn scaled(name: &'static str, disks: usize) -> Case {
+    Case {
+        name,
+        depth: 8 * disks,
+        disks,
+        targets: &[Target::Workers(1), Target::Workers(2)],
+        ..BASE
+    }
+}
+
 /// 4 KiB random reads, direct, one queue, depth 32; the cases differ from it.
 const BASE: Case = Case {
     name: "direct-read-32",
@@ -78,6 +95,7 @@ const BASE: Case = Case {
     depth: 32,
     block: 4096,
     queues: 1,
+    disks: 1,
     targets: DIRECT,
 };
 
@@ -140,4 +158,10 @@ pub(crate) const CASES: &[Case] = &[
         targets: DISKS,
         ..BASE
     },
+    scaled("scale-1", 1),
+    scaled("scale-2", 2),
+    scaled("scale-4", 4),
+    scaled("scale-8", 8),
+    scaled("scale-16", 16),
+    scaled("scale-32", 32),
 ];

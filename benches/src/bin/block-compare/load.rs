@@ -12,7 +12,7 @@ use pericarp_benches::turns::Measured;
 use pericarp_benches::{Outcome, cpu};
 use pericarp_tests::client::Client;
 use pericarp_tests::parts::Part;
-use pericarp_tests::peer::{Backend, Kind, Options};
+use pericarp_tests::peer::{Backend, Footprint, Kind, Options};
 use pericarp_tests::process::{Process, command};
 use pericarp_tests::scratch::Scratch;
 
@@ -56,17 +56,19 @@ pub(crate) fn one(
     measure(case, vec![client], backend.pid(), turn)
 }
 
-/// `pericarp-block` with one worker and `count` disks, all on one file.
+/// `pericarp-block` with so many disks, all on one file, and so many workers.
 pub(crate) fn disks(
     case: &Case,
-    count: usize,
+    (count, workers): (usize, usize),
     options: &Ask,
     scratch: &Scratch,
 ) -> Outcome<Measured> {
     let turn = Duration::from_secs(options.seconds);
     let path = Part::PERICARP_BLOCK.find().ok_or("no pericarp-block")?;
     let mut program = command(&path);
-    program.arg("--workers=1").args(&options.extra);
+    program
+        .arg(format!("--workers={workers}"))
+        .args(&options.extra);
     let sockets: Vec<PathBuf> = (0..count)
         .map(|n| scratch.path(&format!("disks-{n}.sock")))
         .collect();
@@ -86,8 +88,12 @@ pub(crate) fn disks(
     };
     let clients: Outcome<Vec<Client>> = sockets.iter().map(connect).collect();
     let measured = measure(case, clients?, process.pid(), turn);
+    let held = Footprint::of(process.pid());
     process.kill();
-    measured
+    Ok(Measured {
+        memory_kib: held.map(|held| held.anon_kib as f64),
+        ..measured?
+    })
 }
 
 fn measure(case: &Case, clients: Vec<Client>, pid: i32, turn: Duration) -> Outcome<Measured> {
@@ -99,6 +105,7 @@ fn measure(case: &Case, clients: Vec<Client>, pid: i32, turn: Duration) -> Outco
             client,
             queue,
             started: vec![Instant::now(); depth],
+            done: 0,
         })
         .collect();
     let mut generator = Generator {
@@ -108,6 +115,7 @@ fn measure(case: &Case, clients: Vec<Client>, pid: i32, turn: Duration) -> Outco
         blocks,
         random: 0x1234_5678_9abc_def1,
         next: 0,
+        first: 0,
         latencies: Vec::with_capacity(1 << 20),
         data: vec![0x5a; case.block],
     };
@@ -121,6 +129,7 @@ fn measure(case: &Case, clients: Vec<Client>, pid: i32, turn: Duration) -> Outco
         generator.turn()?;
     }
     generator.latencies.clear();
+    generator.lanes.iter_mut().for_each(|lane| lane.done = 0);
 
     let cpu = cpu::time(pid)?;
     let start = Instant::now();
@@ -129,7 +138,14 @@ fn measure(case: &Case, clients: Vec<Client>, pid: i32, turn: Duration) -> Outco
     }
     let elapsed = start.elapsed();
     let cpu = cpu::time(pid)?.saturating_sub(cpu);
-    Ok(summary(&mut generator.latencies, elapsed, cpu))
+    let done = generator.lanes.iter().map(|lane| lane.done);
+    let (fewest, most) = (done.clone().min(), done.max());
+    let several = generator.clients.len() > 1;
+    let fairness = fewest.zip(most).filter(|_| several);
+    Ok(Measured {
+        fairness: fairness.map(|(fewest, most)| fewest as f64 / most.max(1) as f64),
+        ..summary(&mut generator.latencies, elapsed, cpu)
+    })
 }
 
 /// What a turn gave, from the latencies in nanoseconds.
@@ -155,6 +171,8 @@ struct Lane {
     queue: usize,
     /// When the request of each slot was offered.
     started: Vec<Instant>,
+    /// Requests that came back.
+    done: u64,
 }
 
 struct Generator {
@@ -165,6 +183,8 @@ struct Generator {
     random: u64,
     /// The block a sequential load is at.
     next: u64,
+    /// The lane that is looked at first.
+    first: usize,
     /// Nanoseconds.
     latencies: Vec<u32>,
     data: Vec<u8>,
@@ -214,7 +234,10 @@ impl Generator {
     /// True when something was back.
     fn renew(&mut self) -> Outcome<bool> {
         let mut any = false;
-        for index in 0..self.lanes.len() {
+        // Another one first each time, or the same would always be early.
+        let count = self.lanes.len();
+        self.first = (self.first + 1) % count;
+        for index in (self.first..count).chain(0..self.first) {
             let (client, queue) = (self.lanes[index].client, self.lanes[index].queue);
             let mut some = false;
             while let Some(done) = self.clients[client].ready(queue) {
@@ -222,6 +245,7 @@ impl Generator {
                     return Err(format!("a request failed with errno {}", -done.ret).into());
                 }
                 let took = self.lanes[index].started[done.slot].elapsed().as_nanos();
+                self.lanes[index].done += 1;
                 self.latencies.push(u32::try_from(took).unwrap_or(u32::MAX));
                 self.submit(index, done.slot)?;
                 some = true;

@@ -70,7 +70,8 @@ impl Case {
                 let peer = Peer { build: None, aio };
                 load::one(self, Kind::QemuStorageDaemon, peer, options, scratch)
             }
-            Target::Disks(count) => load::disks(self, count, options, scratch),
+            Target::Disks(count) => load::disks(self, (count, 1), options, scratch),
+            Target::Workers(workers) => load::disks(self, (self.disks, workers), options, scratch),
             Target::RoundTrip => load::round_trip(turn),
         }
     }
