@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::parts::{Part, beside_us, search_path};
+use crate::parts::{Part, beside_us, have, search_path, skip};
 use crate::process::command;
 use crate::scratch::Scratch;
 
@@ -34,6 +34,26 @@ impl Assets {
             .map(Assets)
     }
 
+    /// What a test with a guest needs, besides `parts`: QEMU, busybox, and these.
+    /// `None` is a skipped test, and says so.
+    ///
+    /// # Panics
+    /// As [`have`] and [`skip`].
+    pub fn for_test(test: &str, parts: &[Part]) -> Option<Self> {
+        let needed = [&[Part::QemuSystem, Part::Busybox], parts].concat();
+        if !have(test, &needed) {
+            return None;
+        }
+        let found = Self::find();
+        if found.is_none() {
+            skip(
+                test,
+                "the guest's kernel is missing (make it: cargo xtask setup)",
+            );
+        }
+        found
+    }
+
     /// The kernel image.
     pub fn kernel(&self) -> PathBuf {
         self.0.join("kernel/vmlinuz")
@@ -52,7 +72,7 @@ impl Assets {
 /// kernel.
 ///
 /// # Panics
-/// When QEMU is missing: ask with [`have`](crate::parts::have) before.
+/// When QEMU is missing: ask with [`Assets::for_test`] before.
 pub fn emulated(assets: &Assets, image: &Path, parameters: &str) -> Command {
     let qemu = Part::QemuSystem.find().expect("QEMU is there");
     let mut qemu = command(&qemu);
@@ -70,6 +90,12 @@ pub fn emulated(assets: &Assets, image: &Path, parameters: &str) -> Command {
             "console=ttyS0 no_timer_check cryptomgr.notests quiet panic=-1 {parameters}"
         ));
     qemu
+}
+
+/// The exit code that the script left on the console, if it came to its end.
+pub fn exit_code(console: &str) -> Option<&str> {
+    let (_, code) = console.rsplit_once(MARK)?;
+    code.trim().lines().next()
 }
 
 /// The shared libraries a program loads, its loader among them.

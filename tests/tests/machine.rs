@@ -32,16 +32,7 @@ struct Rig {
 
 /// A machine without devices whose first process runs `script`, or a skipped test.
 fn rig(test: &str, script: &str) -> Option<Rig> {
-    if !have(test, &[Part::QemuSystem, Part::Busybox]) {
-        return None;
-    }
-    let Some(assets) = Assets::find() else {
-        skip(
-            test,
-            "the guest's kernel is missing (make it: cargo xtask setup)",
-        );
-        return None;
-    };
+    let assets = Assets::for_test(test, &[])?;
     let alone = Alone::turn();
     let scratch = Scratch::new();
     let initramfs = initramfs(&scratch, &assets, &[], script).unwrap();

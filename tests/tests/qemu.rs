@@ -14,8 +14,8 @@ use pericarp_hypervisor::{
     ConsoleSpec, DiskSpec, HostFacts, Machine, MachineSpec, VsockSpec, Wanted, select,
 };
 use pericarp_tests::bounded::{Alone, poll};
-use pericarp_tests::guest::{Assets, MARK, initramfs};
-use pericarp_tests::parts::{Part, have, skip};
+use pericarp_tests::guest::{Assets, exit_code, initramfs};
+use pericarp_tests::parts::Part;
 use pericarp_tests::peer::{Backend, Cache, Kind, Options, connect};
 use pericarp_tests::process::{Process, command};
 use pericarp_tests::scratch::Scratch;
@@ -61,18 +61,6 @@ socat VSOCK-LISTEN:77 EXEC:cat &
 [ "$(echo ready | socat -t 180 - VSOCK-CONNECT:2:52)" = done ]
 "#;
 
-/// The guest's kernel, or a skipped test.
-fn assets(test: &str) -> Option<Assets> {
-    let assets = Assets::find();
-    if assets.is_none() {
-        skip(
-            test,
-            "the guest's kernel is missing (make it: cargo xtask setup)",
-        );
-    }
-    assets
-}
-
 /// A machine of two CPUs without any device.
 fn machine(assets: &Assets, initramfs: PathBuf) -> MachineSpec {
     MachineSpec {
@@ -101,19 +89,18 @@ fn succeeded(machine: &mut Machine, backend: impl FnOnce() -> String) -> String 
         ended.is_some(),
         "the guest was not done within {LIMIT:?}:\n{console}"
     );
-    let Some((_, code)) = console.rsplit_once(MARK) else {
+    let Some(code) = exit_code(&console) else {
         panic!("{}\n{console}\nthe backend: {}", machine.death(), backend());
     };
-    assert_eq!(code.trim().lines().next(), Some("0"), "{console}");
+    assert_eq!(code, "0", "{console}");
     console
 }
 
 fn work(kind: Kind, test: &str) {
-    let parts = [Part::QemuSystem, Part::Busybox, Part::Fio, Part::MkfsExt4];
-    if !have(test, &parts) || !kind.usable(test) {
+    if !kind.usable(test) {
         return;
     }
-    let Some(assets) = assets(test) else {
+    let Some(assets) = Assets::for_test(test, &[Part::Fio, Part::MkfsExt4]) else {
         return;
     };
     let _alone = Alone::turn();
@@ -161,16 +148,8 @@ fn pericarp_carries_a_guest() {
 
 #[test]
 fn vsock_carries_a_guest() {
-    let parts = [
-        Part::QemuSystem,
-        Part::Busybox,
-        Part::Socat,
-        Part::PERICARP_VSOCK,
-    ];
-    if !have("vsock_carries_a_guest", &parts) {
-        return;
-    }
-    let Some(assets) = assets("vsock_carries_a_guest") else {
+    let parts = [Part::Socat, Part::PERICARP_VSOCK];
+    let Some(assets) = Assets::for_test("vsock_carries_a_guest", &parts) else {
         return;
     };
     let _alone = Alone::turn();

@@ -86,7 +86,9 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
         ["bench", ..] => {
-            eprintln!("xtask: bench: measures nothing by itself; use bench compare");
+            eprintln!(
+                "xtask: bench: measures nothing by itself; use bench compare or bench regress"
+            );
             return ExitCode::from(2);
         }
         [unknown, ..] => {

@@ -43,6 +43,8 @@ pub(crate) struct Polled {
     files: Vec<bool>,
     /// Transfers the kernel still owns.
     in_kernel: usize,
+    /// Completions taken while room was made for a submission.
+    early: Vec<Completion>,
     /// When the last one came back, or the first was started.
     since: Instant,
 }
@@ -63,6 +65,7 @@ impl Polled {
             ring,
             files: vec![false; options.files as usize],
             in_kernel: 0,
+            early: Vec::new(),
             since: Instant::now(),
         })
     }
@@ -114,6 +117,11 @@ impl Polled {
         // SAFETY: the caller's promise.
         while unsafe { self.ring.submission().push(entry) }.is_err() {
             self.look()?;
+            // A full completion queue can make the kernel refuse new work; take
+            // what is there and try again.
+            let mut early = std::mem::take(&mut self.early);
+            self.reap(&mut early);
+            self.early = early;
         }
         Ok(())
     }
@@ -136,10 +144,15 @@ impl Polled {
 
     /// Completions to be taken.
     pub(crate) fn arrived(&mut self) -> usize {
-        self.ring.completion().len()
+        self.early.len() + self.ring.completion().len()
     }
 
-    pub(crate) fn reap(&mut self, into: &mut Vec<Completion>) {
+    pub(crate) fn completions(&mut self, into: &mut Vec<Completion>) {
+        into.append(&mut self.early);
+        self.reap(into);
+    }
+
+    fn reap(&mut self, into: &mut Vec<Completion>) {
         let before = into.len();
         for entry in self.ring.completion() {
             into.push(Completion {

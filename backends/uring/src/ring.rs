@@ -334,7 +334,7 @@ impl Ring {
         into.append(&mut self.early);
         self.reap(into);
         if let Some(polled) = &mut self.polled {
-            polled.reap(into);
+            polled.completions(into);
         }
     }
 

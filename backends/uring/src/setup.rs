@@ -50,48 +50,37 @@ const FIXED: [u8; 2] = [opcode::ReadFixed::CODE, opcode::WriteFixed::CODE];
 /// `buffers` where it has a table of registered memory.
 pub(crate) fn restrict(ring: &IoUring, options: &EngineOptions, buffers: bool) -> io::Result<()> {
     let commands = options.commands.then_some(opcode::UringCmd16::CODE);
-    let fixed_memory = buffers.then_some(FIXED).into_iter().flatten();
     let late = options.threads.map(|_| REGISTER_IOWQ_MAX_WORKERS);
-    let updates = buffers.then_some(UPDATE_BUFFERS);
-    let mut restrictions: Vec<Restriction> = OPERATIONS
-        .into_iter()
-        .chain(commands)
-        .chain(fixed_memory)
-        .map(Restriction::sqe_op)
-        .chain(
-            REGISTER_OPS
-                .into_iter()
-                .chain(updates)
-                .chain(late)
-                .map(Restriction::register_op),
-        )
-        .collect();
-    let fixed = squeue::Flags::FIXED_FILE.bits();
-    let skip = squeue::Flags::SKIP_SUCCESS.bits();
-    let threads = squeue::Flags::ASYNC.bits();
-    restrictions.push(Restriction::sqe_flags_allowed(fixed | skip | threads));
-    restrictions.push(Restriction::sqe_flags_required(fixed));
-    ring.submitter().register_restrictions(&mut restrictions)
+    let flags = squeue::Flags::SKIP_SUCCESS | squeue::Flags::ASYNC;
+    let operations = OPERATIONS.into_iter().chain(commands);
+    allow(ring, operations, late, flags, buffers)
 }
 
 /// Leaves a disabled ring for polled I/O nothing but transfers.
 pub(crate) fn restrict_polled(ring: &IoUring, buffers: bool) -> io::Result<()> {
+    allow(ring, TRANSFERS, None, squeue::Flags::empty(), buffers)
+}
+
+/// Leaves a disabled ring these operations on registered files, and what it
+/// takes to register those, and memory if it has a table of it.
+fn allow(
+    ring: &IoUring,
+    operations: impl IntoIterator<Item = u8>,
+    late: Option<u8>,
+    flags: squeue::Flags,
+    buffers: bool,
+) -> io::Result<()> {
     let fixed_memory = buffers.then_some(FIXED).into_iter().flatten();
     let updates = buffers.then_some(UPDATE_BUFFERS);
-    let mut restrictions: Vec<Restriction> = TRANSFERS
-        .into_iter()
-        .chain(fixed_memory)
+    let operations = operations.into_iter().chain(fixed_memory);
+    let registers = REGISTER_OPS.into_iter().chain(updates).chain(late);
+    let fixed = squeue::Flags::FIXED_FILE;
+    let mut restrictions: Vec<Restriction> = operations
         .map(Restriction::sqe_op)
-        .chain(
-            REGISTER_OPS
-                .into_iter()
-                .chain(updates)
-                .map(Restriction::register_op),
-        )
+        .chain(registers.map(Restriction::register_op))
         .collect();
-    let fixed = squeue::Flags::FIXED_FILE.bits();
-    restrictions.push(Restriction::sqe_flags_allowed(fixed));
-    restrictions.push(Restriction::sqe_flags_required(fixed));
+    restrictions.push(Restriction::sqe_flags_allowed((fixed | flags).bits()));
+    restrictions.push(Restriction::sqe_flags_required(fixed.bits()));
     ring.submitter().register_restrictions(&mut restrictions)
 }
 

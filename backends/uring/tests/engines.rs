@@ -586,3 +586,38 @@ fn polled_transfers_complete_without_being_waited_for() {
     assert!(!engine.polls());
     assert_eq!(collect(&mut engine, 1)[0].result, 4096);
 }
+
+/// More than both queues of the second ring have room for, with nothing taken
+/// back meanwhile.
+#[test]
+fn polled_transfers_find_room() {
+    const COUNT: u64 = 300;
+    let [_, _, mut engine] = <[Engine; 3]>::try_from(engines()).unwrap();
+    let file = file();
+    file.write_all_at(&[7; 4096], 0).unwrap();
+    let slot = engine.add_file(file.as_raw_fd()).unwrap();
+    engine.expect_polling(slot);
+    let mut memory = [0u8; 4096];
+    let segment = iovec {
+        iov_base: memory.as_mut_ptr().cast(),
+        iov_len: memory.len(),
+    };
+    for token in 0..COUNT {
+        let transfer = Transfer {
+            file: slot,
+            segments: std::slice::from_ref(&segment),
+            offset: 0,
+            flags: 0,
+            token,
+        };
+        // SAFETY: both outlive the completions, which are waited for.
+        unsafe { engine.read(transfer) };
+    }
+    let mut tokens: Vec<_> = collect(&mut engine, COUNT as usize)
+        .iter()
+        .map(|done| done.token)
+        .collect();
+    tokens.sort_unstable();
+    assert_eq!(tokens, (0..COUNT).collect::<Vec<_>>());
+    assert!(!engine.polls());
+}

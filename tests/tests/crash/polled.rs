@@ -5,8 +5,8 @@ use std::fs;
 use std::time::Duration;
 
 use pericarp_tests::bounded::Alone;
-use pericarp_tests::guest::{Assets, MARK, emulated, initramfs};
-use pericarp_tests::parts::{Part, have, skip};
+use pericarp_tests::guest::{Assets, emulated, exit_code, initramfs};
+use pericarp_tests::parts::Part;
 use pericarp_tests::process::Process;
 use pericarp_tests::scratch::Scratch;
 use pericarp_tests::verified::{BLOCK, BLOCKS};
@@ -62,15 +62,7 @@ fn in_the_guest() {
 #[test]
 fn polled_disks_are_killed_in_a_guest() {
     let test = "polled_disks_are_killed_in_a_guest";
-    let parts = [Part::QemuSystem, Part::Busybox, Part::PERICARP_BLOCK];
-    if !have(test, &parts) {
-        return;
-    }
-    let Some(assets) = Assets::find() else {
-        skip(
-            test,
-            "the guest's kernel is missing (make it: cargo xtask setup)",
-        );
+    let Some(assets) = Assets::for_test(test, &[Part::PERICARP_BLOCK]) else {
         return;
     };
     let _alone = Alone::turn();
@@ -99,9 +91,7 @@ fn polled_disks_are_killed_in_a_guest() {
         console.last(40)
     );
     let text = console.last(60);
-    let code = text.rsplit_once(MARK).map(|(_, code)| code.trim());
-    let code = code.and_then(|code| code.lines().next());
-    assert_eq!(code, Some("0"), "{text}");
+    assert_eq!(exit_code(&text), Some("0"), "{text}");
     let lines = text.lines().filter(|line| line.contains("polling: "));
     lines.for_each(|line| eprintln!("{test}: {line}"));
 }

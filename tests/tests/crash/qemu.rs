@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use pericarp_tests::bounded::{Alone, poll};
-use pericarp_tests::guest::{Assets, MARK, emulated, initramfs};
-use pericarp_tests::parts::{Part, have, skip};
+use pericarp_tests::guest::{Assets, MARK, emulated, exit_code, initramfs};
+use pericarp_tests::parts::Part;
 use pericarp_tests::process::Process;
 use pericarp_tests::scratch::Scratch;
 
@@ -36,20 +36,7 @@ echo "rounds: $round"
 #[test]
 fn qemu_reconnects_to_successors() {
     let test = "qemu_reconnects_to_successors";
-    let parts = [
-        Part::QemuSystem,
-        Part::Busybox,
-        Part::Fio,
-        Part::PERICARP_BLOCK,
-    ];
-    if !have(test, &parts) {
-        return;
-    }
-    let Some(assets) = Assets::find() else {
-        skip(
-            test,
-            "the guest's kernel is missing (make it: cargo xtask setup)",
-        );
+    let Some(assets) = Assets::for_test(test, &[Part::Fio, Part::PERICARP_BLOCK]) else {
         return;
     };
     let _alone = Alone::turn();
@@ -89,9 +76,12 @@ fn qemu_reconnects_to_successors() {
         kills += 1;
     }
     let text = console.last(60);
-    let code = text.rsplit_once(MARK).map(|(_, code)| code.trim());
-    let code = code.and_then(|code| code.lines().next());
-    assert_eq!(code, Some("0"), "{text}\n{}", backend.output().last(20));
+    assert_eq!(
+        exit_code(&text),
+        Some("0"),
+        "{text}\n{}",
+        backend.output().last(20)
+    );
     eprintln!(
         "{test}: {kills} kills, {again} successors had some to do again, {}",
         console.find("rounds: ").unwrap_or_default()

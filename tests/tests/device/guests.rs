@@ -9,7 +9,7 @@ use std::time::Duration;
 use pericarp_hypervisor::{ConsoleSpec, DiskSpec, HostFacts, MachineSpec, Wanted, select};
 use pericarp_tests::bounded::{Alone, poll};
 use pericarp_tests::guest::{Assets, MARK, initramfs};
-use pericarp_tests::parts::{Part, have, skip};
+use pericarp_tests::parts::{Part, have};
 use pericarp_tests::peer::{Backend, Cache, Kind};
 use pericarp_tests::scratch::Scratch;
 use pericarp_tests::uml::Machine;
@@ -131,15 +131,10 @@ fn user_mode_linux_sees_the_block_size() {
 fn qemu_discards_trims_and_zeroes() {
     const LIMIT: Duration = Duration::from_secs(180);
     let test = "qemu_discards_trims_and_zeroes";
-    let parts = [Part::QemuSystem, Part::Busybox, Part::MkfsExt4];
-    if !have(test, &parts) || !Kind::Pericarp.usable(test) {
+    if !Kind::Pericarp.usable(test) {
         return;
     }
-    let Some(assets) = Assets::find() else {
-        skip(
-            test,
-            "the guest's kernel is missing (make it: cargo xtask setup)",
-        );
+    let Some(assets) = Assets::for_test(test, &[Part::MkfsExt4]) else {
         return;
     };
     let _alone = Alone::turn();

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use pericarp_tests::bounded::{Alone, poll};
-use pericarp_tests::guest::{Assets, MARK, emulated, initramfs};
-use pericarp_tests::parts::{Part, have, skip};
+use pericarp_tests::guest::{Assets, emulated, exit_code, initramfs};
+use pericarp_tests::parts::Part;
 use pericarp_tests::process::Process;
 use pericarp_tests::scratch::Scratch;
 use serde_json::json;
@@ -31,20 +31,7 @@ echo "rounds: $round"
 #[test]
 fn fio_in_qemu_is_handed_over() {
     let test = "fio_in_qemu_is_handed_over";
-    let parts = [
-        Part::QemuSystem,
-        Part::Busybox,
-        Part::Fio,
-        Part::PERICARP_BLOCK,
-    ];
-    if !have(test, &parts) {
-        return;
-    }
-    let Some(assets) = Assets::find() else {
-        skip(
-            test,
-            "the guest's kernel is missing (make it: cargo xtask setup)",
-        );
+    let Some(assets) = Assets::for_test(test, &[Part::Fio, Part::PERICARP_BLOCK]) else {
         return;
     };
     let _alone = Alone::turn();
@@ -81,9 +68,7 @@ fn fio_in_qemu_is_handed_over() {
     }
     assert!(machine.wait(limit).is_some(), "{}", console.last(40));
     let text = console.last(60);
-    let code = text.rsplit_once(MARK).map(|(_, code)| code.trim());
-    let code = code.and_then(|code| code.lines().next());
-    assert_eq!(code, Some("0"), "{text}\n{}", rig.told());
+    assert_eq!(exit_code(&text), Some("0"), "{text}\n{}", rig.told());
     assert_eq!(pauses.len(), count);
     let (middle, longest) = super::summary(pauses);
     eprintln!(
