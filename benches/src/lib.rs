@@ -11,6 +11,7 @@ pub mod disk;
 pub mod fio;
 pub mod options;
 pub mod plot;
+pub mod raw;
 pub mod table;
 pub mod turns;
 

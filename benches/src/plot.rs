@@ -1,8 +1,13 @@
-//! The picture of a run: a bar for each target of each case, as SVG text.
+//! The picture of a run: a bar for each target of each case, or a line for each
+//! target over its cases, as SVG text.
 //!
 //! Bars are ratios to one target, because cases differ by orders of magnitude;
 //! the numbers themselves stand beside them. The background is white whatever
 //! the viewer's is.
+
+mod lines;
+
+pub use lines::{Axis, lines};
 
 use crate::turns::Row;
 
@@ -32,12 +37,7 @@ pub fn svg(title: &str, base: &str, cases: &[Case]) -> String {
         .filter(|ratio| ratio.is_finite())
         .fold(1.0, f64::max);
     let scale = (RIGHT - LEFT) / most;
-    let mut names: Vec<&str> = Vec::new();
-    for row in cases.iter().flat_map(|(_, rows)| rows) {
-        if !names.contains(&row.target) {
-            names.push(row.target);
-        }
-    }
+    let names = names(cases);
     let mut body = String::new();
     let mut y = TOP;
     for (name, rows) in cases {
@@ -58,13 +58,29 @@ pub fn svg(title: &str, base: &str, cases: &[Case]) -> String {
         "operations per second, median of the rounds, as a ratio to {base} (red line); \
          whiskers: slowest and fastest round"
     );
+    frame(height, title, &subtitle, &body)
+}
+
+/// The whole picture around `body`.
+fn frame(height: f64, title: &str, subtitle: &str, body: &str) -> String {
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" \
          viewBox=\"0 0 {WIDTH} {height}\" font-family=\"sans-serif\" font-size=\"12\">\n\
          <rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n{}{}{body}</svg>\n",
         text(12.0, 26.0, "start", "bold", title),
-        text(12.0, 46.0, "start", "normal", &subtitle),
+        text(12.0, 46.0, "start", "normal", subtitle),
     )
+}
+
+/// All targets, in the order they first come in.
+fn names(cases: &[Case]) -> Vec<&str> {
+    let mut names: Vec<&str> = Vec::new();
+    for row in cases.iter().flat_map(|(_, rows)| rows) {
+        if !names.contains(&row.target.as_str()) {
+            names.push(&row.target);
+        }
+    }
+    names
 }
 
 /// What is 1 in a case.
@@ -90,7 +106,7 @@ fn bar(row: &Row, unit: f64, scale: f64, y: f64, colour: &str) -> String {
     let foot = y + BAR - 4.0;
     let label = format!("{:.2}   {iops:.0}/s", iops / unit);
     [
-        text(LEFT - 8.0, foot, "end", "normal", row.target),
+        text(LEFT - 8.0, foot, "end", "normal", &row.target),
         format!(
             "<rect x=\"{LEFT}\" y=\"{y}\" width=\"{:.1}\" height=\"{BAR}\" fill=\"{colour}\"/>\n",
             length(iops)
@@ -126,14 +142,14 @@ mod tests {
     use super::*;
     use crate::turns::Measured;
 
-    fn row(target: &'static str, iops: &[f64]) -> Row {
+    fn row(target: &str, iops: &[f64]) -> Row {
         let measured = |iops: &f64| Measured {
             iops: *iops,
             rig: "native",
             ..Measured::default()
         };
         Row {
-            target,
+            target: target.to_owned(),
             results: iops.iter().map(measured).collect(),
         }
     }

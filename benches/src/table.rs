@@ -144,7 +144,7 @@ mod tests {
             ..Measured::default()
         });
         Row {
-            target,
+            target: target.to_owned(),
             results: results.to_vec(),
         }
     }

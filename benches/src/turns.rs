@@ -86,7 +86,7 @@ impl Measured {
 #[derive(Debug)]
 pub struct Row {
     /// Its name.
-    pub target: &'static str,
+    pub target: String,
     /// One for each round.
     pub results: Vec<Measured>,
 }
@@ -132,12 +132,13 @@ impl<'a> Run<'a> {
             .filter(|(_, target)| self.options.wants_target(target))
             .map(|(who, target)| {
                 let results = Vec::with_capacity(rounds);
+                let target = target.to_owned();
                 (who, Row { target, results })
             })
             .unzip();
         for round in 0..rounds {
             for ((who, build), row) in who.iter().zip(&mut rows) {
-                let target = row.target;
+                let target = &row.target;
                 eprint!("{case}: round {} of {rounds}: {target}", round + 1);
                 let measured =
                     measure(*who, *build).map_err(|e| format!("{case}, {target}: {e}"))?;

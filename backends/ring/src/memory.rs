@@ -221,8 +221,9 @@ impl GuestMemory {
 
     /// The host pointer and length of the longest piece of
     /// `[address, address + len)` that starts at guest address `address` and
-    /// lies in one region.
-    pub(crate) fn piece(&self, address: u64, len: u64) -> Option<(*mut u8, u64)> {
+    /// lies in one region. Public for a bench.
+    #[doc(hidden)]
+    pub fn piece(&self, address: u64, len: u64) -> Option<(*mut u8, u64)> {
         let after = self
             .regions
             .partition_point(|r| r.spec.guest_address <= address);

@@ -16,6 +16,8 @@ mod handover;
 pub mod histogram;
 mod limiter;
 mod mailbox;
+#[doc(hidden)]
+pub mod measured;
 mod oversight;
 mod pool;
 mod records;

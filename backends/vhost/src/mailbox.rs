@@ -13,7 +13,6 @@ use pericarp_ring::SplitQueue;
 use pericarp_uring::EngineError;
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::device::Device;
 use crate::oversight::MaybeOverseen;
 use crate::session::Kept;
 
@@ -83,7 +82,7 @@ pub(crate) struct Mailbox<D> {
     event: OwnedFd,
 }
 
-impl<D: Device> Mailbox<D> {
+impl<D> Mailbox<D> {
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self {
             queue: SegQueue::new(),

@@ -37,6 +37,8 @@ pub(crate) const PROFILES: &[Profile] = &[
     profile!(Image, "randread-4k-qd1-psync"),
     profile!(Image, "randread-4k-qd32"),
     profile!(Image, "randread-4k-qd128"),
+    profile!(Image, "randwrite-4k-qd32"),
+    profile!(Image, "seqread-128k-qd8"),
     profile!(Image, "database-8k-fsync"),
     profile!(Image, "logwriter-4k-fdatasync"),
     profile!(Image, "coldscan-1m"),

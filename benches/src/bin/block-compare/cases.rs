@@ -130,15 +130,42 @@ const fn sequential(name: &'static str, write: bool) -> Case {
     }
 }
 
+/// Random reads of so many bytes, 8 of them in flight.
+const fn sized(name: &'static str, block: usize) -> Case {
+    Case {
+        name,
+        depth: 8,
+        block,
+        ..BASE
+    }
+}
+
+/// Depth 32 over so many queues.
+const fn spread(name: &'static str, queues: usize) -> Case {
+    Case {
+        name,
+        queues,
+        ..BASE
+    }
+}
+
 /// Everything that can be measured.
 pub(crate) const CASES: &[Case] = &[
     Case {
         targets: ALONE,
         ..direct("direct-read-1", false, 1)
     },
+    direct("direct-read-2", false, 2),
+    direct("direct-read-4", false, 4),
     direct("direct-read-8", false, 8),
+    direct("direct-read-16", false, 16),
     BASE,
     direct("direct-read-64", false, 64),
+    direct("direct-read-128", false, 128),
+    sized("direct-read-16k", 16 * 1024),
+    sized("direct-read-64k", 64 * 1024),
+    sized("direct-read-256k", 256 * 1024),
+    sized("direct-read-1m", 1024 * 1024),
     direct("direct-write-1", true, 1),
     direct("direct-write-32", true, 32),
     direct("direct-write-64", true, 64),
@@ -148,11 +175,9 @@ pub(crate) const CASES: &[Case] = &[
     cached("cached-read-32", false, 32),
     cached("cached-read-64", false, 64),
     cached("cached-write-64", true, 64),
-    Case {
-        name: "direct-read-4x8",
-        queues: 4,
-        ..BASE
-    },
+    spread("direct-read-2x16", 2),
+    spread("direct-read-4x8", 4),
+    spread("direct-read-8x4", 8),
     Case {
         name: "disks",
         targets: DISKS,

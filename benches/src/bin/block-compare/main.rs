@@ -44,7 +44,7 @@ fn compare(options: &Options) -> Outcome<()> {
         let rows = run.case(case.name, targets, |target, build| {
             case.run((target, build), options, &scratch)
         })?;
-        let base = rows.first().map_or("", |row| row.target);
+        let base = rows.first().map_or("", |row| &row.target);
         table::print(case.name, &rows, &[("ratio", base)]);
     }
     run.save()
