@@ -22,7 +22,7 @@ use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemory
 
 use crate::bounded::{Deadline, poll as poll_until};
 
-/// Largest transfer of one request.
+/// Largest transfer of one request, unless it is said.
 pub const SLOT: usize = 128 * 1024;
 
 /// A connected driver. Each queue has `depth` slots of one request each.
@@ -32,6 +32,8 @@ pub struct Client {
     transport: Box<VirtioBlkTransport>,
     memory: GuestMemoryMmap,
     depth: usize,
+    /// Bytes of a slot.
+    room: usize,
     early: Vec<VecDeque<Finished>>,
     /// The longest wait for one completion.
     pub limit: Duration,
@@ -54,6 +56,14 @@ impl Client {
     /// # Errors
     /// When the backend is not there, offers too little or refuses.
     pub fn connect(socket: &Path, queues: usize, depth: usize) -> Result<Self> {
+        Self::with_slots(socket, queues, depth, SLOT)
+    }
+
+    /// The same with slots of `room` bytes.
+    ///
+    /// # Errors
+    /// As of [`connect`](Self::connect).
+    pub fn with_slots(socket: &Path, queues: usize, depth: usize, room: usize) -> Result<Self> {
         let wanted = VirtioFeatureFlags::VERSION_1.bits()
             | VirtioFeatureFlags::RING_EVENT_IDX.bits()
             | VirtioBlkFeatureFlags::all().bits();
@@ -75,7 +85,7 @@ impl Client {
             .iter_mut()
             .for_each(|ring: &mut VirtioBlkQueue<_>| ring.set_used_notif_enabled(true));
 
-        let len = queues * depth * SLOT;
+        let len = queues * depth * room;
         let file = File::from(memfd_create("buffers", MemfdFlags::CLOEXEC)?);
         file.set_len(len as u64)?;
         let range = (
@@ -95,6 +105,7 @@ impl Client {
             transport,
             memory,
             depth,
+            room,
             early,
             limit,
             kicks: 0,
@@ -124,11 +135,11 @@ impl Client {
 
     fn at(&self, queue: usize, slot: usize) -> GuestAddress {
         assert!(slot < self.depth, "slot {slot} of {}", self.depth);
-        GuestAddress(((queue * self.depth + slot) * SLOT) as u64)
+        GuestAddress(((queue * self.depth + slot) * self.room) as u64)
     }
 
     fn pointer(&self, queue: usize, slot: usize, len: usize) -> *mut u8 {
-        assert!(len <= SLOT, "{len} bytes do not fit a slot");
+        assert!(len <= self.room, "{len} bytes do not fit a slot");
         let region = self.memory.iter().next().expect("there is one region");
         region
             .as_ptr()

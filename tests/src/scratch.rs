@@ -19,6 +19,7 @@ impl Scratch {
     pub fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let base = std::env::var_os("PERICARP_TEST_DIR").map_or("/var/tmp".into(), PathBuf::from);
+        fs::create_dir_all(&base).unwrap_or_else(|e| panic!("{}: {e}", base.display()));
         let path = loop {
             let serial = NEXT.fetch_add(1, Ordering::Relaxed);
             let path = base.join(format!("pericarp-test-{}-{serial}", std::process::id()));

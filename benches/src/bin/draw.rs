@@ -15,6 +15,7 @@ draw: a picture of a bench's raw numbers
   --out FILE           where the picture goes, as SVG
   --title TEXT         what is written above it
   --case NAME[=LABEL]  this case, under that label; may be repeated (default: all)
+  --without TARGET     all but this one; may be repeated
   --base TARGET        the target that is 1, for bars (default: each case's first)
   --lines AXIS         a line for each target over the cases instead of bars, of
                        rate, cpu or latency
@@ -26,6 +27,7 @@ struct Options {
     title: String,
     /// Names and labels.
     cases: Vec<(String, String)>,
+    without: Vec<String>,
     base: String,
     axis: Option<Axis>,
 }
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
 fn parse() -> Result<Option<Options>, String> {
     let text = |e: lexopt::Error| format!("{e}; see --help");
     let (mut raw, mut cases, mut out) = (Vec::new(), Vec::new(), None);
+    let mut without = Vec::new();
     let (mut title, mut base, mut axis) = (String::new(), String::new(), None);
     let mut parser = lexopt::Parser::from_env();
     while let Some(argument) = parser.next().map_err(text)? {
@@ -64,6 +67,7 @@ fn parse() -> Result<Option<Options>, String> {
             "out" => out = Some(value.into()),
             "title" => title = value,
             "base" => base = value,
+            "without" => without.push(value),
             "case" => cases.push(match value.split_once('=') {
                 Some((name, label)) => (name.to_owned(), label.to_owned()),
                 None => (value.clone(), value),
@@ -84,6 +88,7 @@ fn parse() -> Result<Option<Options>, String> {
         out: out.ok_or("--out is missing; name the picture")?,
         title,
         cases,
+        without,
         base,
         axis,
     }))
@@ -103,6 +108,9 @@ fn draw(options: &Options) -> Outcome<()> {
     }
     if options.cases.is_empty() {
         cases = all;
+    }
+    for (_, rows) in &mut cases {
+        rows.retain(|row| !options.without.contains(&row.target));
     }
     let picture = match options.axis {
         Some(axis) => lines(&options.title, axis, &cases),

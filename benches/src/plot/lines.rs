@@ -92,10 +92,10 @@ pub fn lines(title: &str, axis: Axis, cases: &[Case]) -> String {
     frame(HEIGHT, title, axis.title(), &body)
 }
 
-/// The next of 1, 2, 4, 8, 10 times a power of ten.
+/// The next number that a quarter of is short.
 fn round_up(value: f64) -> f64 {
     let power = 10f64.powf(value.log10().floor());
-    let steps = [1.0, 2.0, 4.0, 8.0, 10.0];
+    let steps = [1.0, 1.2, 1.6, 2.0, 2.4, 3.2, 4.0, 4.8, 6.0, 8.0, 10.0];
     let fits = steps.into_iter().find(|step| step * power >= value);
     fits.unwrap_or(10.0) * power
 }
@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn an_axis_ends_above_its_highest_value() {
-        for (value, end) in [(1.0, 1.0), (1.1, 2.0), (37.0, 40.0), (81.0, 100.0)] {
+        for (value, end) in [(1.0, 1.0), (1.1, 1.2), (37.0, 40.0), (81.0, 100.0)] {
             assert_eq!(round_up(value), end);
         }
         assert!(!lines("nothing", Axis::Rate, &[]).contains("NaN"));

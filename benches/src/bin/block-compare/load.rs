@@ -10,7 +10,7 @@ use pericarp_benches::disk::next_random;
 use pericarp_benches::options::Options as Ask;
 use pericarp_benches::turns::Measured;
 use pericarp_benches::{Outcome, cpu};
-use pericarp_tests::client::Client;
+use pericarp_tests::client::{Client, SLOT};
 use pericarp_tests::parts::Part;
 use pericarp_tests::peer::{Backend, Footprint, Kind, Options};
 use pericarp_tests::process::{Process, command};
@@ -52,7 +52,9 @@ pub(crate) fn one(
         ..Options::default()
     };
     let backend = Backend::start(kind, scratch, &options.file, &how)?;
-    let client = Client::connect(backend.socket(), case.queues, case.depth / case.queues)?;
+    let depth = case.depth / case.queues;
+    let room = SLOT.max(case.block);
+    let client = Client::with_slots(backend.socket(), case.queues, depth, room)?;
     measure(case, vec![client], backend.pid(), turn)
 }
 
