@@ -1,10 +1,10 @@
-//! Cleans up after a demo that ended early, by Ctrl-C or by a kill that
-//! leaves no time for anything.
+//! Cleans up after a demo or a bench that ended early, by Ctrl-C or by a kill
+//! that leaves no time for anything.
 //!
 //! The demo starts this program a second time as `xtask janitor`, in a process
 //! group of its own, and tells it over a pipe which process groups and which
 //! directories exist. When the pipe closes, whatever the reason, the janitor
-//! ends the groups still there and removes the directories. Every process the
+//! ends the groups still there and removes the directories and control groups. Every process the
 //! demo starts must be started through [`Janitor::run`], or nobody ends it.
 
 use std::fs;
@@ -56,6 +56,12 @@ impl Janitor {
             dir.to_str().ok_or("a directory name is not text")?,
         )?;
         fs::create_dir_all(dir).map_err(|e| format!("cannot create {}: {e}", dir.display()).into())
+    }
+
+    /// Has the control groups go away with us that are named `prefix` and the
+    /// number of a process that is no more.
+    pub(crate) fn control_groups(&mut self, prefix: &str) -> Result<(), Failure> {
+        self.tell("ungroup", prefix)
     }
 
     /// Runs `command` to its end in a process group of its own, so that a
@@ -152,13 +158,41 @@ pub(crate) fn serve(orders: impl BufRead) -> Result<(), Failure> {
     for dir in &duties.directories {
         let _ = fs::remove_dir_all(dir);
     }
+    for prefix in &duties.control_groups {
+        let deadline = Instant::now() + PATIENCE;
+        while !remove_groups(Path::new("/sys/fs/cgroup"), prefix) && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
     Ok(())
+}
+
+/// Removes the control groups below `base` that are named `prefix` and the number
+/// of a process that is no more. False when there are others: their process may
+/// be about to end.
+fn remove_groups(base: &Path, prefix: &str) -> bool {
+    let entries = |dir: &Path| fs::read_dir(dir).into_iter().flatten().flatten();
+    let hierarchies = entries(base).map(|entry| entry.path());
+    let all = hierarchies.chain([base.to_owned()]);
+    let mut done = true;
+    for group in all.flat_map(|hierarchy| entries(&hierarchy)) {
+        let name = group.file_name();
+        let number = name.to_str().and_then(|name| name.strip_prefix(prefix));
+        let process = number.and_then(|number| number.parse::<u32>().ok());
+        if let Some(id) = process {
+            let ended = !Path::new("/proc").join(id.to_string()).exists();
+            done &= ended && fs::remove_dir(group.path()).is_ok();
+        }
+    }
+    done
 }
 
 #[derive(Debug, Default, PartialEq)]
 struct Duties {
     groups: Vec<u32>,
     directories: Vec<PathBuf>,
+    /// What their names begin with.
+    control_groups: Vec<String>,
 }
 
 impl Duties {
@@ -167,6 +201,7 @@ impl Duties {
             Some(("group", id)) => self.groups.extend(id.parse::<u32>()),
             Some(("gone", id)) => self.groups.retain(|group| group.to_string() != id),
             Some(("remove", dir)) => self.directories.push(dir.into()),
+            Some(("ungroup", prefix)) => self.control_groups.push(prefix.to_owned()),
             _ => {}
         }
     }
@@ -206,6 +241,7 @@ mod tests {
             "remove /tmp/a b",
             "group 13",
             "gone 12",
+            "ungroup some-",
             "nonsense",
         ] {
             duties.note(order);
@@ -215,6 +251,7 @@ mod tests {
             Duties {
                 groups: vec![13],
                 directories: vec!["/tmp/a b".into()],
+                control_groups: vec!["some-".to_owned()],
             }
         );
     }
@@ -235,5 +272,24 @@ mod tests {
         assert!(!sleeper.wait().unwrap().success());
         waiter.join().unwrap().unwrap();
         assert!(!dir.exists());
+    }
+
+    #[test]
+    fn groups_of_processes_that_are_no_more_are_removed() {
+        let dir = std::env::temp_dir().join(format!("xtask-groups-{}", std::process::id()));
+        let ours = format!("cpu/pre-{}", std::process::id());
+        // No process has a number like the first two.
+        let names = ["cpu/pre-4294967295", "pre-4294967294", "cpu/pre-x", &ours];
+        for name in names {
+            fs::create_dir_all(dir.join(name)).unwrap();
+        }
+        assert!(!remove_groups(&dir, "pre-"));
+        let left = names.map(|name| dir.join(name).exists());
+        assert_eq!(left, [false, false, true, true]);
+        fs::remove_dir(dir.join(&ours)).unwrap();
+        assert!(remove_groups(&dir, "pre-"));
+        fs::create_dir_all(dir.join("cpu/pre-4294967293/in use")).unwrap();
+        assert!(!remove_groups(&dir, "pre-"));
+        fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -22,6 +22,9 @@ const PROGRAMS: &[&str] = &[
     "mkfs.ext4",
 ];
 
+/// How the bench calls its containers; its process's number follows.
+const CONTAINERS: &str = "pericarp-bench-";
+
 /// Runs the bench; its exit code is ours.
 pub(crate) fn run(arguments: &[&str]) -> ExitCode {
     match Project::locate().and_then(|project| compare(&project, arguments)) {
@@ -58,6 +61,7 @@ fn compare(project: &Project, arguments: &[&str]) -> Result<u8, Failure> {
     let mut janitor = Janitor::start()?;
     let scratch = scratch();
     janitor.directory(&scratch)?;
+    janitor.control_groups(CONTAINERS)?;
     end(bench().env("PERICARP_TEST_DIR", scratch))
 }
 

@@ -76,7 +76,6 @@ fn compare(options: &Options) -> Outcome<()> {
     if options.plan {
         return Ok(());
     }
-    native::remove_old_groups(Path::new("/sys/fs/cgroup"));
     let scratch = Scratch::new();
     let mut run = Run::new(options);
     let mut cases = Vec::new();

@@ -27,7 +27,8 @@ use crate::profiles::Profile;
 /// merged, all but the first are links into it.
 const PROGRAMS: [&str; 5] = ["usr", "bin", "sbin", "lib", "lib64"];
 /// How containers and their control groups are called; our process's number
-/// follows.
+/// follows. `xtask` removes
+/// the groups of those that were killed: runc does it for those that ended.
 const NAME: &str = "pericarp-bench-";
 /// Where the container finds the image or the directory.
 const INSIDE: &str = "/srv/ground";
@@ -58,9 +59,7 @@ pub(crate) fn in_container(
 ) -> Outcome<Report> {
     let bundle = Bundle::make(profile, place, seconds, scratch)?;
     let report = bundle.job.join("report.json");
-    let outcome = fio::finish(&mut bundle.command()?, &report, limit(seconds));
-    remove_old_groups(Path::new("/sys/fs/cgroup"));
-    outcome
+    fio::finish(&mut bundle.command()?, &report, limit(seconds))
 }
 
 fn limit(seconds: u64) -> Duration {
@@ -175,22 +174,6 @@ fn describe(root: &Path, env: Vec<String>, mounts: Vec<Value>) -> Value {
     config
 }
 
-/// Removes the control groups of containers whose runs were killed, our own
-/// among them: runc does it for those that ended. Only empty ones can be removed.
-pub(crate) fn remove_old_groups(base: &Path) {
-    let hierarchies = fs::read_dir(base).into_iter().flatten().flatten();
-    let hierarchies = hierarchies.map(|entry| entry.path());
-    for hierarchy in hierarchies.chain([base.to_owned()]) {
-        for group in fs::read_dir(hierarchy).into_iter().flatten().flatten() {
-            let name = group.file_name();
-            let number = name.to_str().and_then(|name| name.strip_prefix(NAME));
-            if number.is_some_and(|number| number.parse::<u32>().is_ok()) {
-                let _ = fs::remove_dir(group.path());
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -214,20 +197,5 @@ mod tests {
         let dir = bundle.dir.clone();
         drop(bundle);
         assert!(!dir.exists());
-    }
-
-    #[test]
-    fn only_our_own_empty_groups_are_removed() {
-        let scratch = Scratch::new();
-        let inside = scratch.path("cpu");
-        for name in ["cpu/pericarp-bench-12", "pericarp-bench-13", "cpu/other"] {
-            fs::create_dir_all(scratch.path(name)).unwrap();
-        }
-        fs::create_dir_all(inside.join("pericarp-bench-14/child")).unwrap();
-        remove_old_groups(scratch.dir());
-        assert!(!inside.join("pericarp-bench-12").exists());
-        assert!(!scratch.path("pericarp-bench-13").exists());
-        assert!(inside.join("other").exists());
-        assert!(inside.join("pericarp-bench-14").exists());
     }
 }
