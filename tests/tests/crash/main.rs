@@ -54,12 +54,13 @@ fn killed_under_load(test: &str, inflight: bool, extra: &[&str]) {
     }
     let scratch = Scratch::new();
     disk(&scratch);
-    let load = killed_on(&scratch, test, inflight, extra);
+    let (load, _) = killed_on(&scratch, test, inflight, extra);
     load.compare(&scratch.path("disk")).unwrap();
 }
 
 /// Kills every 200 ms or so, now and then while the successor still recovers.
-fn killed_on(scratch: &Scratch, test: &str, inflight: bool, extra: &[&str]) -> Load {
+/// What was done, and how many kills it took.
+fn killed_on(scratch: &Scratch, test: &str, inflight: bool, extra: &[&str]) -> (Load, u32) {
     let record = format!("--inflight-file={}", scratch.path("record").display());
     let mut extra = extra.to_vec();
     if !inflight {
@@ -98,7 +99,7 @@ fn killed_on(scratch: &Scratch, test: &str, inflight: bool, extra: &[&str]) -> L
         });
         assert!(connected.is_some(), "{last}\n{}", backend.output().last(20));
         longest = longest.max(dead.elapsed());
-        again += usize::from(backend.output().find("done again").is_some());
+        again += u32::from(backend.output().find("done again").is_some());
         kills += 1;
     }
     let drained = load.drain(&mut driver);
@@ -118,7 +119,7 @@ fn killed_on(scratch: &Scratch, test: &str, inflight: bool, extra: &[&str]) -> L
     backend.signal(Signal::TERM);
     let status = backend.wait(Duration::from_secs(10)).unwrap();
     assert_eq!(status.code(), Some(0));
-    load
+    (load, kills)
 }
 
 #[test]
