@@ -1,0 +1,13 @@
+//! The share on scratch directories: what each operation does, and what no
+//! guest may bring it to. Tests that need root say so where they are skipped.
+
+mod descriptors;
+mod directories;
+mod files;
+mod hostile;
+mod lookup;
+mod mounts;
+mod ownership;
+mod property;
+mod scratch;
+mod xattrs;
