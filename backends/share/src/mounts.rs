@@ -74,8 +74,7 @@ impl Mount {
             anchor_is_directory: anchor.is_some() && kind == FileType::Directory,
             anchor,
             handles: AtomicBool::new(true),
-            // The type's width differs between architectures.
-            magic: fstatfs(file).map_or(0, |figures| figures.f_type as i64 & 0xffff_ffff),
+            magic: fstatfs(file).map_or(0, |figures| figures.f_type & 0xffff_ffff),
             reads: OnceLock::new(),
             writes: OnceLock::new(),
         };
@@ -174,13 +173,16 @@ impl Mount {
     }
 }
 
+/// Mount and device.
+type MountId = (u64, u64);
+
 /// All mounts reached.
 #[derive(Debug)]
 pub(crate) struct Mounts {
     handles: bool,
     /// Numbers stay, so that inode numbers do; the mounts go with their nodes,
     /// since what is open on one keeps the host from unmounting it.
-    by_id: RwLock<HashMap<(u64, u64), (u64, Weak<Mount>)>>,
+    by_id: RwLock<HashMap<MountId, (u64, Weak<Mount>)>>,
 }
 
 impl Mounts {

@@ -1,3 +1,5 @@
+//! The table without any file system: counts, generations, ages, the budget.
+
 use proptest::prelude::*;
 use rustix::fs::MemfdFlags;
 
@@ -136,11 +138,9 @@ proptest! {
             let list = &mut lists[shard(ino)];
             let place = list.iter().position(|(i, _)| *i == ino);
             match (step, place) {
-                (0, None) => {
-                    // Taken off by `oldest`, perhaps, and still a node.
-                    if table.known(&record(ino).identity).is_none() {
-                        list.push((ino, add(&table, ino)));
-                    }
+                // Taken off by `oldest`, perhaps, and still a node.
+                (0, None) if table.known(&record(ino).identity).is_none() => {
+                    list.push((ino, add(&table, ino)));
                 }
                 (1, Some(place)) => {
                     let used = list.remove(place);
