@@ -222,6 +222,7 @@ fn a_closed_file_in_use_keeps_its_descriptor() {
         let next = share.open_file(other, 0, false).unwrap();
         assert_ne!(next.file.as_fd().as_raw_fd(), number);
         assert_ne!(next.handle, handle);
+        assert_eq!(share.file(handle).map(drop), Err(Errno::BADF));
         share.close_file(next.handle).unwrap();
     }
     let mut buffer = [0; 6];

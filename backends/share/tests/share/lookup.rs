@@ -134,6 +134,10 @@ fn forgetting_too_much_ends_one_node_and_never_the_root() {
     let again = share.lookup(ROOT, c"f").unwrap();
     assert_ne!(again.node, node);
     assert!(again.node.0 > 1);
+    // Its slot has another node now.
+    assert_eq!(share.attributes(node, None), Err(Errno::STALE));
+    share.forget(node, 1);
+    assert!(share.attributes(again.node, None).is_ok());
 }
 
 #[test]
