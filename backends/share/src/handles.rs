@@ -1,0 +1,191 @@
+//! Open files and directories, by number. A number is a place and how often the
+//! place has been used, so that one that was closed is recognised. Who does I/O
+//! keeps the [`Arc`]: closing meanwhile takes the number away and leaves the
+//! descriptor to the last that has it.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use rustix::io::Errno;
+
+use crate::NodeId;
+use crate::mounts::Mount;
+use crate::share::directories::OpenDirectory;
+use crate::table::{Budget, Permit};
+
+/// An open file or directory as the guest names it. One that comes in may be
+/// anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Handle(pub u64);
+
+/// What opening a file answers.
+#[derive(Debug, Clone)]
+pub struct Opened {
+    /// Its number.
+    pub handle: Handle,
+    /// The same as [`Share::file`](crate::Share::file) gives for it.
+    pub file: Arc<OpenFile>,
+}
+
+/// An open regular file: what reads and writes have to know.
+#[derive(Debug)]
+pub struct OpenFile {
+    // Closed before the permit is given back.
+    pub(crate) file: OwnedFd,
+    pub(crate) _permit: Permit,
+    pub(crate) node: NodeId,
+    pub(crate) mount: Arc<Mount>,
+    pub(crate) traits: Traits,
+}
+
+/// How a file is open, and what its file system can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Traits {
+    /// Open for reading.
+    pub readable: bool,
+    /// Open for writing.
+    pub writable: bool,
+    /// Writes go to the end, whatever their offset.
+    pub append: bool,
+    /// O_DIRECT: length, offset and memory must be aligned.
+    pub direct: bool,
+    /// Reads take RWF_NOWAIT.
+    pub reads_without_waiting: bool,
+    /// Writes do.
+    pub writes_without_waiting: bool,
+    /// Its file system is served by another process or machine: whatever cannot
+    /// be told not to wait is not to be done on a thread that must not.
+    pub waits: bool,
+}
+
+impl OpenFile {
+    /// How it is open.
+    pub fn traits(&self) -> &Traits {
+        &self.traits
+    }
+
+    /// Whose.
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+}
+
+impl AsFd for OpenFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Open {
+    File(Arc<OpenFile>),
+    Directory(Arc<OpenDirectory>),
+}
+
+#[derive(Debug, Default)]
+struct Slots {
+    slots: Vec<(u32, Option<Open>)>,
+    free: Vec<u32>,
+}
+
+/// All that is open.
+#[derive(Debug)]
+pub(crate) struct Handles {
+    slots: RwLock<Slots>,
+    budget: Arc<Budget>,
+}
+
+impl Handles {
+    pub(crate) fn new(limit: u32) -> Self {
+        Self {
+            slots: RwLock::default(),
+            budget: Budget::new(limit),
+        }
+    }
+
+    /// The right to open one file more.
+    pub(crate) fn permit(&self) -> Result<Permit, Errno> {
+        self.budget.take().ok_or(Errno::NFILE)
+    }
+
+    /// How many are open or still in use.
+    pub(crate) fn count(&self) -> u32 {
+        self.budget.taken()
+    }
+
+    pub(crate) fn add(&self, open: Open) -> Handle {
+        let mut all = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        let place = match all.free.pop() {
+            Some(place) => place,
+            None => {
+                // Their number is bounded by that of permits.
+                all.slots.push((1, None));
+                (all.slots.len() - 1) as u32
+            }
+        };
+        let slot = &mut all.slots[place as usize];
+        slot.1 = Some(open);
+        Handle(u64::from(slot.0) << 32 | u64::from(place))
+    }
+
+    pub(crate) fn file(&self, handle: Handle) -> Result<Arc<OpenFile>, Errno> {
+        match self.get(handle)? {
+            Open::File(file) => Ok(file),
+            Open::Directory(_) => Err(Errno::BADF),
+        }
+    }
+
+    pub(crate) fn directory(&self, handle: Handle) -> Result<Arc<OpenDirectory>, Errno> {
+        match self.get(handle)? {
+            Open::Directory(directory) => Ok(directory),
+            Open::File(_) => Err(Errno::BADF),
+        }
+    }
+
+    pub(crate) fn get(&self, handle: Handle) -> Result<Open, Errno> {
+        let all = self.slots.read().unwrap_or_else(PoisonError::into_inner);
+        let (place, generation) = split(handle);
+        match all.slots.get(place) {
+            Some((now, Some(open))) if *now == generation => Ok(open.clone()),
+            _ => Err(Errno::BADF),
+        }
+    }
+
+    /// Takes it out; it is closed when the caller lets go, and nobody else has
+    /// it.
+    pub(crate) fn remove(&self, handle: Handle) -> Result<Open, Errno> {
+        let (place, generation) = split(handle);
+        let mut all = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        let slot = all.slots.get_mut(place).ok_or(Errno::BADF)?;
+        if slot.0 != generation {
+            return Err(Errno::BADF);
+        }
+        let open = slot.1.take().ok_or(Errno::BADF)?;
+        if let Some(next) = generation.checked_add(1) {
+            slot.0 = next;
+            all.free.push(place as u32);
+        }
+        Ok(open)
+    }
+
+    pub(crate) fn clear(&self) {
+        let mut gone = Vec::new();
+        let mut all = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        let Slots { slots, free } = &mut *all;
+        for (place, slot) in slots.iter_mut().enumerate() {
+            let Some(open) = slot.1.take() else { continue };
+            gone.push(open);
+            if let Some(next) = slot.0.checked_add(1) {
+                slot.0 = next;
+                free.push(place as u32);
+            }
+        }
+        drop(all);
+        // Closing may take long.
+        drop(gone);
+    }
+}
+
+fn split(handle: Handle) -> (usize, u32) {
+    ((handle.0 & 0xffff_ffff) as usize, (handle.0 >> 32) as u32)
+}

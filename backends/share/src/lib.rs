@@ -1,0 +1,70 @@
+//! A host directory tree as a file server sees it: nodes with lookup counts,
+//! open files, and the system calls between them. `pericarp-fs` calls it from
+//! all its threads; nothing here knows FUSE, virtio or a ring.
+//!
+//! Whoever asks is hostile. A node id, a handle, a name, flags and offsets may
+//! be anything; what is unknown is ESTALE or EBADF, and no answer reaches
+//! outside the tree:
+//!
+//! - every name is one component, looked up below a descriptor of its directory
+//!   by `openat2` with `RESOLVE_BENEATH | NO_SYMLINKS | NO_MAGICLINKS`;
+//!   `.` and `..` are refused, so there is no way up;
+//! - a node is held as an O_PATH descriptor, which opens nothing: fifos, sockets
+//!   and devices are never opened in any other way (CVE-2020-35517);
+//! - symbolic links are read and never followed.
+//!
+//! # Descriptors
+//!
+//! [`ShareOptions::descriptors`] bounds those that nodes have. Where the host
+//! gives file handles (CAP_DAC_READ_SEARCH, and a file system that has them) the
+//! nodes used least lately keep a handle instead; elsewhere the limit is
+//! answered with ENFILE, as is [`ShareOptions::open_files`]. Beyond both come two
+//! descriptors for the share, one for each mount and at most two for each call
+//! under way.
+//!
+//! # After pivot_root
+//!
+//! A node is opened for reading or writing through its number in
+//! `/proc/self/fd`, of which [`Share::open`] keeps a descriptor: it works with an
+//! empty root, without a mounted proc, and with Landlock, which judges the file
+//! that is reached. It is bound to the process: open the share after the last
+//! `fork` and before `pivot_root`.
+//!
+//! # Threads
+//!
+//! Creation takes on the caller's ids on the calling thread and puts its own
+//! back before it returns. A thread that creates gets an umask of its own
+//! (`unshare(CLONE_FS)`), which stays 0. A filter for system calls has to allow
+//! those of [`credentials`] on every thread that calls.
+//!
+//! # Write-back caches
+//!
+//! A guest that caches writes ([`Share::set_writeback`]) reads what it has open
+//! for writing and computes the end of the file itself. Files are then opened
+//! for both, and without O_APPEND, so that a late write goes where the guest
+//! meant it. Without such a cache O_APPEND stays: the host appends in one step,
+//! whatever the offset of the request says, and the ring may reorder appends of
+//! one file as it may any writes.
+
+mod attributes;
+mod calls;
+pub mod credentials;
+mod handles;
+mod id_map;
+mod mounts;
+mod name;
+mod nodes;
+mod options;
+mod share;
+mod table;
+
+pub use attributes::{Attributes, Entry, FileSystem, SetAttributes, Time};
+pub use credentials::Caller;
+pub use handles::{Handle, OpenFile, Opened, Traits};
+pub use id_map::{IdMap, IdMapError, IdRange};
+pub use options::{ShareError, ShareOptions};
+pub use rustix::io::Errno;
+pub use share::Share;
+pub use share::directories::DirEntry;
+pub use share::xattrs::Xattr;
+pub use table::NodeId;

@@ -1,0 +1,165 @@
+//! The table without any file system: counts, generations, ages, the budget.
+
+use proptest::prelude::*;
+use rustix::fs::MemfdFlags;
+
+use super::*;
+
+fn held() -> Arc<Held> {
+    let file = rustix::fs::memfd_create(c"node", MemfdFlags::CLOEXEC).unwrap();
+    Held::new(file, None)
+}
+
+fn record(ino: u64) -> Record {
+    Record {
+        identity: Identity {
+            mount: 1,
+            device: 2,
+            ino,
+        },
+        kind: FileType::RegularFile,
+        mount: Arc::new(Mount::with_handles()),
+        hold: Hold::Descriptor(held()),
+    }
+}
+
+fn add(table: &Table, ino: u64) -> NodeId {
+    match table.intern(&record(ino), None) {
+        Ok(Interned::Node(id)) => id,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The handle of some file that is there, which differs from file to file.
+fn handle(of: &str) -> FileHandle {
+    let file = std::fs::File::open(of).unwrap();
+    crate::calls::handle_of(&file).unwrap()
+}
+
+#[test]
+fn a_file_is_one_node_until_as_many_forgets() {
+    let table = Table::new(100);
+    let id = add(&table, 5);
+    assert_eq!(add(&table, 5), id);
+    assert_eq!(table.known(&record(5).identity).unwrap().0, id);
+    table.forget(id, 2);
+    assert!(table.get(id).is_some());
+    table.forget(id, 1);
+    assert!(table.get(id).is_none());
+    assert_eq!(table.len(), 0);
+    // The slot is used again, and the old id is not.
+    let new = add(&table, 5);
+    assert_ne!(new, id);
+    table.forget(id, u64::MAX);
+    assert!(table.get(new).is_some());
+}
+
+#[test]
+fn more_forgets_than_lookups_are_as_many() {
+    let table = Table::new(100);
+    let id = add(&table, 5);
+    table.forget(id, 0);
+    table.forget(id, u64::MAX);
+    table.forget(id, u64::MAX);
+    assert_eq!(table.len(), 0);
+    for id in [0, 1, 2, 15, 16, u64::MAX, 1 << 32, u64::MAX << 4] {
+        assert!(table.get(NodeId(id)).is_none());
+        table.forget(NodeId(id), 1);
+    }
+}
+
+#[test]
+fn the_number_of_nodes_is_bounded() {
+    let table = Table::new(3);
+    let ids: Vec<_> = (0..3).map(|ino| add(&table, ino)).collect();
+    assert_eq!(table.intern(&record(9), None), Err(Errno::NFILE));
+    table.forget(ids[1], 1);
+    add(&table, 9);
+    table.clear();
+    assert_eq!(table.len(), 0);
+    assert!(ids.iter().all(|id| table.get(*id).is_none()));
+    assert!(table.known(&record(9).identity).is_none());
+    assert!(table.oldest().is_none());
+}
+
+#[test]
+fn a_number_used_again_is_another_node() {
+    let table = Table::new(100);
+    let id = add(&table, 5);
+    table.demote(id, handle("/proc/self/exe"));
+    assert!(table.known(&record(5).identity).is_none());
+    assert_eq!(table.intern(&record(5), None), Ok(Interned::Compare));
+    let same = handle("/proc/self/exe");
+    assert_eq!(
+        table.intern(&record(5), Some(Ok(&same))),
+        Ok(Interned::Node(id))
+    );
+    table.demote(id, same);
+    let other = handle("/");
+    let Ok(Interned::Node(new)) = table.intern(&record(5), Some(Ok(&other))) else {
+        panic!("no node");
+    };
+    assert_ne!(new, id);
+    assert!(matches!(table.get(id).unwrap().hold, Hold::Handle(_)));
+    assert_eq!(table.known(&record(5).identity).unwrap().0, new);
+    table.forget(id, 2);
+    assert!(table.get(id).is_none());
+    assert_eq!(table.known(&record(5).identity).unwrap().0, new);
+}
+
+#[test]
+fn a_budget_is_given_back_with_the_descriptor() {
+    let budget = Budget::new(2);
+    let (one, two) = (budget.take().unwrap(), budget.take().unwrap());
+    assert!(budget.take().is_none());
+    let held = Held::new(held_file(), Some(one));
+    drop(two);
+    assert!(budget.take().is_some());
+    assert_eq!(budget.taken(), 1);
+    drop(held);
+    assert_eq!(budget.taken(), 0);
+}
+
+fn held_file() -> OwnedFd {
+    rustix::fs::memfd_create(c"node", MemfdFlags::CLOEXEC).unwrap()
+}
+
+proptest! {
+    /// Against one list for each shard, in order of use.
+    #[test]
+    fn the_oldest_of_a_shard_goes_first(
+        steps in proptest::collection::vec((0u8..4, 0u64..40), 1..200),
+    ) {
+        let table = Table::new(1000);
+        let shard = |ino| record(ino).identity.shard();
+        let mut lists: [Vec<(u64, NodeId)>; SHARDS] = Default::default();
+        let mut turn = 0;
+        for (step, ino) in steps {
+            let list = &mut lists[shard(ino)];
+            let place = list.iter().position(|(i, _)| *i == ino);
+            match (step, place) {
+                // Taken off by `oldest`, perhaps, and still a node.
+                (0, None) if table.known(&record(ino).identity).is_none() => {
+                    list.push((ino, add(&table, ino)));
+                }
+                (1, Some(place)) => {
+                    let used = list.remove(place);
+                    prop_assert!(table.get(used.1).is_some());
+                    list.push(used);
+                }
+                (2, Some(place)) => {
+                    table.forget(list.remove(place).1, u64::MAX);
+                }
+                (3, _) => {
+                    let expected = (0..SHARDS).find_map(|_| {
+                        let list = &mut lists[turn % SHARDS];
+                        turn += 1;
+                        (!list.is_empty()).then(|| list.remove(0))
+                    });
+                    prop_assert_eq!(table.oldest().map(|(id, _)| id), expected.map(|e| e.1));
+                }
+                _ => {}
+            }
+        }
+    }
+}
