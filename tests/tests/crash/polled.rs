@@ -52,7 +52,7 @@ fn in_the_guest() {
         eprintln!("{test}: {told} interrupts");
         // Each process looks at the disk when it starts, without polling.
         let starts = 4 * (u64::from(kills) + 1);
-        (told.saturating_sub(starts), load.done as u64 / 100)
+        (told.saturating_sub(starts), load.done / 100)
     };
     let (plain, few) = told("without polling", &[]);
     assert!(plain > few, "{plain} interrupts without polling");
