@@ -22,6 +22,16 @@ struct Screen {
     seen: Arc<Mutex<Vec<u8>>>,
 }
 
+fn set_size(terminal: &File, columns: u16, rows: u16) {
+    let size = Winsize {
+        ws_col: columns,
+        ws_row: rows,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    tcsetwinsize(terminal, size).unwrap();
+}
+
 impl Screen {
     fn open(mut command: Command, columns: u16, rows: u16) -> Self {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
@@ -34,6 +44,9 @@ impl Screen {
             .open(name.to_str().unwrap())
             .unwrap()
             .into();
+        let master = File::from(master);
+        // Before the program looks, as a terminal's is.
+        set_size(&master, columns, rows);
         let end = || Stdio::from(slave.try_clone().unwrap());
         let child = command
             .stdin(end())
@@ -41,7 +54,6 @@ impl Screen {
             .stderr(end())
             .spawn()
             .unwrap();
-        let master = File::from(master);
         let seen = Arc::new(Mutex::new(Vec::new()));
         let screen = Self {
             slave,
@@ -49,7 +61,6 @@ impl Screen {
             seen: Arc::clone(&seen),
             master,
         };
-        screen.resize(columns, rows);
         let mut source = screen.master.try_clone().unwrap();
         thread::spawn(move || {
             let mut buffer = [0; 4096];
@@ -63,13 +74,7 @@ impl Screen {
     /// As a window does: the terminal knows, and its program is told. The test
     /// is no session leader, so the kernel does not tell it.
     fn resize(&self, columns: u16, rows: u16) {
-        let size = Winsize {
-            ws_col: columns,
-            ws_row: rows,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
-        tcsetwinsize(&self.master, size).unwrap();
+        set_size(&self.master, columns, rows);
         kill_process(Pid::from_child(&self.child), Signal::WINCH).unwrap();
     }
 
