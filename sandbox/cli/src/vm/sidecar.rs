@@ -100,7 +100,7 @@ impl Sidecar {
         })?;
         let mut sidecar = Self { name, process };
         let end = Instant::now() + START_LIMIT;
-        while !sockets.iter().all(|socket| socket.exists()) {
+        while !sockets.iter().all(|socket| listens(socket)) {
             signals.check()?;
             if let Some(failure) = sidecar.death() {
                 return Err(failure);
@@ -146,8 +146,31 @@ fn program(name: &str) -> Command {
     }
 }
 
+/// Whether somebody listens at `socket`. A file is there a moment before that,
+/// and who connects then is refused. Not tried by connecting: that would be taken
+/// for a front end.
+fn listens(socket: &Path) -> bool {
+    match std::fs::read_to_string("/proc/net/unix") {
+        Ok(table) => listed(&table, socket),
+        Err(_) => socket.exists(),
+    }
+}
+
+/// The same by the kernel's table: number, references, protocol, flags, type,
+/// state, inode and path of each socket.
+fn listed(table: &str, socket: &Path) -> bool {
+    // `__SO_ACCEPTCON` (linux/net.h).
+    const ACCEPTS: &str = "00010000";
+    table.lines().any(|line| {
+        let mut fields = line.splitn(8, ' ').filter(|field| !field.is_empty());
+        fields.nth(3) == Some(ACCEPTS) && line.ends_with(&format!(" {}", socket.display()))
+    })
+}
+
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
     use super::*;
 
     #[test]
@@ -164,5 +187,32 @@ mod tests {
             "id=disk1,socket=/run/x/disk1.sock,file=/images/a,,b.img,read-only=on,num-queues=2,\
              serial=disk1"
         );
+    }
+
+    #[test]
+    fn a_socket_listens_only_once_it_does() {
+        let path = std::env::temp_dir().join(format!("pericarp-listens-{}", std::process::id()));
+        assert!(!listens(&path));
+        std::fs::write(&path, "").unwrap();
+        assert!(!listens(&path), "a file is no listener");
+        std::fs::remove_file(&path).unwrap();
+        let listener = UnixListener::bind(&path).unwrap();
+        assert!(listens(&path));
+        drop(listener);
+        assert!(!listens(&path));
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn a_bound_socket_that_does_not_listen_yet_is_none() {
+        let line = |flags| {
+            format!(
+                "Num RefCount Protocol Flags Type St Inode Path\n0000000000000000: 00000002 00000000 {flags} 0001 01 4711 /run/a b.sock"
+            )
+        };
+        let path = Path::new("/run/a b.sock");
+        assert!(listed(&line("00010000"), path));
+        assert!(!listed(&line("00000000"), path));
+        assert!(!listed(&line("00010000"), Path::new("/run/b.sock")));
     }
 }
