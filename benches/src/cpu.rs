@@ -1,6 +1,7 @@
 //! CPU time of a backend and of a guest, seen from outside.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::fs;
 use std::path::Path;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -51,7 +52,7 @@ pub struct Spent {
 /// what it takes to boot is not counted.
 #[derive(Debug)]
 pub struct Watch {
-    stop: Sender<()>,
+    stop: Sender<Infallible>,
     thread: JoinHandle<Option<Spent>>,
 }
 
@@ -97,8 +98,11 @@ impl Watch {
 
     /// What was seen; nothing, if the job did not begin or not end.
     pub fn finish(self) -> Option<Spent> {
-        let _ = self.stop.send(());
-        self.thread.join().ok().flatten()
+        let Watch { stop, thread } = self;
+        // Closed rather than written to: both waits have to hear of it, and the
+        // first would take the only message away from the second.
+        drop(stop);
+        thread.join().ok().flatten()
     }
 }
 
