@@ -1,0 +1,9 @@
+//! `pericarp-fs`: host directories for guests, over virtio-fs.
+//!
+//! [`FsDevice`] is the virtio-fs device (virtio 1.3, 5.11): FUSE requests in,
+//! steps and calls of `pericarp-share` out. The binary puts it behind a socket
+//! with `pericarp-vhost` and confines itself; benches and tests use the parts.
+
+mod device;
+
+pub use device::{Cache, FsDevice, Request, Settings, MAX_TAG};
