@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use log::warn;
 use pericarp_ring::{Buffer, Chain, ChainError};
-use pericarp_vhost::{Account, ConfigRefused, Device, Step};
+use pericarp_vhost::{Account, ConfigRefused, Device, FileRef, Step};
 
 use crate::disk::{CacheMode, DiscardBy, Disk, DiskError, Geometry, SECTOR};
 use config::WRITEBACK_OFFSET;
@@ -68,7 +68,7 @@ fn class(kind: u32) -> usize {
 const MAX_RETRIES: u8 = 16;
 
 /// The only file of a disk.
-const FILE: usize = 0;
+const FILE: FileRef = FileRef::Listed(0);
 
 /// What a request is doing.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -155,7 +155,7 @@ impl BlockDevice {
     /// # Errors
     /// [`DiskError`] when the file cannot be a disk like that; the size stays.
     pub fn resize(&self) -> Result<u64, DiskError> {
-        let size = self.disk.size_of(&self.files[FILE])?;
+        let size = self.disk.size_of(&self.files[0])?;
         self.size.store(size, Ordering::Relaxed);
         Ok(size)
     }
@@ -255,6 +255,10 @@ impl BlockDevice {
     fn next(&self, chain: &mut Chain<'_>, request: &mut Request) -> Step {
         let uncached = self.uncached();
         let (file, offset) = (FILE, request.offset);
+        let sync = || Step::Sync {
+            file,
+            metadata: false,
+        };
         request.durable |= self.write_through();
         match request.operation {
             Operation::Read => Step::Read {
@@ -272,7 +276,7 @@ impl BlockDevice {
                     .buffer(chain.readable_aligned(self.address_align(), self.length_align())),
             },
             Operation::Discard | Operation::WriteZeroes => self.next_range(chain, request),
-            Operation::Flush if !self.disk.read_only => Step::Sync { file },
+            Operation::Flush if !self.disk.read_only => sync(),
             Operation::Flush | Operation::None => Self::finish(chain, request, S_OK),
         }
     }

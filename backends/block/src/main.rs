@@ -141,6 +141,7 @@ fn serve(options: &Options) -> Result<(), Failure> {
         register_memory: options.register_memory,
         threads,
         polled,
+        descriptors: false,
         cpus: options.cpus.clone(),
     })
     .map_err(|e| Failure::run_time(causes(&e)))?;

@@ -1,13 +1,36 @@
-//! The virtio-fs device (virtio 1.3, 5.11).
+//! The virtio-fs device (virtio 1.3, 5.11): what becomes of a request.
+//!
+//! Workers of `pericarp-vhost` call it. What moves data (READ, WRITE, FSYNC,
+//! FALLOCATE) becomes steps that the worker's ring does, straight between file
+//! and guest memory: `data`. All else is answered at once by calls of
+//! `pericarp-share`: `calls`, `listing`, and `session` for INIT and the end.
+//!
+//! A request that cannot be understood is answered with EINVAL if there is room
+//! for an answer, and with nothing if there is none; the device goes on.
+
+mod calls;
+mod data;
+mod listing;
+mod session;
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use pericarp_ring::{Chain, ChainError};
-use pericarp_share::Share;
-use pericarp_vhost::{ConfigRefused, Device, Step};
+use pericarp_share::{Errno, OpenDirectory, OpenFile, Share};
+use pericarp_vhost::{Account, ConfigRefused, Device, Place, Step};
 
-/// Bytes of a tag.
+use crate::wire::{Header, IN_HEADER, OUT_HEADER, Reply, opcode};
+use data::Operation;
+use session::Session;
+
+/// Bytes of a tag (virtio 1.3, 5.11.4).
 pub const MAX_TAG: usize = 36;
+
+/// The longest body of a request other than WRITE and BATCH_FORGET: an extended
+/// attribute of 64 KiB and what comes with it.
+const MAX_BODY: u64 = 72 * 1024;
 
 /// What guests may keep of a directory, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -28,13 +51,33 @@ pub struct Settings {
     pub cache: Cache,
     /// Guests may keep written data, too, and write it later.
     pub writeback: bool,
-    /// The host keeps no pages of what guests read and write (RWF_DONTCACHE).
+    /// The host keeps no pages of what guests read and write (RWF_DONTCACHE),
+    /// where its file system knows how.
     pub dont_cache: bool,
+}
+
+/// What a request keeps open until it ends.
+#[derive(Debug)]
+enum Kept {
+    File(Arc<OpenFile>),
+    Directory(Arc<OpenDirectory>),
 }
 
 /// One request in flight.
 #[derive(Debug, Default)]
-pub struct Request {}
+pub struct Request {
+    unique: u64,
+    operation: Operation,
+    kept: Option<Kept>,
+    place: Place,
+    /// Where in the file it goes on.
+    offset: u64,
+    /// Bytes still to move, and those that were moved.
+    left: u64,
+    moved: u64,
+    retries: u8,
+    account: Account,
+}
 
 /// A virtio-fs device over one directory.
 #[derive(Debug)]
@@ -45,6 +88,9 @@ pub struct FsDevice {
     queues: u16,
     queue_size: u16,
     settings: Settings,
+    session: Session,
+    /// RWF_DONTCACHE is asked for, and was not refused yet.
+    dont_cache: AtomicBool,
 }
 
 impl FsDevice {
@@ -60,12 +106,157 @@ impl FsDevice {
             queues,
             queue_size,
             settings,
+            session: Session::default(),
+            dont_cache: AtomicBool::new(settings.dont_cache),
         }
+    }
+
+    /// The directory.
+    pub fn share(&self) -> &Share {
+        &self.share
+    }
+
+    /// Looks at a sound chain.
+    fn parse(&self, chain: &mut Chain<'_>, request: &mut Request) -> Step {
+        let mut header = [0; IN_HEADER];
+        if !chain.read(&mut header) {
+            return Self::end(request, 0);
+        }
+        let header = Header::parse(&header);
+        request.unique = header.unique;
+        request.account.class = class(header.opcode);
+        let body = u64::from(header.len).checked_sub(IN_HEADER as u64);
+        let body = body.filter(|body| *body <= chain.readable_len());
+        if let Some(body) = body {
+            chain.limit_readable(body);
+        }
+        match header.opcode {
+            // These have no answer.
+            opcode::FORGET | opcode::BATCH_FORGET | opcode::INTERRUPT => {
+                if body.is_some() {
+                    self.forget(&header, chain);
+                }
+                return Self::end(request, 0);
+            }
+            _ => {}
+        }
+        if !chain.take_front(OUT_HEADER as u64) {
+            request.account.failed = true;
+            return Self::end(request, 0);
+        }
+        if body.is_none() {
+            return Self::fail(chain, request, Errno::INVAL);
+        }
+        let begun = match header.opcode {
+            opcode::INIT | opcode::DESTROY => Ok(None),
+            _ if !self.session.is_open() => Err(Errno::NOTCONN),
+            opcode::READ => self.read(chain, request),
+            opcode::WRITE => self.write(chain, request),
+            opcode::FSYNC | opcode::FSYNCDIR => self.sync(&header, chain, request),
+            opcode::FALLOCATE => self.allocate(chain, request),
+            _ => Ok(None),
+        };
+        let answer = match begun {
+            Ok(Some(step)) => return step,
+            Ok(None) => self.answer(&header, chain),
+            Err(errno) => Err(errno),
+        };
+        match answer {
+            Ok(reply) => Self::reply(chain, request, &reply),
+            Err(errno) => Self::fail(chain, request, errno),
+        }
+    }
+
+    /// Calls that are answered at once.
+    fn answer(&self, header: &Header, chain: &mut Chain<'_>) -> Result<Reply, Errno> {
+        if chain.readable_len() > MAX_BODY {
+            return Err(Errno::TOOBIG);
+        }
+        let mut body = vec![0; chain.readable_len() as usize];
+        if !chain.read(&mut body) {
+            return Err(Errno::INVAL);
+        }
+        let room = usize::try_from(chain.writable_len()).unwrap_or(usize::MAX);
+        match header.opcode {
+            opcode::INIT => self.init(&body),
+            opcode::DESTROY => {
+                self.close();
+                Ok(Reply::default())
+            }
+            _ => self.call(header, &body, room),
+        }
+    }
+
+    /// Ends a request with a body, if there is room for it.
+    fn reply(chain: &mut Chain<'_>, request: &mut Request, reply: &Reply) -> Step {
+        if reply.0.len() as u64 > chain.writable_len() {
+            return Self::fail(chain, request, Errno::INVAL);
+        }
+        let written = chain.write(&reply.0);
+        Self::head(chain, request, 0, written as u64)
+    }
+
+    fn fail(chain: &mut Chain<'_>, request: &mut Request, errno: Errno) -> Step {
+        request.account.failed = true;
+        Self::head(chain, request, -errno.raw_os_error(), 0)
+    }
+
+    /// Writes the header of a reply with so many bytes after it.
+    fn head(chain: &mut Chain<'_>, request: &mut Request, error: i32, bytes: u64) -> Step {
+        let len = OUT_HEADER as u32 + bytes as u32;
+        let mut header = [0; OUT_HEADER];
+        header[..4].copy_from_slice(&len.to_le_bytes());
+        header[4..8].copy_from_slice(&error.to_le_bytes());
+        header[8..].copy_from_slice(&request.unique.to_le_bytes());
+        chain.write_front(&header);
+        Self::end(request, len)
+    }
+
+    fn end(request: &mut Request, written: u32) -> Step {
+        // What it had open is closed now and not when its place is used again.
+        request.kept = None;
+        Step::Done { written }
+    }
+}
+
+/// Index of a request's class in [`Device::CLASSES`].
+fn class(code: u32) -> usize {
+    match code {
+        opcode::READ => 1,
+        opcode::WRITE => 2,
+        opcode::FSYNC | opcode::FSYNCDIR | opcode::FLUSH => 3,
+        opcode::LOOKUP => 4,
+        opcode::OPEN | opcode::RELEASE | opcode::OPENDIR | opcode::RELEASEDIR => 5,
+        opcode::READDIR | opcode::READDIRPLUS => 6,
+        opcode::SETATTR
+        | opcode::SYMLINK
+        | opcode::MKNOD
+        | opcode::MKDIR
+        | opcode::UNLINK
+        | opcode::RMDIR
+        | opcode::RENAME
+        | opcode::RENAME2
+        | opcode::LINK
+        | opcode::SETXATTR
+        | opcode::REMOVEXATTR
+        | opcode::CREATE
+        | opcode::TMPFILE
+        | opcode::FALLOCATE
+        | opcode::COPY_FILE_RANGE => 7,
+        _ => 0,
     }
 }
 
 impl Device for FsDevice {
     type Request = Request;
+
+    const CLASSES: &'static [&'static str] = &[
+        "other", "read", "write", "sync", "lookup", "open", "list", "change",
+    ];
+
+    fn account(&self, request: &Request) -> Account {
+        request.account
+    }
 
     fn features(&self) -> u64 {
         0
@@ -79,6 +270,7 @@ impl Device for FsDevice {
         self.queue_size
     }
 
+    /// `struct virtio_fs_config`: the tag, and the number of request queues.
     fn config(&self) -> Vec<u8> {
         let mut config = self.tag.to_vec();
         config.extend(u32::from(self.queues).to_le_bytes());
@@ -92,21 +284,33 @@ impl Device for FsDevice {
 
     fn negotiated(&self, _features: u64) {}
 
+    fn abandoned(&self) {
+        self.close();
+    }
+
     fn files(&self) -> &[OwnedFd] {
         &[]
     }
 
     fn start(
         &self,
-        _loaded: Result<(), ChainError>,
-        _chain: Chain<'_>,
-        _request: &mut Request,
+        loaded: Result<(), ChainError>,
+        mut chain: Chain<'_>,
+        request: &mut Request,
     ) -> Step {
-        let _ = (&self.share, self.settings);
-        Step::Done { written: 0 }
+        match loaded {
+            Ok(()) => self.parse(&mut chain, request),
+            Err(_) => {
+                request.account.failed = true;
+                Self::end(request, 0)
+            }
+        }
     }
 
-    fn resume(&self, _chain: Chain<'_>, _request: &mut Request, _result: i32) -> Step {
-        Step::Done { written: 0 }
+    fn resume(&self, mut chain: Chain<'_>, request: &mut Request, result: i32) -> Step {
+        self.go_on(&mut chain, request, result)
     }
 }
+
+#[cfg(test)]
+mod tests;

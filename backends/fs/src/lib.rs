@@ -5,5 +5,6 @@
 //! with `pericarp-vhost` and confines itself; benches and tests use the parts.
 
 mod device;
+mod wire;
 
-pub use device::{Cache, FsDevice, Request, Settings, MAX_TAG};
+pub use device::{Cache, FsDevice, MAX_TAG, Request, Settings};

@@ -65,6 +65,7 @@ fn rig() -> &'static Rig {
             commands: false,
             register_memory: false,
             polled: false,
+            descriptors: false,
             threads: None,
             cpus: Vec::new(),
         })

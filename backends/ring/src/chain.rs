@@ -7,10 +7,14 @@
 #![expect(unsafe_code)]
 // UNSAFETY: chain contents are guest memory, copied through raw pointers.
 
+mod front;
+
 use std::ptr;
 
 use libc::iovec;
 use thiserror::Error;
+
+use front::Front;
 
 use crate::memory::GuestMemory;
 use crate::queue::{Descriptor, SplitQueue};
@@ -67,6 +71,8 @@ pub(crate) struct Segments {
     /// The last writable byte of the chain once a device claimed it, or the
     /// last byte of a faulty chain's last descriptor.
     status: Option<*mut u8>,
+    /// What a device set aside of the writable part.
+    front: Front,
 }
 
 // SAFETY: the pointers lead into guest memory that the owning queue keeps
@@ -87,6 +93,7 @@ impl Segments {
     pub(crate) fn load(&mut self, queue: &SplitQueue, head: u16) -> Result<(), ChainError> {
         self.iov.clear();
         self.status = None;
+        self.front.clear();
         self.readable = (0, 0);
         self.writable = (0, 0);
         self.readable_len = 0;
@@ -212,6 +219,7 @@ impl Segments {
         if self.iov.capacity() > KEPT_SEGMENTS {
             self.iov = Vec::new();
         }
+        self.front.trim();
     }
 
     pub(crate) fn readable(&self) -> &[iovec] {

@@ -65,6 +65,6 @@ pub use id_map::{IdMap, IdMapError, IdRange};
 pub use options::{ShareError, ShareOptions};
 pub use rustix::io::Errno;
 pub use share::Share;
-pub use share::directories::DirEntry;
+pub use share::directories::{DirEntry, OpenDirectory};
 pub use share::xattrs::Xattr;
 pub use table::NodeId;

@@ -84,6 +84,11 @@ impl Nodes {
         &self.root
     }
 
+    /// Any call on the root's file system may wait for somebody else.
+    pub(crate) fn root_waits(&self) -> bool {
+        self.root.mount.waits()
+    }
+
     /// Descriptors held now, and nodes there are.
     pub(crate) fn counts(&self) -> (u32, u32) {
         (self.budget.taken(), self.table.len())

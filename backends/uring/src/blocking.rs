@@ -98,10 +98,15 @@ impl Blocking {
         });
     }
 
-    pub(crate) fn sync(&mut self, file: FileSlot, token: u64) {
+    pub(crate) fn sync(&mut self, file: FileSlot, metadata: bool, token: u64) {
+        let call = if metadata {
+            libc::fsync
+        } else {
+            libc::fdatasync
+        };
         let result = self.files.get(file).map_or(-libc::EBADF, |fd| {
-            // SAFETY: fdatasync takes a descriptor and touches no memory.
-            match unsafe { libc::fdatasync(fd) } {
+            // SAFETY: either takes a descriptor and touches no memory.
+            match unsafe { call(fd) } {
                 0 => 0,
                 _ => -io::Error::last_os_error()
                     .raw_os_error()

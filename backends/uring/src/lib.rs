@@ -12,6 +12,7 @@
 mod blocking;
 mod buffers;
 mod files;
+mod here;
 mod polled;
 mod ring;
 mod setup;
@@ -28,7 +29,7 @@ use libc::iovec;
 use thiserror::Error;
 
 pub use buffers::{BufferSlot, MAX_BUFFER, MAX_BUFFERS};
-pub use files::FileSlot;
+pub use files::{FileSlot, Place};
 pub use polled::try_polling;
 pub use space::{ZEROES, can_discard};
 
@@ -133,6 +134,9 @@ pub struct EngineOptions {
     pub threads: Option<u32>,
     /// Files may come that are polled ([`Engine::expect_polling`]).
     pub polled: bool,
+    /// Plain descriptors are used ([`FileSlot::descriptor`]). A ring without is
+    /// restricted to registered ones.
+    pub descriptors: bool,
 }
 
 /// A worker's way into the kernel.
@@ -163,6 +167,7 @@ impl Engine {
             buffers: 0,
             threads: None,
             polled: false,
+            descriptors: false,
         })
     }
 
@@ -371,11 +376,11 @@ impl Engine {
         }
     }
 
-    /// Starts an fdatasync.
-    pub fn sync(&mut self, file: FileSlot, token: u64) {
+    /// Starts an fdatasync, or an fsync with `metadata`.
+    pub fn sync(&mut self, file: FileSlot, metadata: bool, token: u64) {
         match self {
-            Self::Uring(ring) => ring.sync(file, token),
-            Self::Sync(blocking) => blocking.sync(file, token),
+            Self::Uring(ring) => ring.sync(file, metadata, token),
+            Self::Sync(blocking) => blocking.sync(file, metadata, token),
         }
     }
 

@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 use crate::buffers::Buffers;
-use crate::files::{FileSlot, Files};
+use crate::files::{FileSlot, Files, Place, on};
+use crate::here::Here;
 use crate::polled::Polled;
 use crate::setup::{build, restrict};
 use crate::wake::Watch;
@@ -63,8 +64,9 @@ pub struct Ring {
     /// File operations the kernel still owns.
     in_kernel: usize,
     /// Completions reaped while the ring was being drained by `drop` or while
-    /// room was made for a submission.
-    early: Vec<Completion>,
+    /// room was made for a submission, and of what was done here.
+    pub(crate) early: Vec<Completion>,
+    pub(crate) here: Here,
 }
 
 impl Ring {
@@ -115,6 +117,7 @@ impl Ring {
             broken: None,
             in_kernel: 0,
             early: Vec::new(),
+            here: Here::default(),
         })
     }
 
@@ -159,6 +162,11 @@ impl Ring {
 
     pub(crate) fn expect_waiting(&mut self, slot: FileSlot) {
         self.waits.insert(slot.0);
+        self.allow_threads();
+    }
+
+    /// Raises the number of the kernel's threads, once.
+    fn allow_threads(&mut self) {
         if let Some(threads) = self.threads.take() {
             // Reads and writes of files, and all else; the second stays. A
             // kernel that does not know this serves such files, with fewer.
@@ -170,8 +178,12 @@ impl Ring {
     /// What keeps an operation on this file from making us wait. The kernel
     /// takes a file that can be polled and says that it is ready, as every
     /// FUSE file does, for one that does not wait, and waits in our thread.
-    pub(crate) fn willing(&self, slot: FileSlot) -> squeue::Flags {
-        if self.waits.contains(&slot.0) {
+    pub(crate) fn willing(&mut self, slot: FileSlot) -> squeue::Flags {
+        let threads = slot.place() == Place::Threads;
+        if threads {
+            self.allow_threads();
+        }
+        if threads || self.waits.contains(&slot.0) {
             squeue::Flags::ASYNC
         } else {
             squeue::Flags::empty()
@@ -199,10 +211,15 @@ impl Ring {
         Ok(())
     }
 
-    pub(crate) fn sync(&mut self, file: FileSlot, token: u64) {
-        let entry = opcode::Fsync::new(types::Fixed(file.0))
-            .flags(types::FsyncFlags::DATASYNC)
-            .build();
+    pub(crate) fn sync(&mut self, file: FileSlot, metadata: bool, token: u64) {
+        let flags = if metadata {
+            types::FsyncFlags::empty()
+        } else {
+            types::FsyncFlags::DATASYNC
+        };
+        let entry = on!(file, |target| opcode::Fsync::new(target)
+            .flags(flags)
+            .build());
         // SAFETY: an fsync refers to no memory.
         unsafe { self.operate(entry, token) };
     }
@@ -214,15 +231,24 @@ impl Ring {
     pub(crate) unsafe fn operate(&mut self, entry: squeue::Entry, token: u64) {
         self.in_kernel += 1;
         // SAFETY: the caller's promise.
-        unsafe { self.push(entry.user_data(token)) };
+        unsafe { self.push_as_it_is(entry.user_data(token)) };
+    }
+
+    /// Queues an entry of ours, with the flag that the restrictions ask for on
+    /// each, whether it names a file or not.
+    ///
+    /// # Safety
+    /// The memory the entry names stays valid until its completion.
+    pub(crate) unsafe fn push(&mut self, entry: squeue::Entry) {
+        // SAFETY: the caller's promise.
+        unsafe { self.push_as_it_is(entry.flags(squeue::Flags::FIXED_FILE)) };
     }
 
     /// Queues an entry, making room first when the submission queue is full.
     ///
     /// # Safety
     /// The memory the entry names stays valid until its completion.
-    pub(crate) unsafe fn push(&mut self, entry: squeue::Entry) {
-        let entry = entry.flags(squeue::Flags::FIXED_FILE);
+    unsafe fn push_as_it_is(&mut self, entry: squeue::Entry) {
         while self.broken.is_none() {
             // SAFETY: the caller's promise.
             if unsafe { self.ring.submission().push(&entry) }.is_ok() {

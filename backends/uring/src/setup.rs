@@ -53,22 +53,24 @@ pub(crate) fn restrict(ring: &IoUring, options: &EngineOptions, buffers: bool) -
     let late = options.threads.map(|_| REGISTER_IOWQ_MAX_WORKERS);
     let flags = squeue::Flags::SKIP_SUCCESS | squeue::Flags::ASYNC;
     let operations = OPERATIONS.into_iter().chain(commands);
-    allow(ring, operations, late, flags, buffers)
+    allow(ring, operations, late, flags, buffers, !options.descriptors)
 }
 
 /// Leaves a disabled ring for polled I/O nothing but transfers.
 pub(crate) fn restrict_polled(ring: &IoUring, buffers: bool) -> io::Result<()> {
-    allow(ring, TRANSFERS, None, squeue::Flags::empty(), buffers)
+    allow(ring, TRANSFERS, None, squeue::Flags::empty(), buffers, true)
 }
 
-/// Leaves a disabled ring these operations on registered files, and what it
-/// takes to register those, and memory if it has a table of it.
+/// Leaves a disabled ring these operations, on registered files alone where
+/// `registered`, and what it takes to register those, and memory if it has a
+/// table of it.
 fn allow(
     ring: &IoUring,
     operations: impl IntoIterator<Item = u8>,
     late: Option<u8>,
     flags: squeue::Flags,
     buffers: bool,
+    registered: bool,
 ) -> io::Result<()> {
     let fixed_memory = buffers.then_some(FIXED).into_iter().flatten();
     let updates = buffers.then_some(UPDATE_BUFFERS);
@@ -80,7 +82,9 @@ fn allow(
         .chain(registers.map(Restriction::register_op))
         .collect();
     restrictions.push(Restriction::sqe_flags_allowed((fixed | flags).bits()));
-    restrictions.push(Restriction::sqe_flags_required(fixed.bits()));
+    if registered {
+        restrictions.push(Restriction::sqe_flags_required(fixed.bits()));
+    }
     ring.submitter().register_restrictions(&mut restrictions)
 }
 
@@ -167,6 +171,7 @@ mod tests {
             buffers: 1,
             threads: None,
             polled: false,
+            descriptors: false,
         };
         restrict(&ring, &options, buffers).unwrap();
         ring.submitter().register_enable_rings().unwrap();

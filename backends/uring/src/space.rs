@@ -14,7 +14,7 @@ use std::os::fd::RawFd;
 use io_uring::{IoUring, opcode, squeue, types};
 
 use crate::blocking::Blocking;
-use crate::files::FileSlot;
+use crate::files::{FileSlot, on};
 use crate::ring::Ring;
 use crate::{Completion, Extent};
 
@@ -54,10 +54,12 @@ enum Target {
 
 impl Ring {
     pub(crate) fn allocate(&mut self, extent: Extent, mode: i32) {
-        let entry = opcode::Fallocate::new(types::Fixed(extent.file.0), extent.len)
-            .offset(extent.offset)
-            .mode(mode)
-            .build();
+        let entry = on!(extent.file, |target| {
+            opcode::Fallocate::new(target, extent.len)
+                .offset(extent.offset)
+                .mode(mode)
+                .build()
+        });
         // SAFETY: a fallocate refers to no memory.
         unsafe { self.operate(entry, extent.token) };
     }
@@ -71,10 +73,12 @@ impl Ring {
 
     pub(crate) fn write_zeroes(&mut self, extent: Extent, flags: i32) {
         let len = extent.len.min(ZEROES as u64) as u32;
-        let entry = opcode::Write::new(types::Fixed(extent.file.0), PAGE.0.as_ptr(), len)
-            .offset(extent.offset)
-            .rw_flags(flags)
-            .build();
+        let entry = on!(extent.file, |target| {
+            opcode::Write::new(target, PAGE.0.as_ptr(), len)
+                .offset(extent.offset)
+                .rw_flags(flags)
+                .build()
+        });
         // SAFETY: the bytes are a static.
         unsafe { self.operate(entry, extent.token) };
     }

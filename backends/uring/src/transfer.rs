@@ -6,10 +6,11 @@
 #![expect(unsafe_code)]
 // UNSAFETY: submission entries carry raw pointers the kernel follows.
 
-use io_uring::{opcode, squeue, types};
+use io_uring::{opcode, squeue};
 use libc::iovec;
 
 use crate::Transfer;
+use crate::files::{Place, on};
 use crate::ring::Ring;
 
 /// The most bytes the kernel moves at a time (MAX_RW_COUNT). An entry's length
@@ -21,15 +22,13 @@ impl Ring {
     /// # Safety
     /// As [`crate::Engine::read`].
     pub(crate) unsafe fn read(&mut self, t: Transfer<'_>) {
-        let file = types::Fixed(t.file.0);
-        let entry = match t.segments {
+        let entry = on!(t.file, |file| match t.segments {
             [only] => match self.registered(&t, only) {
-                Some(slot) => {
+                Some(slot) =>
                     opcode::ReadFixed::new(file, only.iov_base.cast(), length(only), slot)
                         .offset(t.offset)
                         .rw_flags(t.flags)
-                        .build()
-                }
+                        .build(),
                 None => opcode::Read::new(file, only.iov_base.cast(), length(only))
                     .offset(t.offset)
                     .rw_flags(t.flags)
@@ -39,7 +38,7 @@ impl Ring {
                 .offset(t.offset)
                 .rw_flags(t.flags)
                 .build(),
-        };
+        });
         // SAFETY: the caller keeps list and memory in place.
         unsafe { self.transfer(entry, &t) };
     }
@@ -47,15 +46,17 @@ impl Ring {
     /// # Safety
     /// As [`crate::Engine::write`].
     pub(crate) unsafe fn write(&mut self, t: Transfer<'_>) {
-        let file = types::Fixed(t.file.0);
-        let entry = match t.segments {
+        // SAFETY: the caller's promise covers the length of a call.
+        if t.file.place() == Place::Here && unsafe { self.write_here(&t) } {
+            return;
+        }
+        let entry = on!(t.file, |file| match t.segments {
             [only] => match self.registered(&t, only) {
-                Some(slot) => {
+                Some(slot) =>
                     opcode::WriteFixed::new(file, only.iov_base.cast(), length(only), slot)
                         .offset(t.offset)
                         .rw_flags(t.flags)
-                        .build()
-                }
+                        .build(),
                 None => opcode::Write::new(file, only.iov_base.cast(), length(only))
                     .offset(t.offset)
                     .rw_flags(t.flags)
@@ -65,7 +66,7 @@ impl Ring {
                 .offset(t.offset)
                 .rw_flags(t.flags)
                 .build(),
-        };
+        });
         // SAFETY: the caller keeps list and memory in place.
         unsafe { self.transfer(entry, &t) };
     }

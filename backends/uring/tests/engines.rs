@@ -30,6 +30,7 @@ fn engines() -> Vec<Engine> {
         buffers: 0,
         threads: None,
         polled: true,
+        descriptors: false,
     });
     let mut engines: Vec<_> = plain
         .into_iter()
@@ -105,7 +106,7 @@ fn reads_and_writes_move_bytes_and_carry_their_token() {
             engine.read(transfer(slot, &into, 1, 11));
             engine.write(transfer(slot, &from, 20, 12));
         }
-        engine.sync(slot, 13);
+        engine.sync(slot, false, 13);
         let mut done = collect(&mut engine, 3);
         done.sort_by_key(|c| c.token);
         let results: Vec<_> = done.iter().map(|c| (c.token, c.result)).collect();
@@ -412,6 +413,7 @@ fn registering(buffers: u32) -> Option<Engine> {
         buffers,
         threads: None,
         polled: false,
+        descriptors: false,
     };
     let mut engine = Engine::with(&options).unwrap();
     engine.start().unwrap();

@@ -5,9 +5,10 @@
 //! socket, ring or thread, which is why a device can be tested by itself.
 
 use std::fmt::Debug;
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 
 use pericarp_ring::{Buffer, Chain, ChainError};
+use pericarp_uring::Place;
 use thiserror::Error;
 
 /// The front end wrote a configuration field that is read-only or unknown, or a
@@ -21,6 +22,22 @@ pub struct ConfigRefused {
     pub end: usize,
 }
 
+/// A file that a step acts on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileRef {
+    /// Index into [`Device::files`].
+    Listed(u16),
+    /// A file that the request keeps open, and goes on keeping open until the
+    /// step has ended, with workers that were made for it
+    /// ([`crate::PoolOptions::descriptors`]).
+    Open {
+        /// Its descriptor.
+        descriptor: RawFd,
+        /// Where operations on it are done.
+        place: Place,
+    },
+}
+
 /// What to do next for a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
@@ -32,8 +49,8 @@ pub enum Step {
     /// Read from the file into all that is left of the chain's writable part,
     /// or as much of it as the buffer takes.
     Read {
-        /// Index into [`Device::files`].
-        file: usize,
+        /// Which file.
+        file: FileRef,
         /// Byte offset in the file.
         offset: u64,
         /// RWF_* flags of preadv2.
@@ -44,8 +61,8 @@ pub enum Step {
     /// Write all that is left of the chain's readable part to the file, or as
     /// much of it as the buffer takes.
     Write {
-        /// Index into [`Device::files`].
-        file: usize,
+        /// Which file.
+        file: FileRef,
         /// Byte offset in the file.
         offset: u64,
         /// RWF_* flags of pwritev2.
@@ -55,13 +72,16 @@ pub enum Step {
     },
     /// Make everything written to the file so far durable.
     Sync {
-        /// Index into [`Device::files`].
-        file: usize,
+        /// Which file.
+        file: FileRef,
+        /// All that is known about it, too, and not just what it takes to read
+        /// it back (fsync, not fdatasync).
+        metadata: bool,
     },
     /// Change how the file's space is allocated.
     Allocate {
-        /// Index into [`Device::files`].
-        file: usize,
+        /// Which file.
+        file: FileRef,
         /// Byte offset in the file.
         offset: u64,
         /// Number of bytes.
@@ -72,8 +92,8 @@ pub enum Step {
     /// Discard a part of a block device, with workers that were
     /// made for it ([`crate::PoolOptions::commands`]).
     Discard {
-        /// Index into [`Device::files`].
-        file: usize,
+        /// Which file.
+        file: FileRef,
         /// Byte offset in the file.
         offset: u64,
         /// Number of bytes.
@@ -81,8 +101,8 @@ pub enum Step {
     },
     /// Write zeroes to the file; fewer than asked for may be written.
     WriteZeroes {
-        /// Index into [`Device::files`].
-        file: usize,
+        /// Which file.
+        file: FileRef,
         /// Byte offset in the file.
         offset: u64,
         /// Number of bytes.
@@ -136,6 +156,10 @@ pub trait Device: Debug + Send + Sync + 'static {
 
     /// A session settled on these features. No queue runs yet.
     fn negotiated(&self, features: u64);
+
+    /// The front end went, or had the device reset: whatever the driver has open
+    /// is nobody's any more. No queue runs.
+    fn abandoned(&self) {}
 
     /// Another process served the device until now, and may have changed what
     /// was looked at when this one started.

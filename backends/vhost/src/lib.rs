@@ -27,12 +27,13 @@ mod stats;
 mod stop;
 mod worker;
 
-pub use device::{Account, ConfigRefused, Device, Step};
+pub use device::{Account, ConfigRefused, Device, FileRef, Step};
 pub use handover::{
     DeviceIdentity, Estate, Giver, HandOverError, Identity, Inheritance, Meeting, Predecessor,
 };
 pub use limiter::Limits;
 pub use oversight::{Overseen, Oversight, Told, device_named, metrics_of, with_operations};
+pub use pericarp_uring::Place;
 pub use pool::{Pool, PoolError, PoolOptions, Running};
 pub use records::{CrashSafety, InflightFile, InflightFileError, RecordOf, Records, Reopener};
 pub use server::{Change, Endpoint, EndpointError, Fleet, FleetError, Server};

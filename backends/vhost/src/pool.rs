@@ -44,6 +44,8 @@ pub struct PoolOptions {
     pub threads: Option<u32>,
     /// Devices have files whose I/O is polled.
     pub polled: bool,
+    /// Devices name open files by descriptor ([`crate::FileRef::Open`]).
+    pub descriptors: bool,
     /// CPUs the workers are pinned to, in turn; empty leaves them free.
     pub cpus: Vec<usize>,
 }
@@ -121,6 +123,7 @@ impl<D: Device> Pool<D> {
                 },
                 threads: options.threads,
                 polled: options.polled,
+                descriptors: options.descriptors,
             })?;
             let mailbox = Arc::new(Mailbox::new()?);
             mailboxes.push(Arc::clone(&mailbox));

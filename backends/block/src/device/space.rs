@@ -139,7 +139,10 @@ impl BlockDevice {
             }
             // Again where the kernel asks for it: an interrupted sync is none.
             request.ranges.syncing = true;
-            return Step::Sync { file };
+            return Step::Sync {
+                file,
+                metadata: false,
+            };
         };
         let Range { offset, len, .. } = range;
         let allocate = |mode| Step::Allocate {

@@ -16,6 +16,10 @@ pub(super) const HEADER: u64 = 0x4000;
 pub(super) const DATA: u64 = 0x1_0000;
 pub(super) const STATUS: u64 = 0x5000;
 pub(super) const DISK_SECTORS: u64 = 64;
+pub(super) const SYNC: Step = Step::Sync {
+    file: FILE,
+    metadata: false,
+};
 const SPACE: u64 = feature::DISCARD | feature::WRITE_ZEROES;
 
 /// One guest with one request, and the device that looks at it.
@@ -143,7 +147,7 @@ impl Case {
 
 fn read_step(offset: u64, buffer: Buffer) -> Step {
     Step::Read {
-        file: 0,
+        file: FILE,
         offset,
         flags: 0,
         buffer,
@@ -152,7 +156,7 @@ fn read_step(offset: u64, buffer: Buffer) -> Step {
 
 fn write_step(offset: u64, flags: i32) -> Step {
     Step::Write {
-        file: 0,
+        file: FILE,
         offset,
         flags,
         buffer: Buffer::Chain,
@@ -287,7 +291,7 @@ fn writes_to_a_read_only_disk_are_errors_and_flushes_are_not() {
 fn a_flush_syncs_before_it_succeeds() {
     let mut case = Case::new(geometry(), T_FLUSH, 0, (DATA, 0));
     let step = case.start();
-    assert_eq!(step, Step::Sync { file: 0 });
+    assert_eq!(step, SYNC);
     assert_eq!(case.status(), 0xee, "not before the data is safe");
     assert_eq!(case.resume(step, 0), Step::Done { written: 1 });
     assert_eq!(case.status(), S_OK);
@@ -371,7 +375,7 @@ fn a_header_may_be_split_and_joined_with_data() {
     let chain = [(0x6000, 5, 0), (0x7000, 11 + 512, 0), (STATUS, 1, 2)];
     let mut case = Case::with_chain(geometry(), guest, &chain);
     let step = Step::Write {
-        file: 0,
+        file: FILE,
         offset: 3 * SECTOR,
         flags: 0,
         buffer: Buffer::Bounce,
@@ -433,7 +437,7 @@ fn the_configuration_space_of_a_block_device_has_its_topology() {
 fn a_resized_disk_has_another_end_and_refuses_no_size_at_all() {
     let past = |sectors: u64| {
         let mut case = Case::new(geometry(), T_IN, DISK_SECTORS, (DATA, 512));
-        let file = File::from(case.device.files[FILE].try_clone().unwrap());
+        let file = File::from(case.device.files[0].try_clone().unwrap());
         file.set_len(sectors * SECTOR).unwrap();
         let sized = case.device.resize();
         let capacity = u64::from_le_bytes(case.device.config()[..8].try_into().unwrap());

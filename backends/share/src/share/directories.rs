@@ -4,7 +4,7 @@
 
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{FileType, OFlags, RawDir, SeekFrom, fdatasync, fsync, seek};
@@ -34,9 +34,9 @@ pub struct DirEntry<'a> {
     pub name: &'a CStr,
 }
 
-/// An open directory.
+/// An open directory: what making it durable has to know.
 #[derive(Debug)]
-pub(crate) struct OpenDirectory {
+pub struct OpenDirectory {
     // Closed before the permit is given back.
     file: OwnedFd,
     _permit: Permit,
@@ -129,6 +129,14 @@ impl Share {
         })
     }
 
+    /// A directory by the handle that a guest gives, to write it back.
+    ///
+    /// # Errors
+    /// EBADF.
+    pub fn open_directory(&self, handle: Handle) -> Result<Arc<OpenDirectory>, Errno> {
+        self.handles.directory(handle)
+    }
+
     /// Writes a directory back.
     ///
     /// # Errors
@@ -152,7 +160,18 @@ impl Share {
     }
 }
 
+impl AsFd for OpenDirectory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
 impl OpenDirectory {
+    /// Any call on it may wait for another process or machine.
+    pub fn waits(&self) -> bool {
+        self.mount.waits()
+    }
+
     fn read(&self, offset: u64, sink: &mut dyn FnMut(DirEntry<'_>) -> bool) -> Result<(), Errno> {
         let mut cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
         // From the start always anew: that is what rewinddir promises.

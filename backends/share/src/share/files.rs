@@ -84,19 +84,44 @@ impl Share {
     /// # Errors
     /// The host's.
     pub fn kill_privileges(&self, handle: Handle) -> Result<(), Errno> {
+        self.kill_privileges_of(&*self.handles.file(handle)?)
+    }
+
+    /// The same for a file that was looked up before.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn kill_privileges_of(&self, file: &OpenFile) -> Result<(), Errno> {
         self.writable()?;
-        let file = self.handles.file(handle)?;
         if !Self::keeps_suid() {
             // The kernel will do it at the write.
             return Ok(());
         }
-        let mode = fstat(&*file)?.st_mode;
+        let mode = fstat(file)?.st_mode;
         let group = libc::S_ISGID | libc::S_IXGRP;
         if mode & libc::S_ISUID != 0 || mode & group == group {
             // A change of owner to none: takes both bits under the inode's lock
             // (fs/open.c, chown_common), which reading and setting a mode would
             // not.
-            fchown(&*file, None, None)?;
+            fchown(file, None, None)?;
+        }
+        Ok(())
+    }
+
+    /// Somebody in the guest closes an open file, which others may go on using.
+    /// A file system that is served from elsewhere writes back what it has of it;
+    /// where the root is on none of these there is nothing to do for anybody.
+    ///
+    /// # Errors
+    /// ENOSYS where no file needs it, the host's, EBADF.
+    pub fn flush(&self, handle: Handle) -> Result<(), Errno> {
+        if !self.nodes.root_waits() {
+            return Err(Errno::NOSYS);
+        }
+        let file = self.handles.file(handle)?;
+        if file.traits.waits {
+            // What it says is said again by fsync.
+            drop(rustix::io::dup(&*file)?);
         }
         Ok(())
     }

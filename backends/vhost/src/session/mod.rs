@@ -193,6 +193,7 @@ impl<'s, D: Device> Session<'s, D> {
             other => warn!("device {}: session dropped: {other}", self.device_id),
         }
         self.pause_all();
+        self.device.abandoned();
         Over::Ended
     }
 
@@ -345,6 +346,7 @@ impl<'s, D: Device> Session<'s, D> {
         for vring in &mut self.vrings {
             *vring = Vring::default();
         }
+        self.device.abandoned();
         self.device.negotiated(self.features);
     }
 }

@@ -68,6 +68,7 @@ fn play(messages: &[(FrontendReq, &[u8])]) -> (Vec<Vec<u8>>, Vec<u64>) {
         commands: false,
         register_memory: false,
         polled: false,
+        descriptors: false,
         threads: None,
         cpus: Vec::new(),
     })

@@ -15,7 +15,7 @@ use pericarp_uring::{Engine, Extent, FileSlot, Transfer};
 use super::pace::Pace;
 use super::ringer::Ringer;
 use super::token::Token;
-use crate::device::{Device, Step};
+use crate::device::{Device, FileRef, Step};
 use crate::limiter::Gate;
 use crate::mailbox::{QueueId, StartQueue, Stopped};
 use crate::records::Fence;
@@ -293,15 +293,19 @@ impl<D: Device> Active<D> {
         if let Some(timing) = &mut self.timing {
             timing.hand(head, self.now);
         }
-        let transfer = |file: usize, offset, flags, segments| Transfer {
-            file: self.files[file],
+        let at = |file| match file {
+            FileRef::Listed(index) => self.files[usize::from(index)],
+            FileRef::Open { descriptor, place } => FileSlot::descriptor(descriptor, place),
+        };
+        let transfer = |file, offset, flags, segments| Transfer {
+            file: at(file),
             segments,
             offset,
             flags,
             token,
         };
-        let extent = |file: usize, offset, len| Extent {
-            file: self.files[file],
+        let extent = |file, offset, len| Extent {
+            file: at(file),
             offset,
             len,
             token,
@@ -330,7 +334,10 @@ impl<D: Device> Active<D> {
                 // SAFETY: as for the read above.
                 unsafe { engine.write(transfer(file, offset, flags, segments)) };
             }
-            Step::Sync { file } => self.syncs.push((self.files[file], head)),
+            Step::Sync { file, metadata } => match file {
+                FileRef::Listed(_) if !metadata => self.syncs.push((at(file), head)),
+                _ => engine.sync(at(file), metadata, token),
+            },
             Step::Allocate {
                 file,
                 offset,

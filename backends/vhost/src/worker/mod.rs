@@ -115,7 +115,7 @@ impl<D: Device> Worker<D> {
                 self.end_turn();
             }
             self.syncs
-                .start(|file, token| self.engine.sync(file, token));
+                .start(|file, token| self.engine.sync(file, false, token));
             if self.memory.is_due() {
                 // The disk works on what was popped meanwhile.
                 self.engine.submit(false)?;

@@ -3,7 +3,7 @@
 
 use std::os::unix::fs::FileExt;
 
-use super::super::tests::{Case, DATA, DISK_SECTORS, HEADER, STATUS, geometry, memfd};
+use super::super::tests::{Case, DATA, DISK_SECTORS, HEADER, STATUS, SYNC, geometry, memfd};
 use super::super::{FILE, S_IOERR, S_OK, S_UNSUPP, T_DISCARD, T_WRITE_ZEROES, WRITEBACK_OFFSET};
 use super::*;
 use crate::disk::Geometry;
@@ -39,7 +39,7 @@ fn list(ranges: &[(u64, u32, u32)]) -> Vec<u8> {
 
 fn allocate(sector: u64, count: u64, mode: i32) -> Step {
     Step::Allocate {
-        file: 0,
+        file: FILE,
         offset: sector * SECTOR,
         len: count * SECTOR,
         mode,
@@ -215,7 +215,7 @@ fn zeroes_are_written_where_the_file_system_knows_no_better_way() {
         step = case.resume(step, -libc::EOPNOTSUPP);
     }
     let write = |sector: u64, len| Step::WriteZeroes {
-        file: 0,
+        file: FILE,
         offset: sector * SECTOR,
         len,
         flags: 0,
@@ -258,7 +258,7 @@ fn write_through_makes_ranges_durable_before_it_says_so() {
         pericarp_vhost::Device::negotiated(&case.device, both);
         let step = case.start();
         let step = case.resume(step, 0);
-        assert_eq!(step, Step::Sync { file: 0 });
+        assert_eq!(step, SYNC);
         assert_eq!(case.status(), 0xee);
         // An interrupted sync has made nothing durable.
         assert_eq!(case.resume(step, -libc::EINTR), step);
@@ -276,7 +276,7 @@ fn an_interrupted_sync_is_repeated_whatever_the_driver_sets_meanwhile() {
     pericarp_vhost::Device::write_config(&case.device, WRITEBACK_OFFSET, &[0]).unwrap();
     let range = case.start();
     let sync = case.resume(range, 0);
-    assert_eq!(sync, Step::Sync { file: FILE });
+    assert_eq!(sync, SYNC);
     pericarp_vhost::Device::write_config(&case.device, WRITEBACK_OFFSET, &[1]).unwrap();
     assert_eq!(case.resume(sync, -libc::EAGAIN), sync);
     assert_eq!(case.resume(sync, 0), Step::Done { written: 1 });

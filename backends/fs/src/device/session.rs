@@ -1,0 +1,135 @@
+//! INIT, and what ends with a mount: what both sides agreed to do.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use pericarp_share::Errno;
+
+use super::{Cache, FsDevice};
+use crate::wire::{
+    Fields, MAJOR, MAX_PAGES, MAX_TRANSFER, MINOR, OLDEST_MINOR, Reply, Validity, feature, open,
+};
+
+/// Set beside the features once there are any.
+const OPEN: u64 = 1 << 63;
+
+/// Requests that a guest may have on their way of its own accord, such as
+/// readahead, and at how many it slows down.
+const MAX_BACKGROUND: u16 = u16::MAX;
+const CONGESTION: u16 = MAX_BACKGROUND / 4 * 3;
+
+/// How long a guest keeps things that nobody else changes.
+const FOR_GOOD: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The features of the mount, if there is one.
+#[derive(Debug, Default)]
+pub(super) struct Session(AtomicU64);
+
+impl Session {
+    pub(super) fn is_open(&self) -> bool {
+        self.0.load(Ordering::Relaxed) & OPEN != 0
+    }
+
+    /// Both sides agreed to it.
+    pub(super) fn has(&self, feature: u64) -> bool {
+        self.0.load(Ordering::Relaxed) & feature != 0
+    }
+}
+
+impl FsDevice {
+    /// A guest mounts. What an earlier mount had open is gone.
+    pub(super) fn init(&self, body: &[u8]) -> Result<Reply, Errno> {
+        let mut fields = Fields(body);
+        let (major, minor) = (fields.u32()?, fields.u32()?);
+        let mut reply = Reply::default();
+        if major > MAJOR {
+            // It asks again, in the version that it is told.
+            reply.u32(MAJOR).u32(MINOR).zeroes(56);
+            return Ok(reply);
+        }
+        if major < MAJOR || minor < OLDEST_MINOR {
+            return Err(Errno::PROTO);
+        }
+        let readahead = fields.u32()?;
+        let mut asked = u64::from(fields.u32()?);
+        if asked & feature::INIT_EXT != 0 {
+            asked |= u64::from(fields.u32()?) << 32;
+        }
+        let agreed = asked & self.wanted();
+        self.close();
+        self.share
+            .set_writeback(agreed & feature::WRITEBACK_CACHE != 0);
+        self.session.0.store(agreed | OPEN, Ordering::Relaxed);
+        reply.u32(MAJOR).u32(MINOR).u32(readahead);
+        reply.u32(agreed as u32);
+        reply.u16(MAX_BACKGROUND).u16(CONGESTION);
+        // Times are those of the host's file system, to the nanosecond.
+        reply.u32(MAX_TRANSFER).u32(1);
+        reply.u16(MAX_PAGES).u16(0);
+        reply.u32((agreed >> 32) as u32).zeroes(28);
+        Ok(reply)
+    }
+
+    /// The mount is gone.
+    pub(super) fn close(&self) {
+        self.session.0.store(0, Ordering::Relaxed);
+        self.share.reset();
+    }
+
+    /// What is wanted of a guest that can do it.
+    fn wanted(&self) -> u64 {
+        let mut wanted = feature::ASYNC_READ
+            | feature::ATOMIC_O_TRUNC
+            | feature::BIG_WRITES
+            | feature::DO_READDIRPLUS
+            | feature::READDIRPLUS_AUTO
+            | feature::ASYNC_DIO
+            | feature::PARALLEL_DIROPS
+            | feature::MAX_PAGES
+            | feature::SUBMOUNTS
+            // Without it a guest asks for an attribute before every write.
+            | feature::HANDLE_KILLPRIV_V2
+            | feature::INIT_EXT
+            | feature::CREATE_SUPP_GROUP
+            | feature::DIRECT_IO_ALLOW_MMAP;
+        wanted |= match self.settings.cache {
+            Cache::Never => 0,
+            Cache::Auto => feature::AUTO_INVAL_DATA,
+            Cache::Always => feature::CACHE_SYMLINKS,
+        };
+        if self.settings.writeback && self.settings.cache != Cache::Never {
+            wanted |= feature::WRITEBACK_CACHE;
+        }
+        if self.share.options().posix_acl {
+            wanted |= feature::POSIX_ACL | feature::DONT_MASK | feature::SETXATTR_EXT;
+        }
+        wanted
+    }
+
+    /// How long a guest may keep names and attributes.
+    pub(super) fn validity(&self) -> Validity {
+        Validity(match self.settings.cache {
+            Cache::Never => Duration::ZERO,
+            Cache::Auto => Duration::from_secs(1),
+            Cache::Always => FOR_GOOD,
+        })
+    }
+
+    /// What the guest may do with an open file.
+    pub(super) fn file_flags(&self) -> u32 {
+        open::PARALLEL_DIRECT_WRITES
+            | match self.settings.cache {
+                Cache::Never => open::DIRECT_IO,
+                Cache::Auto => 0,
+                Cache::Always => open::KEEP_CACHE,
+            }
+    }
+
+    /// The same for a directory.
+    pub(super) fn directory_flags(&self) -> u32 {
+        match self.settings.cache {
+            Cache::Never | Cache::Auto => 0,
+            Cache::Always => open::KEEP_CACHE | open::CACHE_DIR,
+        }
+    }
+}
