@@ -17,14 +17,14 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use log::{Level, log, warn};
-use pericarp_control::Failure;
 use pericarp_control::command_line::SocketOption;
+use pericarp_control::{Failure, Operations};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::device::Device;
 use crate::limiter::Limits;
-use crate::oversight::Oversight;
-use crate::server::Endpoint;
+use crate::oversight::{Oversight, metrics_of, with_operations};
+use crate::server::{Endpoint, Fleet};
 use crate::stop::Ending;
 pub use draft::{DeviceDraft, Keys, MAX_QUEUES, Served, check_apart};
 pub use process::{MAX_WORKERS, Process, ProcessDraft};
@@ -156,6 +156,20 @@ pub fn oversee<D: Device>(
     } else {
         (*limits != Limits::default()).then(|| Arc::new(oversight))
     }
+}
+
+/// What every program's control socket offers: `version`, `metrics`, `stats` and
+/// `limits`. `wake` makes the workers look at changed limits.
+pub fn operations<D: Device>(
+    program: &str,
+    version: &str,
+    devices: &Fleet<D>,
+    wake: impl Fn() + Send + 'static,
+) -> Operations {
+    let (measured, overseen) = (devices.clone(), devices.clone());
+    let metrics = move || metrics_of(&measured.overseen());
+    let table = Operations::new(program, version, metrics);
+    with_operations(table, move || overseen.overseen(), wake)
 }
 
 /// Logs what confinement is in force. What the kernel or the system's policy
