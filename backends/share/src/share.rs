@@ -125,6 +125,12 @@ impl Share {
         &self.options
     }
 
+    /// The tree is on a file system that is served by another process or machine:
+    /// every call may take long.
+    pub fn waits(&self) -> bool {
+        self.nodes.root_waits()
+    }
+
     /// Descriptors that nodes have, nodes, and open files, for statistics.
     pub fn counts(&self) -> (u32, u32, u32) {
         let (descriptors, nodes) = self.nodes.counts();
