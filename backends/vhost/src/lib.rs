@@ -21,6 +21,7 @@ mod mailbox;
 pub mod measured;
 mod oversight;
 mod pool;
+pub mod program;
 mod records;
 mod server;
 mod session;
