@@ -247,7 +247,8 @@ impl Flight {
                 let stays = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
                 way && stays && (s.offset, s.len) == (offset, len)
             }),
-            Step::Read { .. } | Step::Write { .. } => false,
+            // No disk has any.
+            Step::Read { .. } | Step::Write { .. } | Step::Errand => false,
         };
         assert!(right, "{step:?} where {next:?} is due: {self:?}");
     }

@@ -91,7 +91,7 @@ impl Player<'_, '_> {
                 self.zero(at, len);
                 len as i32
             }
-            Step::Sync { .. } | Step::Done { .. } => 0,
+            Step::Sync { .. } | Step::Errand | Step::Done { .. } => 0,
         }
     }
 
