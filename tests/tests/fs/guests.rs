@@ -1,5 +1,9 @@
 //! Linux's own driver: under User-mode Linux at native speed, and in QEMU with
 //! a stock kernel. What the guest does is checked in the guest and on the host.
+//!
+//! A peer on the `vhost` crate refuses the memory table of User-mode Linux, which
+//! has room for two regions and a count of one: to prove these tests against it,
+//! put a relay in between that trims the message.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
