@@ -3,7 +3,7 @@
 
 use rustix::io::Errno;
 
-use super::client::{Client, Wrong};
+use super::client::{Client, Wrong, judged};
 use super::wire::{
     Agreed, Attr, Body, ENTRY, Entry, Name, ROOT, feature, handle, listing, long, op, set, word,
 };
@@ -73,7 +73,12 @@ impl Client {
     }
 
     pub fn destroy(&mut self) -> Result<(), Wrong> {
-        self.ask(op::DESTROY, 0, [], 0).map(drop)
+        // The guest waits for its end, and not for what it says: the peer's is empty.
+        let (unique, request) = self.request(op::DESTROY, 0, &[]);
+        match self.send(&request, 16)? {
+            answer if answer.used == 0 => Ok(()),
+            answer => judged(answer, unique).map(drop),
+        }
     }
 
     fn entry(&mut self, opcode: u32, node: u64, body: Body) -> Result<Entry, Wrong> {
@@ -179,7 +184,9 @@ impl Client {
         data: &[u8],
         flags: u32,
     ) -> Result<u32, Wrong> {
-        let body = transfer_body(fh, offset, data.len() as u32, flags).bytes(data);
+        let body = Body::new().u64(fh).u64(offset).u32(data.len() as u32);
+        let body = body.u32(flags).u64(0).u32(self.file_flags).u32(0);
+        let body = body.bytes(data);
         let body = self.ask(op::WRITE, node, body, 8)?;
         Ok(word(&body, 0))
     }

@@ -109,6 +109,8 @@ pub struct Client {
     pub shape: Shape,
     /// What INIT agreed on.
     pub agreed: Agreed,
+    /// Flags of the open file, which Linux repeats in each WRITE.
+    pub file_flags: u32,
     unique: u64,
 }
 
@@ -124,6 +126,7 @@ impl Client {
             queue: 1,
             shape: Shape::default(),
             agreed: Agreed::default(),
+            file_flags: 0,
             unique: 100,
         })
     }
@@ -317,7 +320,7 @@ impl Client {
 }
 
 /// The body of a reply that is what the protocol demands.
-fn judged(answer: Answer, unique: u64) -> Result<Vec<u8>, Wrong> {
+pub(super) fn judged(answer: Answer, unique: u64) -> Result<Vec<u8>, Wrong> {
     let malformed = |what: String| Err(Wrong::Malformed(what));
     if (answer.used as usize) < OUT_HEADER {
         return malformed(format!("{} bytes are no reply", answer.used));

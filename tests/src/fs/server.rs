@@ -100,6 +100,8 @@ pub struct Server {
     kind: Kind,
     options: Options,
     process: Process,
+    /// A front end was there.
+    served: bool,
     /// Sockets, and whatever a test needs outside of the share.
     pub scratch: Scratch,
 }
@@ -126,6 +128,7 @@ impl Server {
             kind,
             options,
             process,
+            served: false,
             scratch,
         })
     }
@@ -164,15 +167,13 @@ impl Server {
         Client::connect(&self.socket(), setup)
     }
 
-    /// The peer serves one front end and ends: another one is started for the
-    /// next. Ours must stay, so it is left as it is.
+    /// The peer serves one front end and ends, sooner or later: another one is
+    /// started for the next. Ours must stay, so it is left as it is.
     fn revive(&mut self) {
-        if self.kind == Kind::Pericarp {
-            return;
-        }
-        let ended = self.process.wait(Duration::from_millis(300)).is_some();
-        if ended || !self.socket().exists() {
+        if self.kind != Kind::Pericarp && std::mem::replace(&mut self.served, true) {
+            self.process.wait(Duration::from_millis(300));
             self.restart();
+            self.served = true;
         }
     }
 
@@ -181,6 +182,7 @@ impl Server {
         self.process.kill();
         let _ = fs::remove_file(self.socket());
         self.process = start(&self.kind, &self.scratch, &self.options);
+        self.served = false;
     }
 
     /// True for the program that this project makes.
@@ -270,7 +272,7 @@ fn arguments(kind: &Kind, options: &Options) -> Command {
             }
         }
         Kind::Virtiofsd(_) => {
-            command.arg("--sandbox=chroot");
+            command.args(["--sandbox=chroot", "--killpriv-v2"]);
             if options.read_only {
                 command.arg("--readonly");
             }

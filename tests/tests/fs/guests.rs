@@ -1,5 +1,9 @@
 //! Linux's own driver: under User-mode Linux at native speed, and in QEMU with
 //! a stock kernel. What the guest does is checked in the guest and on the host.
+//!
+//! A peer on the `vhost` crate refuses the memory table of User-mode Linux, which
+//! has room for two regions and a count of one: to prove these tests against it,
+//! put a relay in between that trims the message.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -9,7 +13,7 @@ use std::time::Duration;
 use pericarp_tests::bounded::Alone;
 use pericarp_tests::fs::{Options, Server, TAG};
 use pericarp_tests::guest::{Assets, emulated, exit_code, initramfs};
-use pericarp_tests::parts::{Part, skip};
+use pericarp_tests::parts::Part;
 use pericarp_tests::process::Process;
 use pericarp_tests::uml::Machine;
 
@@ -22,7 +26,7 @@ modules=/usr/lib/uml/modules/$(uname -r)/kernel/fs/fuse
 insmod $modules/fuse.ko
 insmod $modules/virtiofs.ko
 mkdir share
-mount -t virtiofs share share
+mount -t virtiofs "$tag" share
 "#;
 
 /// What a shell and its programs do to files. Runs under dash and busybox.
@@ -69,7 +73,6 @@ rm -r many
 [ ! -e many ]
 # Made by the host.
 [ "$(cat host/made)" = "by the host" ]
-[ "$(stat -f -c %t / 2>/dev/null)" != x ]
 echo files well
 "#;
 
@@ -77,8 +80,10 @@ echo files well
 const VERIFIED: &str = r#"
 for job in "psync 0" "psync 1" "mmap 0" "io_uring 1"; do
     set -- $job
+    # Linux 6.1 maps no file that bypasses its cache.
+    [ $1,$cache != mmap,never ] || continue
     fio --name=verify-$1-$2 --directory=. --ioengine=$1 --direct=$2 --iodepth=16 --rw=randrw \
-        --rwmixread=50 --bs=4k --size=24m --verify=crc32c --verify_fatal=1 --do_verify=1 \
+        --rwmixread=50 --bs=4k --size=8m --verify=crc32c --verify_fatal=1 --do_verify=1 \
         --verify_backlog=256 --randseed=7 --unlink=1 --output-format=terse >/tmp/fio.log 2>&1 ||
         { echo $job; cat /tmp/fio.log; exit 1; }
 done
@@ -90,10 +95,10 @@ const LOOPS: &str = r#"
 mkdir loops
 worker() {
     i=0
-    while [ $i -lt 60 ]; do
+    while [ $i -lt 20 ]; do
         mkdir -p loops/$1/x loops/all
         echo $1 $i >loops/$1/x/file
-        cp loops/$1/x/file loops/all/$i
+        cat loops/$1/x/file >loops/all/$i
         mv loops/all/$i loops/all/name 2>/dev/null || true
         ln -f loops/$1/x/file loops/all/link$1
         [ "$(cat loops/$1/x/file)" = "$1 $i" ]
@@ -140,22 +145,21 @@ fn device(server: &Server) -> PathBuf {
     format!("{}:26", server.socket().display()).into()
 }
 
-fn uml(test: &str, cache: &'static str, direct: bool) {
+fn uml(test: &str, cache: &'static str, direct: bool, parts: &[(&str, &str)]) {
     let options = Options {
         cache,
         direct,
         lifetime: LIMIT + Duration::from_secs(60),
         ..Options::default()
     };
-    let parts = [Part::UserModeLinux, Part::Fio];
-    let Some(mut server) = Server::for_test(test, &parts, options) else {
+    let needed = [Part::UserModeLinux, Part::Fio];
+    let Some(mut server) = Server::for_test(test, &needed, options) else {
         return;
     };
     let _alone = Alone::turn();
     prepare(&server);
-    // Without --cache, mmap needs what the server says of it.
-    let script = format!("{MOUNT}{FILES}{VERIFIED}{LOOPS}cd ..; umount share");
-    let script = script.replace("-t virtiofs share", &format!("-t virtiofs {TAG}"));
+    let work: String = parts.iter().map(|(part, _)| *part).collect();
+    let script = format!("tag={TAG} cache={cache}\n{MOUNT}{work}cd ..; umount share");
     let mut machine = Machine::new(&[&device(&server)], &script);
     machine.limit = LIMIT;
     let report = machine
@@ -163,7 +167,7 @@ fn uml(test: &str, cache: &'static str, direct: bool) {
         .unwrap_or_else(|error| panic!("{error}\nthe server {}", server.epitaph()));
     let said = format!("{}\n{}", report.output, report.console);
     assert_eq!(report.code, 0, "{said}\nthe server {}", server.epitaph());
-    for well in ["files well", "data well", "loops well"] {
+    for (_, well) in parts {
         assert!(report.output.contains(well), "{said}");
     }
     check(&mut server);
@@ -171,17 +175,29 @@ fn uml(test: &str, cache: &'static str, direct: bool) {
 
 #[test]
 fn user_mode_linux_without_a_cache() {
-    uml("user_mode_linux_without_a_cache", "never", true);
+    let parts = [(FILES, "files well"), (VERIFIED, "data well")];
+    uml("user_mode_linux_without_a_cache", "never", true, &parts);
 }
 
 #[test]
 fn user_mode_linux_with_a_cache() {
-    uml("user_mode_linux_with_a_cache", "auto", false);
+    let parts = [
+        (FILES, "files well"),
+        (VERIFIED, "data well"),
+        (LOOPS, "loops well"),
+    ];
+    uml("user_mode_linux_with_a_cache", "auto", false, &parts);
 }
 
 #[test]
 fn user_mode_linux_alone_with_the_files() {
-    uml("user_mode_linux_alone_with_the_files", "always", true);
+    let parts = [(FILES, "files well"), (LOOPS, "loops well")];
+    uml(
+        "user_mode_linux_alone_with_the_files",
+        "always",
+        true,
+        &parts,
+    );
 }
 
 #[test]
@@ -200,7 +216,8 @@ fn a_stock_kernel_in_qemu() {
     };
     let _alone = Alone::turn();
     prepare(&server);
-    let mount = format!("mkdir share; mount -t virtiofs {TAG} share || exit 77\n");
+    // The stock kernel has the driver built in.
+    let mount = format!("mkdir share\nmount -t virtiofs {TAG} share\n");
     let script = format!("{mount}{FILES}{LOOPS}cd ..; umount share");
     let image = initramfs(&server.scratch, &assets, &[], &script).unwrap();
     let mut qemu = emulated(&assets, &image, "");
@@ -219,14 +236,6 @@ fn a_stock_kernel_in_qemu() {
         "{console}\nthe server {}",
         server.epitaph()
     );
-    if exit_code(&console) == Some("77") && !console.contains("virtiofs: ") {
-        // Assets of before these tests were written.
-        skip(
-            test,
-            "the guest's kernel has no virtiofs (make it: cargo xtask setup)",
-        );
-        return;
-    }
     assert_eq!(exit_code(&console), Some("0"), "{console}");
     assert!(console.contains("loops well"), "{console}");
     check(&mut server);

@@ -538,7 +538,7 @@ fn queues() {
                 c.send(&request, 16)?;
                 Ok(())
             }),
-            Act::new("every head at once, 20 times", |c, g| flood(c, g)),
+            Act::new("every head at once, 20 times", flood),
             Act::new("kicks without work", |c, _| {
                 for _ in 0..1000 {
                     c.driver.rings[0].notify();

@@ -131,9 +131,13 @@ fn judge(server: &mut Server, act: &Act) -> Vec<String> {
     if let Err(error) = played(server, act) {
         wrong.push(error.to_string());
     }
-    // The peer ends with its front end: only ours has to be still there.
+    // The peer ends with its front end: only ours has to be still there, and
+    // only ours is worth waiting for where it hangs.
     if server.is_ours() && !server.is_alive() {
         wrong.push(format!("the server {}", server.epitaph()));
+        return wrong;
+    }
+    if !server.is_ours() && !wrong.is_empty() {
         return wrong;
     }
     let next = server
@@ -147,7 +151,11 @@ fn judge(server: &mut Server, act: &Act) -> Vec<String> {
 }
 
 fn played(server: &mut Server, act: &Act) -> Outcome {
-    let mut client = server.connect(&act.setup)?;
+    let mut setup = act.setup.clone();
+    if !server.is_ours() {
+        setup.limit = Duration::from_secs(1);
+    }
+    let mut client = server.connect(&setup)?;
     let mut ground = Ground::default();
     if act.begun {
         client.init()?;
