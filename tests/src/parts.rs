@@ -42,6 +42,8 @@ pub enum Part {
 impl Part {
     /// Our block backend.
     pub const PERICARP_BLOCK: Part = Part::Ours("pericarp-block");
+    /// Our file system backend.
+    pub const PERICARP_FS: Part = Part::Ours("pericarp-fs");
     /// Our vsock backend.
     pub const PERICARP_VSOCK: Part = Part::Ours("pericarp-vsock");
     /// The oracle in this package.

@@ -16,15 +16,14 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use pericarp_block::{
-    BadOption, Change, DeviceOptions, Disk, SocketOption, added, removed, start_logging,
-};
+use pericarp_block::{Change, DeviceOptions, Disk, SocketOption, added, removed, start_logging};
 use pericarp_confine::SocketFile;
+use pericarp_control::{Failure, print};
 use pericarp_vhost::Endpoint;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::Value;
 
-use crate::{Failure, PROGRAM, print};
+use crate::PROGRAM;
 
 /// How long the running program may take: it lets requests end for 10 s.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -47,11 +46,7 @@ pub(crate) fn ask(control: &Path, change: &Change) -> Result<(), Failure> {
 
 fn add(control: &Path, device: &DeviceOptions) -> Result<(), Failure> {
     let mistake = |key: &str, path: &Path, rule: &dyn Display| {
-        Failure::input(BadOption {
-            option: format!("--add-device {key}"),
-            value: path.display().to_string(),
-            rule: rule.to_string(),
-        })
+        Failure::mistake(&format!("--add-device {key}"), path.display(), rule)
     };
     let disk = Disk::open(&device.disk).map_err(|e| mistake("file", &device.disk.file, &e))?;
     let SocketOption::Path(path) = &device.socket else {
@@ -96,11 +91,8 @@ fn connect(control: &Path) -> Result<UnixStream, Failure> {
     UnixStream::connect(control)
         .and_then(|stream| limits(&stream).map(|()| stream))
         .map_err(|e| {
-            Failure::input(BadOption {
-                option: "--control-path".to_owned(),
-                value: control.display().to_string(),
-                rule: format!("nobody answers there ({e}): give that of a running program"),
-            })
+            let rule = format!("nobody answers there ({e}): give that of a running program");
+            Failure::mistake("--control-path", control.display(), rule)
         })
 }
 

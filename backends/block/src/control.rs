@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use pericarp_control::{Answer, Arguments, Operations, only};
-use pericarp_vhost::{Fleet, Overseen, Told, device_named, metrics_of, with_operations};
+use pericarp_vhost::{Fleet, Overseen, Told, device_named, program};
 use serde_json::{Map, json};
 
 use crate::device::BlockDevice;
@@ -14,15 +14,13 @@ use crate::device::BlockDevice;
 /// The operations of a program that serves these disks. `wake` makes the
 /// workers look at changed limits.
 pub fn operations(
-    program: &str,
+    name: &str,
     disks: &Fleet<BlockDevice>,
     wake: impl Fn() + Send + 'static,
 ) -> Operations {
-    let (measured, overseen, disks) = (disks.clone(), disks.clone(), disks.clone());
-    let table = Operations::new(program, env!("CARGO_PKG_VERSION"), move || {
-        metrics_of(&measured.overseen())
-    });
-    with_operations(table, move || overseen.overseen(), wake).with("resize", move |arguments| {
+    let operations = program::operations(name, env!("CARGO_PKG_VERSION"), disks, wake);
+    let disks = disks.clone();
+    operations.with("resize", move |arguments| {
         resize(&disks.devices(), arguments)
     })
 }

@@ -11,30 +11,25 @@ mod ask;
 mod prepare;
 mod take_over;
 
-use std::fmt::Display;
-use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
-use log::{Level, log, warn};
+use log::warn;
 use pericarp_block::{
-    BlockDevice, Command, Disk, HELP, Hotplug, MEASURING, Options, SocketOption, Sockets,
-    operations, parse, start_logging,
+    BlockDevice, Command, Disk, HELP, Hotplug, MEASURING, Options, Sockets, operations, parse,
+    start_logging,
 };
 use pericarp_confine::{Measure, Namespaces, Profile, SocketFile};
-use pericarp_control::Server as Control;
+use pericarp_control::{Failure, Server as Control, exit_code, print};
+use pericarp_vhost::program::{
+    self, check_cpus, check_sockets, claim, drain, log_confinement, oversee, raise_descriptor_limit,
+};
 use pericarp_vhost::{
-    CrashSafety, Ending, Endpoint, Fleet, InflightFile, Meeting, Pool, PoolOptions, Reopener,
-    Server, Stop, causes,
+    CrashSafety, Fleet, InflightFile, Meeting, Pool, PoolOptions, Reopener, Server, Stop, causes,
 };
-use prepare::{
-    check_cpus, check_sockets, control_mistake, make_devices, open_disks, open_records, oversee,
-    raise_descriptor_limit, socket_mistake, table_size,
-};
+use prepare::{make_devices, open_disks, open_records, table_size};
 
 const PROGRAM: &str = "pericarp-block";
 
@@ -54,33 +49,6 @@ const CHANGING: [&str; 2] = ["limits", "resize"];
 /// `IORING_REGISTER_BUFFERS_UPDATE`, for guest memory that is registered.
 const REGISTER_BUFFERS_UPDATE: u32 = 16;
 
-/// How long requests in flight may take to end after SIGTERM.
-const DRAIN_LIMIT: Duration = Duration::from_secs(30);
-
-/// What goes wrong before or while serving, and the exit code for it.
-struct Failure {
-    code: u8,
-    line: String,
-}
-
-impl Failure {
-    /// The operator's to mend.
-    fn input(line: impl Display) -> Self {
-        Self {
-            code: 2,
-            line: line.to_string(),
-        }
-    }
-
-    /// Ours or the system's.
-    fn run_time(line: impl Display) -> Self {
-        Self {
-            code: 1,
-            line: line.to_string(),
-        }
-    }
-}
-
 fn main() -> ExitCode {
     let done = match parse(std::env::args_os().skip(1)) {
         Ok(Command::Help) => print(HELP),
@@ -93,20 +61,7 @@ fn main() -> ExitCode {
         Ok(Command::Ask { control, change }) => ask::ask(&control, &change),
         Err(mistake) => Err(Failure::input(mistake)),
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            // Not through the logger: it may be off, and this must be seen.
-            let _ = writeln!(std::io::stderr(), "{PROGRAM}: {}", failure.line);
-            ExitCode::from(failure.code)
-        }
-    }
-}
-
-fn print(text: &str) -> Result<(), Failure> {
-    std::io::stdout()
-        .write_all(text.as_bytes())
-        .map_err(|e| Failure::run_time(format_args!("cannot write to stdout: {e}")))
+    exit_code(PROGRAM, done)
 }
 
 fn serve(options: &Options) -> Result<(), Failure> {
@@ -114,7 +69,10 @@ fn serve(options: &Options) -> Result<(), Failure> {
     // All that can be wrong with the input, before anything is changed.
     match &options.take_over {
         Some(running) => take_over::check(running, options.control.as_deref())?,
-        None => check_sockets(options)?,
+        None => {
+            let sockets = options.devices.iter().map(|device| &device.socket);
+            check_sockets(sockets, options.control.as_deref())?;
+        }
     }
     check_cpus(&options.cpus)?;
     let disks = open_disks(options)?;
@@ -130,7 +88,7 @@ fn serve(options: &Options) -> Result<(), Failure> {
     };
 
     let stop = Stop::new().map_err(|e| Failure::run_time(format_args!("signals: {e}")))?;
-    raise_descriptor_limit();
+    raise_descriptor_limit(u64::MAX);
     let pool = Pool::new(&PoolOptions {
         workers: options.workers,
         engine: options.engine,
@@ -177,17 +135,10 @@ fn bind_control(
     let Some(path) = &options.control else {
         return Ok(None);
     };
-    let endpoint = match inherited {
-        None => Endpoint::bind_private(path),
-        Some(socket) => Endpoint::inherited(socket, Some(path)),
-    };
-    let endpoint = endpoint.map_err(|e| Failure::input(control_mistake(path, &e)))?;
+    let listener = program::bind_control(path, inherited)?;
     let failed = |e| Failure::run_time(format_args!("{}: {e}", path.display()));
     sockets.push(None, SocketFile::open(path).map_err(failed)?);
-    match endpoint {
-        Endpoint::Bound(listener, _) => Ok(Some(listener)),
-        _ => Ok(None),
-    }
+    Ok(Some(listener))
 }
 
 /// What can be asked on the control socket.
@@ -212,7 +163,7 @@ fn bind_and_run(
     (sockets, ours): (&Arc<Mutex<Sockets>>, &mut bool),
 ) -> Result<(), Failure> {
     let mut servers = Vec::new();
-    let oversights = oversee(options, devices);
+    let control = options.control.as_deref();
     let (predecessor, mut inherited, inherited_control) =
         match take_over::ask(options, devices, stop)? {
             None => (None, Vec::new().into_iter(), None),
@@ -224,13 +175,7 @@ fn bind_and_run(
         };
     let mut endpoints = Vec::new();
     for (index, (device, block)) in options.devices.iter().zip(devices).enumerate() {
-        let endpoint = match (&device.socket, inherited.next()) {
-            (SocketOption::Path(path), None) => Endpoint::bind(path),
-            (SocketOption::Descriptor(number), None) => Endpoint::from_number(*number),
-            (SocketOption::Path(path), Some(socket)) => Endpoint::inherited(socket, Some(path)),
-            (SocketOption::Descriptor(_), Some(socket)) => Endpoint::inherited(socket, None),
-        }
-        .map_err(|e| Failure::input(socket_mistake(device, &e)))?;
+        let endpoint = claim(&device.socket, inherited.next())?;
         if let Some(path) = endpoint.path() {
             let file = SocketFile::open(path)
                 .map_err(|e| Failure::run_time(format_args!("{}: {e}", path.display())))?;
@@ -240,7 +185,7 @@ fn bind_and_run(
             endpoints.push(endpoint.descriptor().map_err(descriptors_failed)?);
         }
         let server = Server::new(endpoint, Arc::clone(block), index as u16, &pool);
-        servers.push(server.overseen(oversights[index].clone()));
+        servers.push(server.overseen(oversee(&device.limits, &**block, control)));
     }
     let mut reopener = Reopener::new().map_err(|e| e.to_string());
     let meeting = Meeting::new(devices.len()).map_err(descriptors_failed)?;
@@ -292,13 +237,7 @@ fn bind_and_run(
         if !confinement.has(Measure::Landlock) {
             reopener = Err("landlock does not hold".to_owned());
         }
-        // What the kernel or the system's policy withholds must be seen.
-        let level = if confinement.is_complete() {
-            Level::Info
-        } else {
-            Level::Warn
-        };
-        log!(level, "{confinement}");
+        log_confinement(&confinement, confinement.is_complete());
     } else {
         warn!("not confined, as asked");
     }
@@ -350,25 +289,6 @@ fn bind_and_run(
     *ours = !meeting.close();
     drained?;
     running.end();
-    Ok(())
-}
-
-/// Waits for sessions and control to end, once they are told to.
-fn drain(ending: Ending, threads: &[JoinHandle<()>]) -> Result<(), Failure> {
-    if ending == Ending::Failed {
-        // The sessions may wait for a worker that is gone: nothing to drain.
-        return Err(Failure::run_time("a worker failed; see above"));
-    }
-    // A front end can hold up its session for ever, with memory on a file
-    // system of its own for one: what is not drained by now will not be.
-    let end = Instant::now() + DRAIN_LIMIT;
-    while !threads.iter().all(JoinHandle::is_finished) {
-        if Instant::now() > end {
-            let line = format!("requests were still in flight after {DRAIN_LIMIT:?}");
-            return Err(Failure::run_time(line));
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
     Ok(())
 }
 

@@ -7,12 +7,11 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 
-use pericarp_block::{BadOption, BlockDevice, Options, identity, same_file};
+use pericarp_block::{BlockDevice, Options, identity, same_file};
+use pericarp_control::Failure;
 use pericarp_vhost::{
     Estate, Giver, HandOverError, InflightFile, Inheritance, Meeting, Predecessor, Stop, causes,
 };
-
-use crate::Failure;
 
 /// The control socket to take over from is the one to take over.
 pub(crate) fn check(running: &Path, control: Option<&Path>) -> Result<(), Failure> {
@@ -30,11 +29,7 @@ pub(crate) fn check(running: &Path, control: Option<&Path>) -> Result<(), Failur
 }
 
 fn mistake(running: &Path, rule: impl Display) -> Failure {
-    Failure::input(BadOption {
-        option: "--take-over".to_owned(),
-        value: running.display().to_string(),
-        rule: rule.to_string(),
-    })
+    Failure::mistake("--take-over", running.display(), rule)
 }
 
 pub(crate) fn failure(running: &Path, error: &HandOverError) -> Failure {

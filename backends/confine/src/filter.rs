@@ -64,6 +64,71 @@ const REFUSED_LEGACY: &[i64] = &[SYS_open, SYS_access, SYS_readlink];
 #[cfg(not(target_arch = "x86_64"))]
 const REFUSED_LEGACY: &[i64] = &[];
 
+/// Linux 6.13, the same number on all architectures.
+const SETXATTRAT: i64 = 463;
+const GETXATTRAT: i64 = 464;
+const LISTXATTRAT: i64 = 465;
+const REMOVEXATTRAT: i64 = 466;
+
+/// Allowed with any arguments to who shares directories: what `pericarp-share`
+/// asks to look, to open and to read. Which files, Landlock and the mounts say.
+#[rustfmt::skip]
+const READING: &[i64] = &[
+    SYS_openat, SYS_openat2, SYS_readlinkat, SYS_getdents64, SYS_fstatfs, SYS_faccessat2,
+    SYS_name_to_handle_at, SYS_fgetxattr, SYS_flistxattr, GETXATTRAT, LISTXATTRAT, SYS_flock,
+    SYS_syncfs, SYS_geteuid, SYS_getegid, SYS_getgroups, SYS_capget,
+];
+
+/// Allowed besides where a directory may be changed, refused with EROFS where
+/// none may.
+#[rustfmt::skip]
+const CHANGING: &[i64] = &[
+    SYS_mkdirat, SYS_mknodat, SYS_symlinkat, SYS_linkat, SYS_renameat2, SYS_fchownat, SYS_fchown,
+    SYS_fchmodat, SYS_fchmodat2, SYS_fchmod, SYS_utimensat, SYS_ftruncate, SYS_copy_file_range,
+    SYS_fsetxattr, SYS_fremovexattr, SETXATTRAT, REMOVEXATTRAT,
+];
+
+/// The same of what a thread does to act as somebody else, refused with EPERM;
+/// and `unshare` of what the umask is part of.
+#[rustfmt::skip]
+const ACTING: &[i64] = &[
+    SYS_setresuid, SYS_setresgid, SYS_setgroups, SYS_capset, SYS_umask,
+];
+
+/// What [`Opening::Trees`] adds to each of the lists.
+#[derive(Debug, Default)]
+struct Shared {
+    allowed: Vec<i64>,
+    refused: Vec<i64>,
+    read_only: Vec<i64>,
+    own_umask: bool,
+}
+
+fn shared(opening: Opening<'_>) -> Shared {
+    let Opening::Trees { writable, handles } = opening else {
+        return Shared::default();
+    };
+    let mut shared = match writable {
+        true => Shared {
+            allowed: [READING, CHANGING, ACTING].concat(),
+            own_umask: true,
+            ..Shared::default()
+        },
+        false => Shared {
+            allowed: READING.to_vec(),
+            refused: ACTING.to_vec(),
+            read_only: CHANGING.to_vec(),
+            own_umask: false,
+        },
+    };
+    match handles {
+        true => shared.allowed.push(SYS_open_by_handle_at),
+        // What the kernel says without CAP_DAC_READ_SEARCH.
+        false => shared.refused.push(SYS_open_by_handle_at),
+    }
+    shared
+}
+
 /// What `pthread_create` asks for; anything else makes a process or namespace.
 const THREAD: c_int = CLONE_VM
     | CLONE_FS
@@ -95,16 +160,35 @@ const SOCKET_OPTIONS: &[c_int] = &[SO_RCVTIMEO, SO_SNDTIMEO, SO_RCVBUF, SO_SNDBU
 /// The one way to open a descriptor anew: rustix adds O_LARGEFILE.
 const REOPEN: c_int = O_RDWR | O_CLOEXEC | 0o100_000;
 
+/// What may be opened.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Opening<'a> {
+    Nothing,
+    /// Descriptors of the process itself, through this `/proc/self/fd`.
+    Descriptors(BorrowedFd<'a>),
+    /// Anything that Landlock and the empty root leave.
+    Trees {
+        writable: bool,
+        handles: bool,
+    },
+}
+
 pub(crate) fn install(
     profile: &Profile<'_>,
-    descriptors: Option<BorrowedFd<'_>>,
+    opening: Opening<'_>,
     report: &mut Confinement,
 ) -> Result<(), ConfineError> {
     if rustix::thread::secure_computing_mode().is_err() {
         report.lacks(Measure::Seccomp, "seccomp (not in this kernel)");
         return Ok(());
     }
-    let (allowed, count) = allow_list(profile).map_err(ConfineError::Build)?;
+    let shared = shared(opening);
+    let syscalls = [profile.syscalls, &shared.allowed].concat();
+    let profile = &Profile {
+        syscalls: &syscalls,
+        ..*profile
+    };
+    let (allowed, count) = allow_list(profile, &shared).map_err(ConfineError::Build)?;
     let wanted = |list: &[i64]| -> Vec<i64> {
         list.iter()
             .copied()
@@ -112,17 +196,21 @@ pub(crate) fn install(
             .collect()
     };
     let absent = refuse(&wanted(ABSENT), ENOSYS).map_err(ConfineError::Build)?;
-    let mut refused = wanted(&[REFUSED, REFUSED_LEGACY].concat());
-    let reopening = descriptors.map_or(Ok(BpfProgram::new()), |directory| {
-        refused.retain(|call| *call != SYS_openat);
-        refuse_other_opens(directory)
-    });
+    let mut refused = wanted(&[REFUSED, REFUSED_LEGACY, &shared.refused].concat());
+    let reopening = match opening {
+        Opening::Descriptors(directory) => {
+            refused.retain(|call| *call != SYS_openat);
+            refuse_other_opens(directory)
+        }
+        _ => Ok(BpfProgram::new()),
+    };
     let reopening = reopening.map_err(ConfineError::Build)?;
+    let unchanging = refuse(&wanted(&shared.read_only), EROFS).map_err(ConfineError::Build)?;
     let refused = refuse(&refused, EPERM).map_err(ConfineError::Build)?;
     // The strictest answer of all filters counts, and an error is stricter than
     // permission but milder than death: what the two refuse, the list allows.
     // Each filter must let `seccomp` itself pass, so the list comes last.
-    for program in [&absent, &refused, &reopening] {
+    for program in [&absent, &refused, &unchanging, &reopening] {
         if !program.is_empty() {
             apply_filter(program).map_err(ConfineError::Filter)?;
         }
@@ -147,18 +235,29 @@ fn refuse_other_opens(directory: BorrowedFd<'_>) -> Result<BpfProgram, BackendEr
 }
 
 /// The filter that kills on all but the listed calls, and how many these are.
-fn allow_list(profile: &Profile<'_>) -> Result<(BpfProgram, usize), BackendError> {
+fn allow_list(profile: &Profile<'_>, shared: &Shared) -> Result<(BpfProgram, usize), BackendError> {
     let mut rules = conditional(profile)?;
     if profile.syscalls.contains(&SYS_socket) {
         // Who does not ask for it gets an error from the other filter.
         rules.insert(SYS_socket, vec![unix_stream()?]);
+    }
+    if shared.own_umask {
+        let flags = u64::from(CLONE_FS.cast_unsigned());
+        rules.insert(SYS_unshare, vec![rule(&[masked(0, u64::MAX, flags)?])?]);
     }
     for call in [COMMON, LEGACY, profile.syscalls].concat() {
         // An empty list of rules means any arguments.
         rules.entry(call).or_default();
     }
     let count = rules.len();
-    for call in [ABSENT, REFUSED, REFUSED_LEGACY].concat() {
+    let lists = [
+        ABSENT,
+        REFUSED,
+        REFUSED_LEGACY,
+        &shared.refused,
+        &shared.read_only,
+    ];
+    for call in lists.concat() {
         rules.entry(call).or_default();
     }
     Ok((

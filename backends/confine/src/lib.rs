@@ -36,7 +36,7 @@
 //! | measure | takes away |
 //! |---|---|
 //! | no_new_privs | gain by set-uid files and file capabilities |
-//! | no capabilities | root's powers: all five sets are emptied |
+//! | no capabilities | root's powers: all five sets are emptied; who shares files keeps those that count for them |
 //! | no dumps | core files and `ptrace` by a process of the same user |
 //! | namespaces | the host's network, System V IPC, host name, cgroup view |
 //! | empty root | every path: `/` is a read-only tmpfs without a file in it |
@@ -87,6 +87,63 @@
 //! filter: it compares the flags. Neither makes the open of a file on a hostile
 //! file system safe from waiting: look that it is a memfd first.
 //!
+//! **Sharing directories.** A file server opens files by names that a guest
+//! chooses, so [`enter_sharing`] lets it open anything, and takes away all that
+//! there is besides the trees it shares. Each [`Tree`] becomes a mount without a
+//! parent: `..` ends at its root, and the process has no other path. Landlock
+//! says the same once more, and that nothing is executed. So does `/proc/self/fd`,
+//! through which files are opened by number: a mount of that one directory.
+//! Code in the server can do to the trees what a guest may ask of it, but not:
+//!
+//! - *open a device.* It may make one (CAP_MKNOD), since guests have them, but
+//!   the mounts are nodev. Where they could not be made so, CAP_MKNOD is dropped.
+//!   They are not nosuid or noexec: nothing is executed here anyway, and noexec
+//!   would have `faccessat` say that nothing can be;
+//! - *change a read-only tree*, attributes included, of which Landlock knows
+//!   nothing: the mount is read-only;
+//! - *open by handle*, unless each tree is a whole file system. A handle leads to
+//!   any file of its file system, and neither the root of a mount nor Landlock
+//!   stands in its way (Landlock grants what it grants to the mount where a file
+//!   has no path). Even so, a descriptor on another file system that the process
+//!   happens to have, such as a log file as stderr, opens that one's metadata:
+//!   give such a server a pipe.
+//!
+//! Capabilities that count for files are kept, see [`Sharing`]: in the permitted,
+//! effective and bounding sets. A process that has none of them (a user's own)
+//! keeps none and changes what its user may. It gets a user namespace, in which
+//! the user and the group are the only ones: files of others seem to belong to
+//! nobody, and files cannot be given to the user's other groups. A process that
+//! has some stays in its user namespace, in which they mean something; without
+//! CAP_SYS_ADMIN it then has no mounts of its own, and only Landlock bounds it.
+//! Where that does not hold either, nothing does: look at the [`Confinement`]
+//! for [`Measure::Trees`] and [`Measure::Landlock`].
+//!
+//! What the host mounts below a tree later is not seen; what it unmounts there
+//! stays until the server ends.
+//!
+//! ```no_run
+//! use pericarp_confine::{Namespaces, Profile, Sharing, Tree, enter_sharing};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let mut trees = [Tree::open("/srv/pod-1".as_ref())?];
+//! let mut descriptors = std::fs::File::open("/proc/self/fd")?.into();
+//! # let (syscalls, ioctls, registrations) = (&[], &[], &[]);
+//! # let namespaces = Namespaces::ALL;
+//! # let profile = Profile { syscalls, ioctls, registrations, namespaces };
+//! let sharing = Sharing {
+//!     descriptors: &mut descriptors,
+//!     capabilities: Sharing::CAPABILITIES,
+//!     handles: false,
+//! };
+//! let confinement = enter_sharing(&profile, &mut [], &mut trees, sharing)?;
+//! eprintln!("{confinement}");
+//! let root = trees[0].descriptor().try_clone_to_owned()?;
+//! // Serve what is below `root`; keep `trees` and `descriptors`.
+//! # drop((root, descriptors));
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Cost for the host's tools
 //!
 //! A process that cannot be dumped owns its `/proc` entries as root: only root
@@ -97,7 +154,9 @@ mod filter;
 mod namespaces;
 mod privileges;
 mod report;
+mod sharing;
 mod socket;
+mod tree;
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -105,7 +164,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use namespaces::Namespaces;
 pub use report::{Confinement, Measure};
+pub use rustix::thread::CapabilitySet;
+pub use sharing::Sharing;
 pub use socket::SocketFile;
+pub use tree::{Tree, TreeError};
+
+use filter::Opening;
+use sharing::Kept;
 
 /// What one program needs beyond the set that every sidecar shares.
 #[derive(Debug, Clone, Copy)]
@@ -149,6 +214,12 @@ pub enum ConfineError {
     #[error("the directory of socket {path:?} was replaced")]
     Replaced {
         /// The socket's path.
+        path: std::path::PathBuf,
+    },
+    /// The path of a shared directory leads to another since [`Tree::open`].
+    #[error("the shared directory {path:?} was replaced")]
+    ReplacedTree {
+        /// Its path.
         path: std::path::PathBuf,
     },
     /// Landlock is there and refused the rule set.
@@ -209,6 +280,43 @@ pub fn enter_reopening(
     sockets: &mut [SocketFile],
     descriptors: Option<BorrowedFd<'_>>,
 ) -> Result<Confinement, ConfineError> {
+    let reach = match descriptors {
+        Some(descriptors) => Reach::Descriptors(descriptors),
+        None => Reach::Nothing,
+    };
+    confine(profile, sockets, reach)
+}
+
+/// As [`enter`], for a program that shares directory trees: the files below
+/// `trees` stay within reach, and with them what `pericarp-share` does to files.
+/// See "Sharing directories" above.
+///
+/// The trees' descriptors are others afterwards: copy them then.
+///
+/// # Errors
+///
+/// As [`enter`], and a tree whose path leads to another directory by now.
+pub fn enter_sharing(
+    profile: &Profile<'_>,
+    sockets: &mut [SocketFile],
+    trees: &mut [Tree],
+    sharing: Sharing<'_>,
+) -> Result<Confinement, ConfineError> {
+    confine(profile, sockets, Reach::Trees(trees, sharing))
+}
+
+/// What stays within reach besides the sockets.
+enum Reach<'a> {
+    Nothing,
+    Descriptors(BorrowedFd<'a>),
+    Trees(&'a mut [Tree], Sharing<'a>),
+}
+
+fn confine(
+    profile: &Profile<'_>,
+    sockets: &mut [SocketFile],
+    reach: Reach<'_>,
+) -> Result<Confinement, ConfineError> {
     static ENTERED: AtomicBool = AtomicBool::new(false);
     if ENTERED.load(Ordering::Relaxed) {
         return Err(ConfineError::Again);
@@ -220,14 +328,48 @@ pub fn enter_reopening(
     // user namespace) a dumpable process, mounting is refused under Landlock,
     // and the filter refuses what every other step needs.
     let mut report = Confinement::default();
-    namespaces::leave(profile.namespaces, sockets, &mut report)?;
+    let mut kept = Kept::NOTHING;
+    let mut trees: &mut [Tree] = &mut [];
+    let (mut descriptors, mut reopened) = (None, None);
+    match reach {
+        Reach::Nothing => {}
+        Reach::Descriptors(directory) => reopened = Some(directory),
+        Reach::Trees(shared, sharing) => {
+            kept = Kept::plan(&sharing, shared)?;
+            (trees, descriptors) = (shared, Some((sharing.descriptors, false)));
+        }
+    }
+    let mut mounts = namespaces::Kept {
+        sockets,
+        trees,
+        descriptors,
+        user: !kept.capabilities.is_empty(),
+    };
+    namespaces::leave(profile.namespaces, &mut mounts, &mut report)?;
+    let namespaces::Kept {
+        sockets,
+        trees,
+        descriptors,
+        ..
+    } = mounts;
+    if let Some((_, detached)) = &descriptors {
+        sharing::account(trees, *detached, &mut report);
+        kept.bound(trees, &mut report);
+    }
     if let Some(socket) = sockets.iter().find(|socket| socket.has_neighbours()) {
         socket.enter_directory()?;
     }
-    privileges::drop_all(&mut report)?;
-    files::forbid(sockets, &mut report)?;
-    let descriptors = descriptors.filter(|_| report.has(Measure::Landlock));
-    filter::install(profile, descriptors, &mut report)?;
+    privileges::drop_all(&kept, &mut report)?;
+    files::forbid(sockets, trees, &mut report)?;
+    let opening = match (descriptors, reopened) {
+        (Some(_), _) => Opening::Trees {
+            writable: trees.iter().any(|tree| !tree.is_read_only()),
+            handles: kept.handles,
+        },
+        (None, Some(directory)) if report.has(Measure::Landlock) => Opening::Descriptors(directory),
+        _ => Opening::Nothing,
+    };
+    filter::install(profile, opening, &mut report)?;
     Ok(report)
 }
 

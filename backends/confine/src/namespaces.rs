@@ -7,6 +7,7 @@
 // descriptors between threads. This is its only use.
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 use rustix::fs::{CWD, stat};
 use rustix::io::Errno;
@@ -19,6 +20,7 @@ use rustix::thread::{CapabilitySet, UnshareFlags, capabilities, unshare_unsafe};
 
 use crate::report::{Confinement, Measure};
 use crate::socket::SocketFile;
+use crate::tree::{Tree, detach_descriptors};
 use crate::{ConfineError, step};
 
 /// The namespaces of the host to leave.
@@ -89,9 +91,19 @@ fn mounting_refused(error: Errno) -> bool {
     )
 }
 
+/// What is to live on without a place in the tree of mounts.
+pub(crate) struct Kept<'a> {
+    pub(crate) sockets: &'a mut [SocketFile],
+    pub(crate) trees: &'a mut [Tree],
+    /// `/proc/self/fd`, and whether it was detached.
+    pub(crate) descriptors: Option<(&'a mut OwnedFd, bool)>,
+    /// Stay in the user namespace, in which capabilities count for files.
+    pub(crate) user: bool,
+}
+
 pub(crate) fn leave(
     wanted: Namespaces,
-    sockets: &mut [SocketFile],
+    kept: &mut Kept<'_>,
     report: &mut Confinement,
 ) -> Result<(), ConfineError> {
     if wanted == Namespaces::NONE {
@@ -99,7 +111,7 @@ pub(crate) fn leave(
     }
     let mut entered = Vec::new();
     let effective = step("read the capabilities", capabilities(None))?.effective;
-    if !effective.contains(CapabilitySet::SYS_ADMIN) {
+    if !effective.contains(CapabilitySet::SYS_ADMIN) && !kept.user {
         let (uid, gid) = (geteuid(), getegid());
         // The kernel lets uid 0 map itself with this capability only, and
         // says so after the namespace is entered, which cannot be undone.
@@ -153,7 +165,7 @@ pub(crate) fn leave(
         report.lacks(Measure::EmptyRoot, NO_MOUNTS);
         return Ok(());
     }
-    match empty_root(sockets) {
+    match empty_root(kept) {
         Ok(()) => report.holds(Measure::EmptyRoot, "empty root"),
         Err(ConfineError::Step { step, source })
             if Errno::from_io_error(&source).is_some_and(|error| {
@@ -179,12 +191,18 @@ fn map_self(uid: Uid, gid: Gid) -> io::Result<()> {
 }
 
 /// Swaps the root for a read-only tmpfs that never held a file. The sockets'
-/// directories live on as mounts without a place in the tree.
-fn empty_root(sockets: &mut [SocketFile]) -> Result<(), ConfineError> {
+/// directories and the shared ones live on as mounts without a place in the tree.
+fn empty_root(kept: &mut Kept<'_>) -> Result<(), ConfineError> {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     step(MAKE_PRIVATE, mount_change("/", private))?;
-    for socket in sockets {
+    for socket in &mut *kept.sockets {
         socket.detach()?;
+    }
+    for tree in &mut *kept.trees {
+        tree.detach()?;
+    }
+    if let Some((descriptors, detached)) = &mut kept.descriptors {
+        *detached = detach_descriptors(descriptors)?;
     }
     let tmpfs = step(
         "prepare a tmpfs",

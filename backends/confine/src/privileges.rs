@@ -9,13 +9,14 @@ use rustix::thread::{
 };
 
 use crate::report::{Confinement, Measure};
+use crate::sharing::Kept;
 use crate::{ConfineError, step};
 
-pub(crate) fn drop_all(report: &mut Confinement) -> Result<(), ConfineError> {
+pub(crate) fn drop_all(kept: &Kept, report: &mut Confinement) -> Result<(), ConfineError> {
     step("set no_new_privs", set_no_new_privs(true))?;
     report.holds(Measure::NoNewPrivs, "no_new_privs");
 
-    let bounded = drop_bounding_set()?;
+    let bounded = drop_bounding_set(kept.capabilities)?;
     match clear_ambient_capability_set() {
         // Linux before 4.3 has no ambient set.
         Ok(()) | Err(Errno::INVAL) => {}
@@ -23,20 +24,28 @@ pub(crate) fn drop_all(report: &mut Confinement) -> Result<(), ConfineError> {
     }
     let none = CapabilitySet::empty();
     let sets = CapabilitySets {
-        effective: none,
-        permitted: none,
+        effective: kept.capabilities,
+        permitted: kept.capabilities,
         inheritable: none,
     };
     step("drop the capabilities", set_capabilities(None, sets))?;
     if step("read the capabilities", capabilities(None))? != sets {
         return Err(ConfineError::Capabilities);
     }
-    report.holds(Measure::Capabilities, "0 capabilities");
+    let (wanted, count) = (kept.wanted.iter().count(), kept.capabilities.iter().count());
+    report.holds(
+        Measure::Capabilities,
+        match count {
+            _ if count < wanted => format!("{count} of {wanted} capabilities wanted"),
+            1 => "1 capability".to_owned(),
+            _ => format!("{count} capabilities"),
+        },
+    );
     if !bounded {
         // Without consequence while no_new_privs holds, but true.
         report.lacks(
             Measure::Capabilities,
-            "empty capability bounding set (needs CAP_SETPCAP)",
+            "capability bounding set (needs CAP_SETPCAP)",
         );
     }
 
@@ -53,10 +62,14 @@ pub(crate) fn drop_all(report: &mut Confinement) -> Result<(), ConfineError> {
     Ok(())
 }
 
-/// Whether the set is empty; an unprivileged process cannot change it.
-fn drop_bounding_set() -> Result<bool, ConfineError> {
+/// Whether nothing else is in the set; an unprivileged process cannot change it.
+fn drop_bounding_set(kept: CapabilitySet) -> Result<bool, ConfineError> {
     for bit in 0..64 {
-        match remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << bit)) {
+        let capability = CapabilitySet::from_bits_retain(1 << bit);
+        if kept.contains(capability) {
+            continue;
+        }
+        match remove_capability_from_bounding_set(capability) {
             Ok(()) => {}
             // Past the last capability this kernel knows.
             Err(Errno::INVAL) => return Ok(true),

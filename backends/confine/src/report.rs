@@ -9,7 +9,8 @@ use std::fmt;
 pub enum Measure {
     /// No privileges by executing a file.
     NoNewPrivs,
-    /// All capability sets are empty.
+    /// All capability sets are empty, but for what [`Sharing`](crate::Sharing)
+    /// keeps in the permitted, effective and bounding ones.
     Capabilities,
     /// No core files, no `ptrace` by the same user.
     Dumps,
@@ -17,6 +18,10 @@ pub enum Measure {
     Namespaces,
     /// The root directory is empty and read-only.
     EmptyRoot,
+    /// Shared directories are mounts of their own. Of [`enter_sharing`] alone.
+    ///
+    /// [`enter_sharing`]: crate::enter_sharing
+    Trees,
     /// Landlock rules.
     Landlock,
     /// The system call filter.
@@ -25,8 +30,9 @@ pub enum Measure {
 
 impl Measure {
     /// All of them, in the order in which they are applied.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Namespaces,
+        Self::Trees,
         Self::EmptyRoot,
         Self::NoNewPrivs,
         Self::Capabilities,

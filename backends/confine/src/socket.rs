@@ -27,7 +27,7 @@ pub struct SocketFile {
     neighbours: bool,
 }
 
-fn id(stat: &Stat) -> (u64, u64) {
+pub(crate) fn id(stat: &Stat) -> (u64, u64) {
     (stat.st_dev, stat.st_ino)
 }
 

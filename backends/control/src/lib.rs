@@ -1,6 +1,6 @@
 //! What a sidecar and its operator say to each other: what all command lines
-//! have in common ([`command_line`]), log lines ([`start_logging`]), and the
-//! control socket (`--control-path`), by which one asks a running program and
+//! have in common ([`command_line`]), how programs end ([`Failure`]), log lines
+//! ([`start_logging`]), and the control socket (`--control-path`), by which one asks a running program and
 //! changes it.
 //!
 //! A program fills an [`Operations`] table before it confines itself and gives
@@ -32,10 +32,12 @@ pub mod command_line;
 mod connection;
 mod descriptors;
 mod errands;
+mod failure;
 mod logger;
 mod operations;
 mod server;
 
+pub use failure::{Failure, exit_code, print};
 pub use logger::start_logging;
 pub use operations::{Answer, Arguments, Operations, Outcome, Refused, only};
 pub use server::Server;

@@ -13,13 +13,14 @@ mod data;
 mod listing;
 mod session;
 
+use std::mem;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use pericarp_ring::{Chain, ChainError};
 use pericarp_share::{Errno, OpenDirectory, OpenFile, Share};
-use pericarp_vhost::{Account, ConfigRefused, Device, Place, Step};
+use pericarp_vhost::{Account, ConfigRefused, Device, Errand, Place, Step};
 
 use crate::wire::{Header, IN_HEADER, OUT_HEADER, Reply, opcode};
 use data::Operation;
@@ -63,6 +64,15 @@ enum Kept {
     Directory(Arc<OpenDirectory>),
 }
 
+/// A call that a helper is to make, and its answer once it has.
+#[derive(Debug, Default)]
+struct Call {
+    header: Header,
+    body: Vec<u8>,
+    room: usize,
+    answer: Arc<Mutex<Option<Result<Reply, Errno>>>>,
+}
+
 /// One request in flight.
 #[derive(Debug, Default)]
 pub struct Request {
@@ -77,6 +87,8 @@ pub struct Request {
     moved: u64,
     retries: u8,
     account: Account,
+    /// Of an errand alone.
+    call: Option<Box<Call>>,
 }
 
 /// A virtio-fs device over one directory.
@@ -158,17 +170,22 @@ impl FsDevice {
         };
         let answer = match begun {
             Ok(Some(step)) => return step,
-            Ok(None) => self.answer(&header, chain),
+            Ok(None) => self.answer(&header, chain, request),
             Err(errno) => Err(errno),
         };
-        match answer {
-            Ok(reply) => Self::reply(chain, request, &reply),
-            Err(errno) => Self::fail(chain, request, errno),
+        if request.call.is_some() {
+            return Step::Errand;
         }
+        Self::answered(chain, request, answer)
     }
 
-    /// Calls that are answered at once.
-    fn answer(&self, header: &Header, chain: &mut Chain<'_>) -> Result<Reply, Errno> {
+    /// Makes a call, or prepares it as an errand.
+    fn answer(
+        &self,
+        header: &Header,
+        chain: &mut Chain<'_>,
+        request: &mut Request,
+    ) -> Result<Reply, Errno> {
         if chain.readable_len() > MAX_BODY {
             return Err(Errno::TOOBIG);
         }
@@ -183,7 +200,28 @@ impl FsDevice {
                 self.close();
                 Ok(Reply::default())
             }
+            code if self.share.waits() || takes_long(code) => {
+                let call = Call {
+                    header: *header,
+                    body,
+                    room,
+                    answer: Arc::default(),
+                };
+                request.call = Some(Box::new(call));
+                Ok(Reply::default())
+            }
             _ => self.call(header, &body, room),
+        }
+    }
+
+    fn answered(
+        chain: &mut Chain<'_>,
+        request: &mut Request,
+        answer: Result<Reply, Errno>,
+    ) -> Step {
+        match answer {
+            Ok(reply) => Self::reply(chain, request, &reply),
+            Err(errno) => Self::fail(chain, request, errno),
         }
     }
 
@@ -215,8 +253,14 @@ impl FsDevice {
     fn end(request: &mut Request, written: u32) -> Step {
         // What it had open is closed now and not when its place is used again.
         request.kept = None;
+        request.call = None;
         Step::Done { written }
     }
+}
+
+/// Calls that write a whole file system back, or copy megabytes.
+fn takes_long(code: u32) -> bool {
+    matches!(code, opcode::SYNCFS | opcode::COPY_FILE_RANGE)
 }
 
 /// Index of a request's class in [`Device::CLASSES`].
@@ -224,7 +268,7 @@ fn class(code: u32) -> usize {
     match code {
         opcode::READ => 1,
         opcode::WRITE => 2,
-        opcode::FSYNC | opcode::FSYNCDIR | opcode::FLUSH => 3,
+        opcode::FSYNC | opcode::FSYNCDIR | opcode::FLUSH | opcode::SYNCFS => 3,
         opcode::LOOKUP => 4,
         opcode::OPEN | opcode::RELEASE | opcode::OPENDIR | opcode::RELEASEDIR => 5,
         opcode::READDIR | opcode::READDIRPLUS => 6,
@@ -307,7 +351,27 @@ impl Device for FsDevice {
         }
     }
 
+    fn errand(self: Arc<Self>, request: &mut Request) -> Errand {
+        let Some(call) = request.call.as_deref_mut() else {
+            return Errand::new(|| -libc::EIO);
+        };
+        let (header, room) = (call.header, call.room);
+        let body = mem::take(&mut call.body);
+        let answer = Arc::clone(&call.answer);
+        Errand::new(move || {
+            let found = self.call(&header, &body, room);
+            *answer.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
+            0
+        })
+    }
+
     fn resume(&self, mut chain: Chain<'_>, request: &mut Request, result: i32) -> Step {
+        if let Some(call) = request.call.take() {
+            let mut found = call.answer.lock().unwrap_or_else(PoisonError::into_inner);
+            let answer = found.take().unwrap_or(Err(Errno::IO));
+            drop(found);
+            return Self::answered(&mut chain, request, answer);
+        }
         self.go_on(&mut chain, request, result)
     }
 }

@@ -25,10 +25,11 @@
 //! # After pivot_root
 //!
 //! A node is opened for reading or writing through its number in
-//! `/proc/self/fd`, of which [`Share::open`] keeps a descriptor: it works with an
+//! `/proc/self/fd`, of which a share keeps a descriptor: it works with an
 //! empty root, without a mounted proc, and with Landlock, which judges the file
-//! that is reached. It is bound to the process: open the share after the last
-//! `fork` and before `pivot_root`.
+//! that is reached. It is bound to the process: take it after the last `fork`,
+//! and before `pivot_root` ([`Share::own_descriptors`]); the share itself may be
+//! opened after that ([`Share::open_with`]).
 //!
 //! # Threads
 //!

@@ -45,10 +45,11 @@ pub(crate) struct Nodes {
 }
 
 impl Nodes {
-    pub(crate) fn new(root: &OwnedFd, options: &ShareOptions) -> Result<Self, ShareError> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let proc = openat(rustix::fs::CWD, c"/proc/self/fd", flags, Mode::empty())
-            .map_err(|errno| ShareError::NoProc(errno.into()))?;
+    pub(crate) fn new(
+        root: &OwnedFd,
+        proc: OwnedFd,
+        options: &ShareOptions,
+    ) -> Result<Self, ShareError> {
         let refused = |errno: Errno| ShareError::Root(errno.into());
         let stat = statx(root, c"", AtFlags::EMPTY_PATH, WANTED).map_err(refused)?;
         if kind(&stat) != FileType::Directory {

@@ -13,8 +13,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, ResolveFlags, Statx, fstatvfs, openat, openat2, readlinkat,
-    statx,
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Statx, fstatvfs, openat, openat2,
+    readlinkat, statx,
 };
 use rustix::io::Errno;
 use rustix::path::DecInt;
@@ -48,21 +48,65 @@ pub struct Share {
 }
 
 impl Share {
-    /// Passes the tree below `root` on, a directory open in whatever way. See the
-    /// crate's own page for when to call it.
+    /// Says whether the tree below `root` can be passed on, a directory open in
+    /// whatever way. Keeps nothing open.
+    ///
+    /// # Errors
+    /// [`ShareError`] if not.
+    pub fn check(root: BorrowedFd<'_>, options: &ShareOptions) -> Result<(), ShareError> {
+        options.check()?;
+        let stat = statx(root, c"", AtFlags::EMPTY_PATH, WANTED)
+            .map_err(|errno| ShareError::Root(errno.into()))?;
+        if kind(&stat) != FileType::Directory {
+            return Err(ShareError::NotADirectory);
+        }
+        Self::check_openat2(root)
+    }
+
+    fn check_openat2(root: BorrowedFd<'_>) -> Result<(), ShareError> {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let opened = openat2(root, c".", flags, Mode::empty(), CONFINED);
+        opened.map(drop).map_err(|errno| match errno {
+            Errno::NOSYS | Errno::PERM => ShareError::NoOpenat2(errno.into()),
+            _ => ShareError::Root(errno.into()),
+        })
+    }
+
+    /// The directory of this process's own descriptors, `/proc/self/fd`, open
+    /// for [`open_with`](Self::open_with).
+    ///
+    /// # Errors
+    /// [`ShareError::NoProc`].
+    pub fn own_descriptors() -> Result<OwnedFd, ShareError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        openat(CWD, c"/proc/self/fd", flags, Mode::empty())
+            .map_err(|errno| ShareError::NoProc(errno.into()))
+    }
+
+    /// Passes the tree below `root` on. See the crate's own page for when to
+    /// call it.
     ///
     /// # Errors
     /// [`ShareError`].
     pub fn open(root: OwnedFd, options: ShareOptions) -> Result<Self, ShareError> {
-        options.check()?;
-        let nodes = Nodes::new(&root, &options)?;
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        openat2(nodes.root(), c".", flags, Mode::empty(), CONFINED).map_err(
-            |errno| match errno {
-                Errno::NOSYS | Errno::PERM => ShareError::NoOpenat2(errno.into()),
-                _ => ShareError::Root(errno.into()),
-            },
-        )?;
+        Self::check(root.as_fd(), &options)?;
+        Self::open_with(root, Self::own_descriptors()?, options)
+    }
+
+    /// As [`open`](Self::open), in a process that reaches no path any more and
+    /// has opened its [`own_descriptors`](Self::own_descriptors) before; root and
+    /// options have passed [`check`](Self::check). One open
+    /// `/proc/self/fd` does for many shares, as duplicates.
+    ///
+    /// # Errors
+    /// [`ShareError`].
+    pub fn open_with(
+        root: OwnedFd,
+        descriptors: OwnedFd,
+        options: ShareOptions,
+    ) -> Result<Self, ShareError> {
+        let nodes = Nodes::new(&root, descriptors, &options)?;
+        Self::check_openat2(nodes.root().as_fd())?;
         Ok(Self {
             nodes,
             handles: Handles::new(options.open_files),
@@ -79,6 +123,12 @@ impl Share {
     /// What it was made with.
     pub fn options(&self) -> &ShareOptions {
         &self.options
+    }
+
+    /// The tree is on a file system that is served by another process or machine:
+    /// every call may take long.
+    pub fn waits(&self) -> bool {
+        self.nodes.root_waits()
     }
 
     /// Descriptors that nodes have, nodes, and open files, for statistics.

@@ -6,10 +6,13 @@
 
 use std::fmt::Debug;
 use std::os::fd::{OwnedFd, RawFd};
+use std::sync::Arc;
 
 use pericarp_ring::{Buffer, Chain, ChainError};
 use pericarp_uring::Place;
 use thiserror::Error;
+
+use crate::helpers::Errand;
 
 /// The front end wrote a configuration field that is read-only or unknown, or a
 /// value the device does not take.
@@ -110,6 +113,8 @@ pub enum Step {
         /// RWF_* flags of pwritev2.
         flags: i32,
     },
+    /// Have a thread that may wait do what [`Device::errand`] says.
+    Errand,
 }
 
 /// How a request counts, in limits and in statistics.
@@ -194,6 +199,13 @@ pub trait Device: Debug + Send + Sync + 'static {
         chain: Chain<'_>,
         request: &mut Self::Request,
     ) -> Step;
+
+    /// What is to be done elsewhere, of a request that asked for
+    /// [`Step::Errand`]. What it returns is the step's result; the request keeps
+    /// nothing of it that the errand does not share.
+    fn errand(self: Arc<Self>, _request: &mut Self::Request) -> Errand {
+        Errand::new(|| -libc::ENOSYS)
+    }
 
     /// The last step ended with `result`: bytes moved, already consumed from
     /// the chain, or a negative errno.

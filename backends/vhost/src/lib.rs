@@ -13,6 +13,7 @@ mod channel;
 mod clock;
 mod device;
 mod handover;
+mod helpers;
 pub mod histogram;
 mod limiter;
 mod mailbox;
@@ -20,6 +21,7 @@ mod mailbox;
 pub mod measured;
 mod oversight;
 mod pool;
+pub mod program;
 mod records;
 mod server;
 mod session;
@@ -31,6 +33,7 @@ pub use device::{Account, ConfigRefused, Device, FileRef, Step};
 pub use handover::{
     DeviceIdentity, Estate, Giver, HandOverError, Identity, Inheritance, Meeting, Predecessor,
 };
+pub use helpers::Errand;
 pub use limiter::Limits;
 pub use oversight::{Overseen, Oversight, Told, device_named, metrics_of, with_operations};
 pub use pericarp_uring::Place;

@@ -69,6 +69,9 @@ pub(crate) enum Command<D> {
     SetCall(QueueId, Option<Bell>, SyncSender<Result<(), EngineError>>),
     /// Let go of the files of this device, whose queues are all stopped.
     Forget(u16, SyncSender<()>),
+    /// The errand of a request is done, with this result. Queue and request are
+    /// those of the worker: neither goes while it is under way.
+    Done { slot: usize, head: u16, result: i32 },
     /// Look at all queues again: limits have changed.
     Look,
     /// Return once nothing is left to do.

@@ -17,9 +17,14 @@ use thiserror::Error;
 
 use crate::causes;
 use crate::device::Device;
+use crate::helpers::Helpers;
 use crate::mailbox::{Command, Mailbox, QueueId};
 use crate::stop::Stop;
 use crate::worker::Worker;
+
+/// The most threads for errands: what one device may have wait for a file system
+/// on the network at a time, besides reads and writes.
+const HELPERS: usize = 64;
 
 /// How many workers, and of which kind.
 #[derive(Debug, Clone)]
@@ -65,6 +70,7 @@ pub enum PoolError {
 #[derive(Debug)]
 pub struct Pool<D: Device> {
     workers: Vec<Worker<D>>,
+    helpers: Arc<Helpers>,
     handles: Handles<D>,
     files: u32,
     cpus: Vec<usize>,
@@ -109,6 +115,7 @@ impl<D: Device> Pool<D> {
     pub fn new(options: &PoolOptions) -> Result<Self, PoolError> {
         let mut workers = Vec::with_capacity(options.workers);
         let mut mailboxes = Vec::with_capacity(options.workers);
+        let helpers = Arc::new(Helpers::new(HELPERS));
         for _ in 0..options.workers.max(1) {
             // One more descriptor than asked for: the mailbox.
             let engine = Engine::with(&EngineOptions {
@@ -134,10 +141,12 @@ impl<D: Device> Pool<D> {
                 warn!("guest memory cannot be registered here: serving without");
             }
             debug!("worker {} uses {engine}", workers.len());
-            workers.push(Worker::new(engine, mailbox, options.poll_limit));
+            let helpers = Arc::clone(&helpers);
+            workers.push(Worker::new(engine, mailbox, helpers, options.poll_limit));
         }
         Ok(Self {
             workers,
+            helpers,
             handles: Handles(mailboxes.into()),
             files: options.files,
             cpus: options.cpus.clone(),
@@ -170,6 +179,7 @@ impl<D: Device> Pool<D> {
     /// The kernel's refusal to make a thread.
     pub fn start(self, stop: &Stop) -> Result<Running<D>, PoolError> {
         let mut threads = Vec::with_capacity(self.workers.len());
+        self.helpers.answer_to(stop);
         for (index, worker) in self.workers.into_iter().enumerate() {
             let stop = stop.clone();
             let cpu = (!self.cpus.is_empty()).then(|| self.cpus[index % self.cpus.len()]);
@@ -224,7 +234,7 @@ fn pin(worker: usize, cpu: usize) {
 
 /// Turns a panic on a worker thread into the end of the program: its queues
 /// would stand still otherwise, in silence.
-struct Alarm(Stop);
+pub(crate) struct Alarm(pub(crate) Stop);
 
 impl Drop for Alarm {
     fn drop(&mut self) {

@@ -5,8 +5,6 @@
 //! right it does not need; only then does it start threads and read the first
 //! byte from a front end, a guest or a host program.
 
-use std::fmt::Display;
-use std::io::Write;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::ExitCode;
@@ -14,40 +12,17 @@ use std::sync::{Arc, Mutex};
 
 use log::{info, warn};
 use pericarp_confine::{Namespaces, Profile, SocketFile};
+use pericarp_control::{Failure, exit_code, print};
+use pericarp_vhost::program::{check_sockets, listener, raise_descriptor_limit, socket_mistake};
 use pericarp_vhost::{Ending, Endpoint, EndpointError, Stop, causes};
 use pericarp_vsock::{
-    BadOption, Command, Engine, HELP, MAX_CONNECTIONS, Options, SocketOption, parse, start_logging,
+    Command, Engine, HELP, MAX_CONNECTIONS, Options, SocketOption, parse, start_logging,
 };
-use rustix::process::{Resource, getrlimit, setrlimit};
 
 const PROGRAM: &str = "pericarp-vsock";
 
 /// Descriptors for everything but connections.
 const OTHER_DESCRIPTORS: usize = 64;
-
-/// What goes wrong before or while serving, and the exit code for it.
-struct Failure {
-    code: u8,
-    line: String,
-}
-
-impl Failure {
-    /// The operator's to mend.
-    fn input(line: impl Display) -> Self {
-        Self {
-            code: 2,
-            line: line.to_string(),
-        }
-    }
-
-    /// Ours or the system's.
-    fn run_time(line: impl Display) -> Self {
-        Self {
-            code: 1,
-            line: line.to_string(),
-        }
-    }
-}
 
 fn main() -> ExitCode {
     let done = match parse(std::env::args_os().skip(1)) {
@@ -57,28 +32,7 @@ fn main() -> ExitCode {
         Ok(Command::Serve(options)) => serve(&options),
         Err(mistake) => Err(Failure::input(mistake)),
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            // Not through the logger: it may be off, and this must be seen.
-            let _ = writeln!(std::io::stderr(), "{PROGRAM}: {}", failure.line);
-            ExitCode::from(failure.code)
-        }
-    }
-}
-
-fn print(text: &str) -> Result<(), Failure> {
-    std::io::stdout()
-        .write_all(text.as_bytes())
-        .map_err(|e| Failure::run_time(format_args!("cannot write to stdout: {e}")))
-}
-
-fn mistake(option: &str, value: impl Display, rule: impl Display) -> Failure {
-    Failure::input(BadOption {
-        option: option.to_owned(),
-        value: value.to_string(),
-        rule: rule.to_string(),
-    })
+    exit_code(PROGRAM, done)
 }
 
 fn serve(options: &Options) -> Result<(), Failure> {
@@ -86,13 +40,11 @@ fn serve(options: &Options) -> Result<(), Failure> {
     // All that can be wrong with the input, before anything is changed.
     options.check_apart().map_err(Failure::input)?;
     let uds = options.uds_path.as_path();
-    let wrong_uds = |e: EndpointError| mistake("--uds-path", uds.display(), e);
+    let wrong_uds = |e: EndpointError| Failure::mistake("--uds-path", uds.display(), e);
     Endpoint::check(uds).map_err(wrong_uds)?;
+    check_sockets([&options.socket], None)?;
     let front = match &options.socket {
-        SocketOption::Path(path) => {
-            Endpoint::check(path).map_err(|e| mistake("--socket-path", path.display(), e))?;
-            None
-        }
+        SocketOption::Path(_) => None,
         SocketOption::Descriptor(number) => Some(passed(*number)?),
     };
 
@@ -113,9 +65,9 @@ fn passed(number: i32) -> Result<UnixListener, Failure> {
         Ok(Endpoint::Listening(listener) | Endpoint::Bound(listener, _)) => Ok(listener),
         Ok(Endpoint::Connected(_)) | Err(EndpointError::BadDescriptor) => {
             let rule = "it is not a listening unix stream socket: pass a listening socket";
-            Err(mistake("--fd", number, rule))
+            Err(Failure::mistake("--fd", number, rule))
         }
-        Err(other) => Err(mistake("--fd", number, other)),
+        Err(other) => Err(socket_mistake(&SocketOption::Descriptor(number), other)),
     }
 }
 
@@ -126,7 +78,7 @@ fn bind(
     neighbours: bool,
     sockets: &mut Vec<SocketFile>,
 ) -> Result<UnixListener, Failure> {
-    let bound = Endpoint::bind(path).map_err(|e| mistake(option, path.display(), e))?;
+    let bound = Endpoint::bind(path).map_err(|e| Failure::mistake(option, path.display(), e))?;
     let file = SocketFile::open(path)
         .map_err(|e| Failure::run_time(format_args!("{}: {e}", path.display())))?;
     sockets.push(if neighbours {
@@ -134,25 +86,13 @@ fn bind(
     } else {
         file
     });
-    match bound {
-        Endpoint::Bound(listener, _) | Endpoint::Listening(listener) => Ok(listener),
-        Endpoint::Connected(_) => Err(Failure::run_time("a bound socket is connected")),
-    }
+    listener(bound)
 }
 
-/// Takes as many descriptors as the system allows; gives the connections that
-/// fit.
-fn raise_limit() -> usize {
-    let mut limit = getrlimit(Resource::Nofile);
+/// The connections that fit the limit of open files, which is raised for them.
+fn connections() -> usize {
     let wanted = (MAX_CONNECTIONS + OTHER_DESCRIPTORS) as u64;
-    let allowed = limit.maximum.unwrap_or(wanted).min(wanted);
-    if limit.current.is_some_and(|current| current < allowed) {
-        limit.current = Some(allowed);
-        if let Err(errno) = setrlimit(Resource::Nofile, limit) {
-            warn!("the limit of open files stays as it is: {errno}");
-        }
-    }
-    let current = getrlimit(Resource::Nofile).current.unwrap_or(wanted);
+    let current = raise_descriptor_limit(wanted);
     (current.min(wanted) as usize).saturating_sub(OTHER_DESCRIPTORS)
 }
 
@@ -169,7 +109,7 @@ fn bind_and_run(
         (None, SocketOption::Descriptor(number)) => passed(*number)?,
     };
     let prefix = format!("{}_", options.uds_name);
-    let engine = Engine::new(options.guest_cid, host, prefix, raise_limit())
+    let engine = Engine::new(options.guest_cid, host, prefix, connections())
         .map_err(|e| Failure::run_time(format_args!("cannot watch sockets: {e}")))?;
     let engine = Arc::new(Mutex::new(engine));
     if options.confine {

@@ -3,13 +3,14 @@
 //! `main` parses it whole before it touches anything. Every mistake becomes one
 //! line that names the option, the value, the rule and the cure.
 
-use std::collections::HashSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use log::LevelFilter;
-use pericarp_control::command_line::{self, bad, log_level, number, unknown};
 pub use pericarp_control::command_line::{BadOption, SocketOption};
+use pericarp_control::command_line::{
+    CommandLine, bad, descriptor, log_level, number, socket_path, unknown,
+};
 
 /// What `--help` prints.
 pub const HELP: &str = "\
@@ -72,15 +73,11 @@ pub enum Command {
 /// # Errors
 /// The first [`BadOption`].
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOption> {
-    let mut parser = lexopt::Parser::from_args(args);
-    let mut seen = HashSet::new();
+    let mut line = CommandLine::new(args, &[]);
     let (mut socket, mut cid, mut uds, mut level) = (None, None, None, None);
     let mut confine = true;
-    while let Some(name) = command_line::next(&mut parser)? {
-        if !seen.insert(name.clone()) {
-            return Err(bad(&name, "", "given twice: give it once"));
-        }
-        let mut value = || command_line::value(&mut parser, &name);
+    while let Some(name) = line.next_option()? {
+        let mut value = || line.value(&name);
         match name.as_str() {
             "--help" => return Ok(Command::Help),
             "--version" => return Ok(Command::Version),
@@ -95,8 +92,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
                 let rule = "give either --socket-path or --fd, not both";
                 return Err(bad(&name, value()?, rule));
             }
-            "--socket-path" => socket = Some(command_line::socket_path(&name, &value()?)?),
-            "--fd" => socket = Some(command_line::descriptor(&name, &value()?)?),
+            "--socket-path" => socket = Some(socket_path(&name, &value()?)?),
+            "--fd" => socket = Some(descriptor(&name, &value()?)?),
             _ => return Err(unknown(&name)),
         }
     }

@@ -2,9 +2,10 @@
 //! `--device`, as members. `add-device` calls it.
 
 use pericarp_control::Arguments;
+use pericarp_vhost::program::Keys;
 use serde_json::{Map, Value, json};
 
-use super::draft::{Draft, Keys};
+use super::draft::Draft;
 use super::request::NOT_LATER;
 use super::{BadOption, DeviceOptions, SocketOption, bad};
 use crate::disk::CacheMode;
@@ -16,10 +17,7 @@ impl DeviceOptions {
     /// # Errors
     /// The first [`BadOption`].
     pub fn from_members(members: &Arguments) -> Result<Self, BadOption> {
-        let mut draft = Draft {
-            keys: Some(Keys::Members),
-            ..Draft::default()
-        };
+        let mut draft = Draft::new(Keys::Members);
         for (key, value) in members {
             let text = match value {
                 Value::String(text) => text.clone(),

@@ -6,35 +6,24 @@
 mod draft;
 mod line;
 mod request;
-mod values;
 
-use std::collections::HashSet;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use log::LevelFilter;
-use pericarp_control::command_line::{self, bad, log_level, number, unknown};
+use pericarp_control::command_line::{CommandLine, bad, path, unknown};
 use pericarp_uring::EngineKind;
 use pericarp_vhost::Limits;
+use pericarp_vhost::program::{ProcessDraft, check_apart};
 
 use crate::disk::DiskOptions;
 use draft::Draft;
 pub use pericarp_control::command_line::{BadOption, SocketOption};
+pub use pericarp_vhost::program::MAX_QUEUES;
 pub use request::Change;
 use request::Request;
-use values::{cpu_list, io_engine};
 
-/// The most queues one device may have.
-pub const MAX_QUEUES: u16 = 64;
-/// The range of queue sizes.
-const QUEUE_SIZES: std::ops::RangeInclusive<u16> = 16..=pericarp_ring::MAX_QUEUE_SIZE;
-/// The most worker threads.
-const MAX_WORKERS: usize = 64;
-/// The longest time a worker may be told to poll before it sleeps.
-const MAX_POLL_US: u64 = 1000;
-/// About what it costs to sleep and be woken.
-const POLL_LIMIT: Duration = Duration::from_micros(20);
 /// The most devices of one process, to begin with and later.
 const MAX_DEVICES: usize = 256;
 
@@ -176,27 +165,22 @@ pub enum Command {
 /// # Errors
 /// The first [`BadOption`].
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOption> {
-    let mut parser = lexopt::Parser::from_args(args);
+    let mut line = CommandLine::new(args, &["--device"]);
     let mut single = Draft::default();
     let mut drafts: Vec<Draft> = Vec::new();
-    let mut seen = HashSet::new();
-    let (mut workers, mut cpus, mut engine, mut level) = (None, None, None, None);
-    let mut poll_limit = None;
-    let mut confine = true;
+    let mut process = ProcessDraft::default();
     let mut register_memory = false;
-    let mut inflight_file = None;
-    let (mut control, mut take_over) = (None, None);
+    let mut take_over = None;
     let mut request = Request::default();
-    while let Some(name) = command_line::next(&mut parser)? {
-        if name != "--device" && !seen.insert(name.clone()) {
-            return Err(bad(&name, "", "given twice: give it once"));
+    while let Some(name) = line.next_option()? {
+        let mut value = || line.value(&name);
+        if process.set(&name, &mut value)? {
+            continue;
         }
-        let mut value = || command_line::value(&mut parser, &name);
         match name.as_str() {
             "--help" => return Ok(Command::Help),
             "--version" => return Ok(Command::Version),
             "--print-capabilities" => return Ok(Command::Capabilities),
-            "--no-confine" => confine = false,
             "--register-memory" => register_memory = true,
             "--read-only" => single.read_only = Some(true),
             "--iopoll" => single.iopoll = Some(true),
@@ -204,51 +188,19 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
             "--add-device" => request.add = Some(Draft::from_keys("--add-device", &value()?)?),
             "--remove-device" => request.remove = Some(value()?),
             "--force" => request.force = true,
-            "--poll-us" => {
-                let limit = number(&name, &value()?, 0, MAX_POLL_US)?;
-                poll_limit = Some(Duration::from_micros(limit));
-            }
-            "--workers" => workers = Some(number(&name, &value()?, 1, MAX_WORKERS)?),
-            "--cpus" => cpus = Some(cpu_list(&name, &value()?)?),
-            "--inflight-file" => {
-                let path = value()?;
-                if path.is_empty() {
-                    return Err(bad(&name, "\"\"", "empty: give the path of a file"));
-                }
-                inflight_file = Some(PathBuf::from(path));
-            }
-            "--io-engine" => engine = Some(io_engine(&name, &value()?)?),
-            "--control-path" => match value()? {
-                path if path.is_empty() => {
-                    return Err(bad(&name, "\"\"", "empty: give the path of a socket"));
-                }
-                path => control = Some(PathBuf::from(path)),
-            },
-            "--take-over" => match value()? {
-                path if path.is_empty() => {
-                    let rule = "empty: give the control socket of a running program";
-                    return Err(bad(&name, "\"\"", rule));
-                }
-                path => take_over = Some(PathBuf::from(path)),
-            },
-            "--log-level" => level = Some(log_level(&name, &value()?)?),
-            "--socket-path" | "--fd" if single.socket.is_some() => {
-                return Err(bad(
-                    &name,
-                    value()?,
-                    "give either --socket-path or --fd, not both",
-                ));
+            "--take-over" => {
+                let what = "the control socket of a running program";
+                take_over = Some(path(&name, value()?, what)?);
             }
             "--socket-path" | "--fd" | "--blk-file" | "--num-queues" | "--queue-size"
             | "--cache" | "--serial" | "--iops" | "--iops-burst" | "--bandwidth"
             | "--bandwidth-burst" => {
-                let value = value()?;
-                single.set(&name, &name[2..], &value)?;
+                single.set(&name, &name[2..], &value()?)?;
             }
             _ => return Err(unknown(&name)),
         }
     }
-    if let Some(command) = request.finish(control.as_ref(), &seen, drafts.len())? {
+    if let Some(command) = request.finish(process.control(), line.seen(), drafts.len())? {
         return Ok(command);
     }
     if single.touched() {
@@ -261,9 +213,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
         }
         drafts.push(single);
     }
-    let mut options = finish(drafts, workers, cpus, engine, level, confine)?;
-    options.poll_limit = poll_limit.unwrap_or(POLL_LIMIT);
-    options.inflight_file = inflight_file;
+    let mut options = finish(drafts, process)?;
     if register_memory && options.engine == EngineKind::Sync {
         let rule = "there is nothing to register with in the sync engine: use auto or uring";
         return Err(bad("--register-memory", "", rule));
@@ -273,76 +223,41 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
         let rule = "the sync engine waits for each request instead: use auto or uring";
         return Err(bad("--iopoll", "", rule));
     }
-    if let Some(path) = &control
-        && options
-            .devices
-            .iter()
-            .any(|d| d.socket == SocketOption::Path(path.clone()))
-    {
-        let rule = "used twice: give the control socket its own";
-        return Err(bad("--control-path", path.display(), rule));
-    }
-    if let (Some(path), None) = (&take_over, &control) {
+    if let (Some(path), None) = (&take_over, &options.control) {
         let rule = "the running program has a control socket: give --control-path, too";
         return Err(bad("--take-over", path.display(), rule));
     }
-    options.control = control;
     options.take_over = take_over;
     Ok(Command::Serve(Box::new(options)))
 }
 
-fn finish(
-    drafts: Vec<Draft>,
-    workers: Option<usize>,
-    cpus: Option<Vec<usize>>,
-    engine: Option<EngineKind>,
-    level: Option<LevelFilter>,
-    confine: bool,
-) -> Result<Options, BadOption> {
+fn finish(drafts: Vec<Draft>, process: ProcessDraft) -> Result<Options, BadOption> {
     if drafts.is_empty() {
-        return Err(bad(
-            "--blk-file",
-            "",
-            "missing: say which disk to serve; see --help",
-        ));
+        let rule = "missing: say which disk to serve; see --help";
+        return Err(bad("--blk-file", "", rule));
     }
-    if drafts.len() > MAX_DEVICES {
-        let rule = format!("at most {MAX_DEVICES} devices fit one process: start another");
-        return Err(bad("--device", drafts.len(), rule));
-    }
-    let mut devices = Vec::with_capacity(drafts.len());
-    let (mut ids, mut sockets) = (HashSet::new(), HashSet::new());
-    for draft in drafts {
-        let device = draft.finish()?;
-        if !ids.insert(device.id.clone()) {
-            return Err(bad(
-                "--device id",
-                &device.id,
-                "used twice: give each device its own",
-            ));
-        }
-        if let SocketOption::Path(path) = &device.socket
-            && !sockets.insert(path.clone())
-        {
-            let rule = "used twice: give each device its own";
-            return Err(bad("--device socket", path.display(), rule));
-        }
-        devices.push(device);
-    }
-    let queues: usize = devices.iter().map(|d| usize::from(d.queues)).sum();
-    let default = std::thread::available_parallelism().map_or(1, |n| n.get().min(queues));
+    let devices: Vec<_> = drafts
+        .into_iter()
+        .map(Draft::finish)
+        .collect::<Result<_, _>>()?;
+    check_apart(
+        devices.iter().map(|d| (d.id.as_str(), &d.socket)),
+        MAX_DEVICES,
+    )?;
+    let queues = devices.iter().map(|d| usize::from(d.queues)).sum();
+    let process = process.finish(queues, devices.iter().map(|d| &d.socket))?;
     Ok(Options {
         devices,
-        workers: workers.unwrap_or(default).min(MAX_WORKERS),
-        cpus: cpus.unwrap_or_default(),
-        engine: engine.unwrap_or_default(),
-        poll_limit: POLL_LIMIT,
+        workers: process.workers,
+        cpus: process.cpus,
+        engine: process.engine,
+        poll_limit: process.poll_limit,
         register_memory: false,
-        inflight_file: None,
-        control: None,
+        inflight_file: process.inflight_file,
+        control: process.control,
         take_over: None,
-        log_level: level.unwrap_or(LevelFilter::Warn),
-        confine,
+        log_level: process.log_level,
+        confine: process.confine,
     })
 }
 

@@ -8,6 +8,7 @@
 // UNSAFETY: pushing to a ring, and calling what no safe wrapper should offer.
 
 mod alive;
+mod sharing;
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -47,6 +48,16 @@ const ALIVE: &[Case<fn(&Path)>] = &[
         alive::reopening,
     ),
     ("a_profile_adds_calls_and_ioctls", alive::profile_adds),
+    ("a_shared_tree_works_and_ends_at_its_root", sharing::works),
+    ("a_ring_reaches_the_shared_tree_alone", sharing::rings),
+    ("a_read_only_tree_cannot_be_changed", sharing::read_only),
+    ("several_trees_keep_their_rights", sharing::several),
+    ("what_is_mounted_below_is_shared", sharing::submounts),
+    ("a_whole_file_system_has_handles", sharing::handles),
+    ("a_tree_is_held_without_mounts", sharing::without_mounts),
+    ("a_tree_is_held_without_attributes", sharing::no_attributes),
+    ("a_replaced_tree_is_an_error", sharing::replaced),
+    ("what_cannot_be_shared_is_an_error", sharing::refusals),
 ];
 
 /// Calls that a confined process must not survive.
@@ -88,13 +99,30 @@ const DEADLY: &[Case<fn()>] = &[
     }),
 ];
 
+/// The same of one that shares a tree.
+const DEADLY_SHARING: &[Case<fn()>] = &[
+    ("sharing_execve", || drop(Command::new("/bin/true").exec())),
+    ("sharing_fork", || drop(Command::new("/bin/true").spawn())),
+    ("sharing_ptrace", || call(libc::SYS_ptrace, [0; 3])),
+    ("sharing_mount", || call(libc::SYS_mount, [0; 3])),
+    ("sharing_open_tree", || call(libc::SYS_open_tree, [0; 3])),
+    ("sharing_chroot", || call(libc::SYS_chroot, [0; 3])),
+    ("sharing_chdir", || call(libc::SYS_chdir, [0; 3])),
+    ("sharing_unshare_of_more", sharing::unshare_more),
+    ("sharing_unshare_of_nothing", || {
+        call(libc::SYS_unshare, [0; 3]);
+    }),
+    ("sharing_connect", || call(libc::SYS_connect, [0; 3])),
+];
+
 fn main() -> ExitCode {
     if let Ok(name) = std::env::var("CONFINED_CASE") {
         play(&name);
         return ExitCode::SUCCESS;
     }
     let alive = ALIVE.iter().map(|case| (case.0, 0));
-    let deadly = DEADLY.iter().map(|case| (case.0, libc::SIGSYS));
+    let deadly = DEADLY.iter().chain(DEADLY_SHARING);
+    let deadly = deadly.map(|case| (case.0, libc::SIGSYS));
     let cases = alive.chain(deadly).chain([("abort", libc::SIGABRT)]);
     let filter = std::env::args().skip(1).find(|word| !word.starts_with('-'));
     let own = rustix::process::geteuid().as_raw();
@@ -125,6 +153,10 @@ fn main() -> ExitCode {
 fn play(name: &str) {
     if let Some(case) = ALIVE.iter().find(|case| case.0 == name) {
         return case.1(Path::new(&std::env::var("CONFINED_DIR").unwrap()));
+    }
+    if let Some(case) = DEADLY_SHARING.iter().find(|case| case.0 == name) {
+        let dir = std::env::var("CONFINED_DIR").unwrap();
+        return sharing::enter_for(Path::new(&dir), case.1);
     }
     let profile = Profile {
         syscalls: if name.starts_with("socket_") {

@@ -77,6 +77,7 @@ impl FsDevice {
             }
             opcode::ACCESS => done(self.share.access(&caller, node, fields.u32()? as i32)),
             opcode::FLUSH => done(self.share.flush(Handle(fields.u64()?))),
+            opcode::SYNCFS => done(self.share.sync_all(node)),
             opcode::LSEEK => {
                 let (handle, offset) = (Handle(fields.u64()?), fields.u64()?);
                 let found = self.share.seek(handle, offset, fields.u32()? as i32)?;

@@ -272,7 +272,8 @@ impl<'r, 's> Player<'r, 's> {
             Step::Sync { .. }
             | Step::Allocate { .. }
             | Step::Discard { .. }
-            | Step::WriteZeroes { .. } => self.issued.push(head),
+            | Step::WriteZeroes { .. }
+            | Step::Errand => self.issued.push(head),
         }
     }
 

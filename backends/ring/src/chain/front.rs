@@ -140,7 +140,7 @@ mod tests {
             assert_eq!(chain.write(b"datadata"), 8);
             // More than was set aside is dropped.
             chain.write_front(b"HEADER");
-            let mut seen = Vec::new();
+            let mut seen: Vec<u8> = Vec::new();
             let mut address = 0x9000;
             for len in lengths {
                 let bytes: [u8; 12] = guest.get(address);

@@ -149,6 +149,15 @@ impl Share {
         }
     }
 
+    /// Writes all of the file system back that a directory is on. May take long.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn sync_all(&self, node: NodeId) -> Result<(), Errno> {
+        let node = self.directory(node)?;
+        rustix::fs::syncfs(self.reopen(&node, OFlags::RDONLY | OFlags::DIRECTORY)?)
+    }
+
     /// Takes a handle back.
     ///
     /// # Errors

@@ -16,6 +16,7 @@ use super::pace::Pace;
 use super::ringer::Ringer;
 use super::token::Token;
 use crate::device::{Device, FileRef, Step};
+use crate::helpers::Errand;
 use crate::limiter::Gate;
 use crate::mailbox::{QueueId, StartQueue, Stopped};
 use crate::records::Fence;
@@ -46,6 +47,8 @@ pub(super) struct Active<D: Device> {
     /// Requests of this turn that wait for a sync of a file. The worker takes
     /// them: those of all its queues share one.
     pub(super) syncs: Vec<(FileSlot, u16)>,
+    /// Those of this turn that somebody else is to do.
+    pub(super) errands: Vec<(Errand, u16)>,
     pub(super) kick_slot: FileSlot,
     pub(super) kick_token: u64,
     /// Keeps the descriptor open for as long as the engine watches it.
@@ -94,6 +97,7 @@ impl<D: Device> Active<D> {
             steps: steps.into_boxed_slice(),
             files,
             syncs: Vec::new(),
+            errands: Vec::new(),
             kick_slot,
             kick_token,
             _kick: start.kick,
@@ -283,7 +287,8 @@ impl<D: Device> Active<D> {
             Step::Sync { .. }
             | Step::Allocate { .. }
             | Step::Discard { .. }
-            | Step::WriteZeroes { .. } => self.issue(engine, slot, head),
+            | Step::WriteZeroes { .. }
+            | Step::Errand => self.issue(engine, slot, head),
         }
     }
 
@@ -351,6 +356,11 @@ impl<D: Device> Active<D> {
                 len,
                 flags,
             } => engine.write_zeroes(extent(file, offset, len), flags),
+            Step::Errand => {
+                let (_, request) = self.requests.request(head);
+                let errand = Arc::clone(&self.device).errand(request);
+                self.errands.push((errand, head));
+            }
             Step::Done { .. } => {}
         }
     }

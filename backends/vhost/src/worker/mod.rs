@@ -31,6 +31,7 @@ use pericarp_uring::{Completion, Engine, EngineError, FileSlot};
 
 use crate::clock;
 use crate::device::Device;
+use crate::helpers::Helpers;
 use crate::mailbox::{Bell, Command, Mailbox, QueueId, StartQueue, Stopped};
 use active::{Active, State};
 use memory::Registry;
@@ -55,6 +56,7 @@ pub(crate) struct Worker<D: Device> {
     completions: Vec<Completion>,
     poller: Poller,
     syncs: Syncs,
+    helpers: Arc<Helpers>,
     /// Guest memory in the engine's table of registered buffers.
     memory: Registry,
     /// Some queue is counted or limited: turns have a time.
@@ -65,7 +67,12 @@ pub(crate) struct Worker<D: Device> {
 }
 
 impl<D: Device> Worker<D> {
-    pub(crate) fn new(engine: Engine, mailbox: Arc<Mailbox<D>>, poll_limit: Duration) -> Self {
+    pub(crate) fn new(
+        engine: Engine,
+        mailbox: Arc<Mailbox<D>>,
+        helpers: Arc<Helpers>,
+        poll_limit: Duration,
+    ) -> Self {
         Self {
             memory: Registry::new(&engine),
             engine,
@@ -76,6 +83,7 @@ impl<D: Device> Worker<D> {
             completions: Vec::new(),
             poller: Poller::new(poll_limit),
             syncs: Syncs::default(),
+            helpers,
             timed: false,
             first: 0,
         }
@@ -269,6 +277,12 @@ impl<D: Device> Worker<D> {
                 }
                 let _ = reply.send(());
             }
+            Command::Done { slot, head, result } => {
+                let now = self.now();
+                if let Some(Some(active)) = self.queues.get_mut(slot) {
+                    active.complete(&mut self.engine, slot, (head, result), now);
+                }
+            }
             Command::Look | Command::End => {}
         }
         Ok(())
@@ -391,6 +405,11 @@ impl<D: Device> Worker<D> {
         }
         for (file, head) in active.syncs.drain(..) {
             self.syncs.join(file, Waiter { slot, head });
+        }
+        for (errand, head) in active.errands.drain(..) {
+            let mailbox = Arc::clone(&self.mailbox);
+            let report = move |result| mailbox.send(Command::Done { slot, head, result });
+            self.helpers.send(errand, Box::new(report));
         }
         active.publish(&mut self.engine);
         if active.requests.in_flight() == 0 && matches!(active.state, State::Stopping { .. }) {

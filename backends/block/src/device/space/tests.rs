@@ -245,7 +245,7 @@ fn a_block_device_discards_by_its_own_command() {
     disk.topology.discard = DiscardBy::Command;
     let step = case(disk, T_DISCARD, &list(&[(8, 16, 0)])).start();
     let (offset, len) = (8 * SECTOR, 16 * SECTOR);
-    let file = 0;
+    let file = pericarp_vhost::FileRef::Listed(0);
     assert_eq!(step, Step::Discard { file, offset, len });
 }
 

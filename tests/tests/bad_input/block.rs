@@ -1,33 +1,14 @@
-//! Command lines of `pericarp-block` that cannot work. Each must end with exit
-//! code 2 and one line on stderr that names the option and the value, nothing
-//! on stdout, and nothing created or changed.
-#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+//! Command lines of `pericarp-block` that cannot work.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
-use pericarp_tests::bounded::poll;
 use pericarp_tests::parts::{Part, have, skip};
 use pericarp_tests::scratch::Scratch;
 
-/// One command line: arguments, and what the one line must name.
-struct Bad {
-    name: &'static str,
-    args: &'static [&'static str],
-    names: &'static [&'static str],
-}
-
-const fn bad(
-    name: &'static str,
-    args: &'static [&'static str],
-    names: &'static [&'static str],
-) -> Bad {
-    Bad { name, args, names }
-}
+use crate::{Bad, assert_refused, bad, fault, faults};
 
 /// In every argument `@` stands for the scratch directory, which holds: `disk`
 /// (1 MiB), `odd` (1 MiB and one byte), `empty`, the directory `dir`, the
@@ -462,22 +443,6 @@ const TABLE: &[Bad] = &[
     ),
 ];
 
-/// Name, size and content of everything in `dir`.
-fn picture(dir: &Path) -> BTreeMap<String, (u64, Vec<u8>)> {
-    fs::read_dir(dir)
-        .unwrap()
-        .map(|entry| {
-            let entry = entry.unwrap();
-            let content = fs::read(entry.path()).unwrap_or_default();
-            let len = entry.metadata().unwrap().len();
-            (
-                entry.file_name().to_string_lossy().into_owned(),
-                (len, content),
-            )
-        })
-        .collect()
-}
-
 fn stage() -> (Scratch, UnixListener) {
     let scratch = Scratch::new();
     scratch.file("disk", &[0x5a; 1 << 20]);
@@ -489,51 +454,6 @@ fn stage() -> (Scratch, UnixListener) {
     (scratch, live)
 }
 
-/// Runs it with `args`; says what is wrong with how it refuses.
-fn fault(dir: &Path, args: &[String], names: &[String]) -> Option<String> {
-    let before = picture(dir);
-    // Descriptor 9 is open, and no socket.
-    let mut child = Command::new("sh")
-        .args(["-c", "exec \"$0\" \"$@\" 9</dev/null"])
-        .arg(Part::PERICARP_BLOCK.find().unwrap())
-        .args(args)
-        .current_dir(dir)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    if poll(Duration::from_secs(5), || child.try_wait().unwrap()).is_none() {
-        child.kill().unwrap();
-        child.wait().unwrap();
-        return Some("it was accepted and runs".into());
-    }
-    let output = child.wait_with_output().unwrap();
-    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    let mut wrong = Vec::new();
-    if output.status.code() != Some(2) {
-        wrong.push(format!("{} instead of code 2", output.status));
-    }
-    if !output.stdout.is_empty() {
-        wrong.push(format!(
-            "stdout has {:?}",
-            String::from_utf8_lossy(&output.stdout)
-        ));
-    }
-    if stderr.lines().count() != 1 || !stderr.ends_with('\n') {
-        wrong.push("stderr is not one line".into());
-    }
-    for name in names {
-        if !stderr.contains(name) {
-            wrong.push(format!("{name} is not named"));
-        }
-    }
-    if picture(dir) != before {
-        wrong.push("something was created or changed".into());
-    }
-    (!wrong.is_empty()).then(|| format!("{}: {}", wrong.join(", "), stderr.trim_end()))
-}
-
 #[test]
 fn bad_command_lines_are_refused_in_one_line() {
     if !have(
@@ -543,24 +463,9 @@ fn bad_command_lines_are_refused_in_one_line() {
         return;
     }
     let (scratch, live) = stage();
-    let dir = scratch.dir().to_str().unwrap();
-    let filled = |words: &[&str]| -> Vec<String> {
-        words.iter().map(|word| word.replace('@', dir)).collect()
-    };
-    let faults: Vec<String> = TABLE
-        .iter()
-        .filter_map(|case| {
-            let fault = fault(scratch.dir(), &filled(case.args), &filled(case.names))?;
-            Some(format!("{}: {fault}", case.name))
-        })
-        .collect();
+    let faults = faults(Part::PERICARP_BLOCK, scratch.dir(), TABLE);
     drop(live);
-    let (count, total) = (faults.len(), TABLE.len());
-    assert!(
-        faults.is_empty(),
-        "{count} of {total} cases:\n  {}",
-        faults.join("\n  ")
-    );
+    assert_refused(&faults, TABLE.len());
 }
 
 #[test]
@@ -595,6 +500,7 @@ fn a_disk_that_may_not_be_written_needs_read_only() {
         format!("--blk-file={dir}/disk"),
     ];
     let fault = fault(
+        Part::PERICARP_BLOCK,
         scratch.dir(),
         &args,
         &["--blk-file".into(), "read-only".into()],
@@ -639,7 +545,9 @@ fn a_dead_socket_is_replaced_and_removed_at_the_end() {
         format!("--socket-path={}", first.socket().display()),
         format!("--blk-file={}", disk.display()),
     ];
-    assert_eq!(fault(scratch.dir(), &args, &["--socket-path".into()]), None);
+    let named = ["--socket-path".into()];
+    let fault = fault(Part::PERICARP_BLOCK, scratch.dir(), &args, &named);
+    assert_eq!(fault, None);
 }
 
 #[test]

@@ -1,0 +1,157 @@
+//! The `pericarp-fs` program: passes host directories to virtual machines.
+//!
+//! Order matters. Everything an operator may have got wrong is checked before
+//! anything changes; then directories are opened, engines made and sockets
+//! bound; then the process gives up every right it does not need; only then does
+//! it look into the directories, start threads and read the first byte from a
+//! front end.
+
+mod confine;
+mod prepare;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use log::warn;
+use pericarp_confine::SocketFile;
+use pericarp_control::{Failure, Server as Control, exit_code, print, start_logging};
+use pericarp_fs::{Command, FsDevice, HELP, Options, parse};
+use pericarp_share::Share;
+use pericarp_vhost::program::{
+    bind_control, check_cpus, check_sockets, claim, drain, operations, oversee,
+    raise_descriptor_limit, table_size,
+};
+use pericarp_vhost::{Fleet, Meeting, Pool, PoolOptions, Server, Stop, causes};
+use prepare::{Tree, make_device, open_trees};
+
+const PROGRAM: &str = "pericarp-fs";
+
+/// Operations a worker submits at once; more wait for the next turn.
+const RING_DEPTH: u32 = 256;
+
+/// Threads the kernel may use for one worker where a file system makes it wait
+/// for every read: so many reads go on at a time. Another file system may be
+/// mounted in the directory at any time, so they may always be used.
+const MAX_THREADS: u32 = 64;
+
+fn main() -> ExitCode {
+    let done = match parse(std::env::args_os().skip(1)) {
+        Ok(Command::Help) => print(HELP),
+        Ok(Command::Version) => print(&format!("{PROGRAM} {}\n", env!("CARGO_PKG_VERSION"))),
+        // QEMU's vhost-user.json has no feature for file systems.
+        Ok(Command::Capabilities) => print("{\n  \"type\": \"fs\",\n  \"features\": []\n}\n"),
+        Ok(Command::Serve(options)) => serve(&options),
+        Err(mistake) => Err(Failure::input(mistake)),
+    };
+    exit_code(PROGRAM, done)
+}
+
+fn serve(options: &Options) -> Result<(), Failure> {
+    let process = &options.process;
+    start_logging(PROGRAM, process.log_level);
+    // All that can be wrong with the input, before anything is changed.
+    let sockets = options.devices.iter().map(|device| &device.socket);
+    check_sockets(sockets, process.control.as_deref())?;
+    check_cpus(&process.cpus)?;
+    let trees = open_trees(options, raise_descriptor_limit(u64::MAX))?;
+
+    let stop = Stop::new().map_err(|e| Failure::run_time(format_args!("signals: {e}")))?;
+    // The high priority queue of each device comes before its request queues.
+    let queues = options.devices.iter().map(|d| u32::from(d.queues) + 1);
+    let pool = Pool::new(&PoolOptions {
+        workers: process.workers,
+        engine: process.engine,
+        depth: RING_DEPTH,
+        files: table_size(queues.sum(), 0, 0),
+        poll_limit: process.poll_limit,
+        commands: false,
+        register_memory: false,
+        threads: Some(MAX_THREADS),
+        polled: false,
+        descriptors: true,
+        cpus: process.cpus.clone(),
+    })
+    .map_err(|e| Failure::run_time(causes(&e)))?;
+
+    let mut sockets = Vec::new();
+    let result = bind_and_run(options, trees, pool, &stop, &mut sockets);
+    for socket in sockets {
+        if let Err(e) = socket.remove() {
+            warn!("cannot remove a socket: {e}");
+        }
+    }
+    result
+}
+
+/// Has this socket removed at the end.
+fn remember(path: &Path, sockets: &mut Vec<SocketFile>) -> Result<(), Failure> {
+    let file = SocketFile::open(path)
+        .map_err(|e| Failure::run_time(format_args!("{}: {e}", path.display())))?;
+    sockets.push(file);
+    Ok(())
+}
+
+fn bind_and_run(
+    options: &Options,
+    trees: Vec<Tree>,
+    pool: Pool<FsDevice>,
+    stop: &Stop,
+    sockets: &mut Vec<SocketFile>,
+) -> Result<(), Failure> {
+    let process = &options.process;
+    let mut endpoints = Vec::new();
+    for device in &options.devices {
+        let endpoint = claim(&device.socket, None)?;
+        if let Some(path) = endpoint.path() {
+            remember(path, sockets)?;
+        }
+        endpoints.push(endpoint);
+    }
+    let failed = |e| Failure::run_time(format_args!("descriptors: {e}"));
+    let meeting = Meeting::new(options.devices.len()).map_err(failed)?;
+    let fleet = Fleet::new(&pool, &meeting, stop);
+    let mut control = None;
+    if let Some(path) = &process.control {
+        let listener = bind_control(path, None)?;
+        remember(path, sockets)?;
+        let table = operations(PROGRAM, env!("CARGO_PKG_VERSION"), &fleet, pool.waker());
+        let server = Control::new(listener, table)
+            .map_err(|e| Failure::run_time(format_args!("control socket: {e}")))?;
+        control = Some(server);
+    }
+    if process.confine {
+        let descriptors: OwnedFd =
+            Share::own_descriptors().map_err(|e| Failure::run_time(causes(&e)))?;
+        confine::confine(sockets, &trees, descriptors.as_fd())?;
+    } else {
+        warn!("not confined, as asked");
+    }
+
+    let mut servers = Vec::new();
+    let both = options.devices.iter().zip(trees).zip(endpoints);
+    for (index, ((device, tree), endpoint)) in both.enumerate() {
+        let fs = Arc::new(make_device(device, tree)?);
+        let oversight = oversee(&device.limits, &*fs, process.control.as_deref());
+        let server = Server::new(endpoint, fs, index as u16, &pool).overseen(oversight);
+        servers.push((device.id.as_str(), server));
+    }
+    let failed = |e| Failure::run_time(format_args!("threads: {e}"));
+    let running = pool
+        .start(stop)
+        .map_err(|e| Failure::run_time(causes(&e)))?;
+    let event = stop.event().try_clone_to_owned().map_err(failed)?;
+    let control = control.map(|control| control.start(event)).transpose();
+    let control = control.map_err(failed)?;
+    fleet
+        .start(servers)
+        .map_err(|e| Failure::run_time(format_args!("threads: {e}")))?;
+
+    let ending = stop.wait();
+    let mut threads = fleet.end();
+    threads.extend(control);
+    drain(ending, &threads)?;
+    running.end();
+    Ok(())
+}

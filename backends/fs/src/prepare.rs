@@ -1,0 +1,134 @@
+//! What `main` makes of the options before anything changes: the directories,
+//! open, and how each is passed on. Each mistake of the operator's is one line.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use log::info;
+use pericarp_control::Failure;
+use pericarp_fs::{DeviceOptions, FsDevice, Options};
+use pericarp_share::{Share, ShareOptions};
+use pericarp_vhost::causes;
+use pericarp_vhost::program::Keys;
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::Errno;
+
+/// Descriptors for a worker's ring and mailbox, and for what the program has
+/// once.
+const FOR_PROCESS: u64 = 192;
+/// Those of a device: its sockets, guest memory, its directory.
+const FOR_DEVICE: u64 = 64;
+/// Those of a queue: kick, call, error, and one that is exchanged.
+const FOR_QUEUE: u64 = 4;
+/// With fewer for nodes, or for open files, no directory can be passed on.
+const FEWEST: u64 = 64;
+/// More have no use.
+const MOST: u64 = 1 << 18;
+
+/// A directory that is to be passed on.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    /// The directory (O_PATH).
+    pub(crate) root: OwnedFd,
+    /// The process's own descriptors, `/proc/self/fd`.
+    descriptors: OwnedFd,
+    options: ShareOptions,
+}
+
+/// Opens all directories. `limit` is that of open files.
+pub(crate) fn open_trees(options: &Options, limit: u64) -> Result<Vec<Tree>, Failure> {
+    let devices = &options.devices;
+    // The high priority queues count, too.
+    let queues = devices.iter().map(|d| u64::from(d.queues) + 1).sum();
+    let share = budget(limit, devices.len() as u64, queues).ok_or_else(|| {
+        let rule = format!(
+            "{limit} open files are allowed, too few for so many directories and queues: \
+             raise the limit (ulimit -Hn), or start a process for each"
+        );
+        match devices[0].keys {
+            Keys::Options => mistake(&devices[0], &rule),
+            _ => Failure::mistake("--device", devices.len(), rule),
+        }
+    })?;
+    devices
+        .iter()
+        .map(|device| open_tree(device, share))
+        .collect()
+}
+
+/// Descriptors for the nodes of one directory, and as many for its open files,
+/// where so many directories and queues divide what is allowed.
+fn budget(limit: u64, devices: u64, queues: u64) -> Option<u32> {
+    let others = FOR_PROCESS + FOR_DEVICE * devices + FOR_QUEUE * queues;
+    let share = limit.saturating_sub(others) / (2 * devices.max(1));
+    (share >= FEWEST).then(|| share.min(MOST) as u32)
+}
+
+fn open_tree(device: &DeviceOptions, share: u32) -> Result<Tree, Failure> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = openat(CWD, &device.dir, flags, Mode::empty()).map_err(|errno| match errno {
+        Errno::NOTDIR => mistake(device, "it is no directory: give one"),
+        other => {
+            let error = std::io::Error::from(other);
+            let rule = format!("it cannot be opened ({error}): give a directory that exists");
+            mistake(device, &rule)
+        }
+    })?;
+    let options = ShareOptions {
+        read_only: device.read_only,
+        xattr: device.xattr,
+        posix_acl: device.posix_acl,
+        direct_io: device.direct_io,
+        file_handles: device.file_handles,
+        uid_map: device.uid_map.clone(),
+        gid_map: device.gid_map.clone(),
+        descriptors: share,
+        open_files: share,
+        ..ShareOptions::default()
+    };
+    Share::check(root.as_fd(), &options).map_err(|e| mistake(device, &e.to_string()))?;
+    let descriptors = Share::own_descriptors().map_err(|e| Failure::run_time(causes(&e)))?;
+    Ok(Tree {
+        root,
+        descriptors,
+        options,
+    })
+}
+
+fn mistake(device: &DeviceOptions, rule: &str) -> Failure {
+    let option = match device.keys {
+        Keys::Options => "--shared-dir",
+        _ => "--device dir",
+    };
+    Failure::mistake(option, device.dir.display(), rule)
+}
+
+/// The device over a directory. It needs no path: the process may be confined.
+pub(crate) fn make_device(device: &DeviceOptions, tree: Tree) -> Result<FsDevice, Failure> {
+    let share = Share::open_with(tree.root, tree.descriptors, tree.options)
+        .map_err(|e| Failure::run_time(format_args!("{}: {}", device.dir.display(), causes(&e))))?;
+    let (descriptors, dir) = (share.options().descriptors, device.dir.display());
+    info!("{dir}: at most {descriptors} descriptors for its nodes, as many open files");
+    let (queues, size) = (device.queues, device.queue_size);
+    Ok(FsDevice::new(
+        share,
+        &device.tag,
+        queues,
+        size,
+        device.settings,
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_divide_what_is_allowed() {
+        assert_eq!(budget(1024, 1, 2), Some(380));
+        assert_eq!(budget(1024, 4, 8), Some(68));
+        assert_eq!(budget(1024, 5, 10), None);
+        assert_eq!(budget(256, 1, 2), None);
+        assert_eq!(budget(1 << 20, 64, 128), Some(8154));
+        assert_eq!(budget(u64::MAX, 1, 2), Some(1 << 18));
+    }
+}
