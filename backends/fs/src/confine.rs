@@ -2,21 +2,35 @@
 //! and before there is a second thread. `main` calls it unless `--no-confine`
 //! was given.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
 
-use pericarp_confine::SocketFile;
+use pericarp_confine::{Namespaces, Profile, Sharing, SocketFile, Tree};
 use pericarp_control::Failure;
+use pericarp_vhost::causes;
+use pericarp_vhost::program::log_confinement;
 
-use crate::prepare::Tree;
-
-/// Confines the process to these directories. `sockets` are removed at the end,
-/// `descriptors` is an open `/proc/self/fd`.
+/// Confines the process to these directories, whose descriptors are others
+/// afterwards. `sockets` are removed at the end, `descriptors` is an open
+/// `/proc/self/fd`, and `handles` says whether file handles are wanted.
 pub(crate) fn confine(
-    _sockets: &mut [SocketFile],
-    _trees: &[Tree],
-    _descriptors: BorrowedFd<'_>,
+    sockets: &mut [SocketFile],
+    trees: &mut [Tree],
+    descriptors: &mut OwnedFd,
+    handles: bool,
 ) -> Result<(), Failure> {
-    Err(Failure::run_time(
-        "confinement is not available in this build: give --no-confine to serve without",
-    ))
+    let profile = Profile {
+        syscalls: &[],
+        ioctls: &[],
+        registrations: &[],
+        namespaces: Namespaces::ALL,
+    };
+    let sharing = Sharing {
+        descriptors,
+        capabilities: Sharing::CAPABILITIES,
+        handles,
+    };
+    let confinement = pericarp_confine::enter_sharing(&profile, sockets, trees, sharing)
+        .map_err(|e| Failure::run_time(format_args!("cannot confine itself: {}", causes(&e))))?;
+    log_confinement(&confinement, confinement.is_complete());
+    Ok(())
 }

@@ -9,22 +9,21 @@
 mod confine;
 mod prepare;
 
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use log::warn;
-use pericarp_confine::SocketFile;
+use pericarp_confine::{SocketFile, Tree};
 use pericarp_control::{Failure, Server as Control, exit_code, print, start_logging};
 use pericarp_fs::{Command, FsDevice, HELP, Options, parse};
-use pericarp_share::Share;
+use pericarp_share::{Share, ShareOptions};
 use pericarp_vhost::program::{
     bind_control, check_cpus, check_sockets, claim, drain, operations, oversee,
     raise_descriptor_limit, table_size,
 };
 use pericarp_vhost::{Fleet, Meeting, Pool, PoolOptions, Server, Stop, causes};
-use prepare::{Tree, make_device, open_trees};
+use prepare::{make_device, open_trees};
 
 const PROGRAM: &str = "pericarp-fs";
 
@@ -95,7 +94,7 @@ fn remember(path: &Path, sockets: &mut Vec<SocketFile>) -> Result<(), Failure> {
 
 fn bind_and_run(
     options: &Options,
-    trees: Vec<Tree>,
+    (mut trees, shares): (Vec<Tree>, Vec<ShareOptions>),
     pool: Pool<FsDevice>,
     stop: &Stop,
     sockets: &mut Vec<SocketFile>,
@@ -121,18 +120,21 @@ fn bind_and_run(
             .map_err(|e| Failure::run_time(format_args!("control socket: {e}")))?;
         control = Some(server);
     }
+    let descriptors = Share::own_descriptors();
+    let mut descriptors = descriptors.map_err(|e| Failure::run_time(causes(&e)))?;
     if process.confine {
-        let descriptors: OwnedFd =
-            Share::own_descriptors().map_err(|e| Failure::run_time(causes(&e)))?;
-        confine::confine(sockets, &trees, descriptors.as_fd())?;
+        let handles = shares.iter().any(|share| share.file_handles);
+        confine::confine(sockets, &mut trees, &mut descriptors, handles)?;
     } else {
         warn!("not confined, as asked");
     }
 
     let mut servers = Vec::new();
-    let both = options.devices.iter().zip(trees).zip(endpoints);
-    for (index, ((device, tree), endpoint)) in both.enumerate() {
-        let fs = Arc::new(make_device(device, tree)?);
+    let parts = endpoints.into_iter().zip(&trees).zip(shares);
+    for (index, (device, ((endpoint, tree), share))) in
+        options.devices.iter().zip(parts).enumerate()
+    {
+        let fs = Arc::new(make_device(device, tree, &descriptors, share)?);
         let oversight = oversee(&device.limits, &*fs, process.control.as_deref());
         let server = Server::new(endpoint, fs, index as u16, &pool).overseen(oversight);
         servers.push((device.id.as_str(), server));

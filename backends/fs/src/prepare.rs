@@ -1,16 +1,15 @@
 //! What `main` makes of the options before anything changes: the directories,
 //! open, and how each is passed on. Each mistake of the operator's is one line.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use log::info;
+use pericarp_confine::{Tree, TreeError};
 use pericarp_control::Failure;
 use pericarp_fs::{DeviceOptions, FsDevice, Options};
 use pericarp_share::{Share, ShareOptions};
 use pericarp_vhost::causes;
 use pericarp_vhost::program::Keys;
-use rustix::fs::{CWD, Mode, OFlags, openat};
-use rustix::io::Errno;
 
 /// Descriptors for a worker's ring and mailbox, and for what the program has
 /// once.
@@ -24,18 +23,11 @@ const FEWEST: u64 = 64;
 /// More have no use.
 const MOST: u64 = 1 << 18;
 
-/// A directory that is to be passed on.
-#[derive(Debug)]
-pub(crate) struct Tree {
-    /// The directory (O_PATH).
-    pub(crate) root: OwnedFd,
-    /// The process's own descriptors, `/proc/self/fd`.
-    descriptors: OwnedFd,
-    options: ShareOptions,
-}
-
 /// Opens all directories. `limit` is that of open files.
-pub(crate) fn open_trees(options: &Options, limit: u64) -> Result<Vec<Tree>, Failure> {
+pub(crate) fn open_trees(
+    options: &Options,
+    limit: u64,
+) -> Result<(Vec<Tree>, Vec<ShareOptions>), Failure> {
     let devices = &options.devices;
     // The high priority queues count, too.
     let queues = devices.iter().map(|d| u64::from(d.queues) + 1).sum();
@@ -63,13 +55,16 @@ fn budget(limit: u64, devices: u64, queues: u64) -> Option<u32> {
     (share >= FEWEST).then(|| share.min(MOST) as u32)
 }
 
-fn open_tree(device: &DeviceOptions, share: u32) -> Result<Tree, Failure> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = openat(CWD, &device.dir, flags, Mode::empty()).map_err(|errno| match errno {
-        Errno::NOTDIR => mistake(device, "it is no directory: give one"),
-        other => {
-            let error = std::io::Error::from(other);
-            let rule = format!("it cannot be opened ({error}): give a directory that exists");
+fn open_tree(device: &DeviceOptions, share: u32) -> Result<(Tree, ShareOptions), Failure> {
+    let tree = Tree::open(&device.dir).map_err(|error| match error {
+        TreeError::Missing { .. } => mistake(device, "it does not exist: give a directory"),
+        TreeError::NotADirectory { .. } => mistake(device, "it is no directory: give one"),
+        TreeError::Refused { .. } => {
+            let rule = "this user may not read it: give another directory, or start as who may";
+            mistake(device, rule)
+        }
+        TreeError::Open { source, .. } => {
+            let rule = format!("it cannot be opened ({source}): give another directory");
             mistake(device, &rule)
         }
     })?;
@@ -85,13 +80,12 @@ fn open_tree(device: &DeviceOptions, share: u32) -> Result<Tree, Failure> {
         open_files: share,
         ..ShareOptions::default()
     };
-    Share::check(root.as_fd(), &options).map_err(|e| mistake(device, &e.to_string()))?;
-    let descriptors = Share::own_descriptors().map_err(|e| Failure::run_time(causes(&e)))?;
-    Ok(Tree {
-        root,
-        descriptors,
-        options,
-    })
+    Share::check(tree.descriptor(), &options).map_err(|e| mistake(device, &e.to_string()))?;
+    let tree = match device.read_only {
+        true => tree.read_only(),
+        false => tree,
+    };
+    Ok((tree, options))
 }
 
 fn mistake(device: &DeviceOptions, rule: &str) -> Failure {
@@ -102,9 +96,18 @@ fn mistake(device: &DeviceOptions, rule: &str) -> Failure {
     Failure::mistake(option, device.dir.display(), rule)
 }
 
-/// The device over a directory. It needs no path: the process may be confined.
-pub(crate) fn make_device(device: &DeviceOptions, tree: Tree) -> Result<FsDevice, Failure> {
-    let share = Share::open_with(tree.root, tree.descriptors, tree.options)
+/// The device over a directory, with an open `/proc/self/fd`. It needs no path:
+/// the process may be confined.
+pub(crate) fn make_device(
+    device: &DeviceOptions,
+    tree: &Tree,
+    descriptors: &OwnedFd,
+    options: ShareOptions,
+) -> Result<FsDevice, Failure> {
+    let failed = |e: std::io::Error| Failure::run_time(format_args!("descriptors: {e}"));
+    let root = tree.descriptor().try_clone_to_owned().map_err(failed)?;
+    let descriptors = descriptors.try_clone().map_err(failed)?;
+    let share = Share::open_with(root, descriptors, options)
         .map_err(|e| Failure::run_time(format_args!("{}: {}", device.dir.display(), causes(&e))))?;
     let (descriptors, dir) = (share.options().descriptors, device.dir.display());
     info!("{dir}: at most {descriptors} descriptors for its nodes, as many open files");

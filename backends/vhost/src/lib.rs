@@ -1,7 +1,8 @@
 //! vhost-user sessions and the worker threads behind them.
 //!
-//! A sidecar (`pericarp-block` today) describes its device by the [`Device`]
-//! trait and runs it with a [`Server`] per socket and one [`Pool`] of workers.
+//! A sidecar (`pericarp-block`, `pericarp-fs`) describes its device by the
+//! [`Device`] trait and runs it with a [`Server`] per socket and one [`Pool`] of
+//! workers; what all such programs do around that is in [`program`].
 //! The session thread speaks the vhost-user protocol and owns the memory table
 //! and the vring state; workers own running queues and do all the I/O. The two
 //! meet in each worker's mailbox and nowhere else.
