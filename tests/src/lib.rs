@@ -10,6 +10,7 @@ pub mod bounded;
 pub mod client;
 pub mod conformance;
 pub mod frontend;
+pub mod fs;
 pub mod fuse;
 pub mod guest;
 pub mod model;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use libc::iovec;
 use pericarp_uring::{
-    Completion, Engine, EngineKind, EngineOptions, Extent, FileSlot, Transfer, ZEROES,
+    Completion, Engine, EngineKind, EngineOptions, Extent, FileSlot, Place, Transfer, ZEROES,
 };
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
@@ -372,6 +372,116 @@ fn a_ring_without_commands_refuses_them() {
         token: 1,
     });
     assert_eq!(collect(&mut engine, 1)[0].result, -libc::EACCES);
+}
+
+/// An engine that takes plain descriptors, or none.
+fn plain(kind: EngineKind, descriptors: bool) -> Engine {
+    let options = EngineOptions {
+        kind,
+        depth: 8,
+        files: 4,
+        commands: false,
+        buffers: 0,
+        threads: Some(16),
+        polled: false,
+        descriptors,
+    };
+    let mut engine = Engine::with(&options).unwrap();
+    engine.start().unwrap();
+    engine
+}
+
+#[test]
+fn plain_descriptors_are_read_and_written_wherever_it_is_done() {
+    for kind in [EngineKind::Auto, EngineKind::Sync] {
+        for place in [Place::Ring, Place::Threads, Place::Here] {
+            let mut engine = plain(kind, true);
+            let disk = tempfile();
+            let file = FileSlot::descriptor(disk.as_raw_fd(), place);
+            let mut bytes = *b"some data";
+            let segments = [iovec {
+                iov_base: bytes.as_mut_ptr().cast(),
+                iov_len: bytes.len(),
+            }];
+            let transfer = |token, offset| Transfer {
+                file,
+                segments: &segments,
+                offset,
+                flags: 0,
+                token,
+            };
+            let done = |token, result| [Completion { token, result }];
+            // SAFETY: segments and bytes outlive the completion.
+            unsafe { engine.write(transfer(1, 100)) };
+            assert_eq!(collect(&mut engine, 1), done(1, 9), "{kind:?} {place:?}");
+            for metadata in [false, true] {
+                engine.sync(file, metadata, 2);
+                assert_eq!(collect(&mut engine, 1), done(2, 0));
+            }
+            // SAFETY: as above.
+            unsafe { engine.read(transfer(3, 105)) };
+            assert_eq!(collect(&mut engine, 1), done(3, 4));
+            assert_eq!(&bytes, b"data data");
+            let extent = Extent {
+                file,
+                offset: 0,
+                len: 4096,
+                token: 4,
+            };
+            engine.allocate(extent, 0);
+            assert_eq!(collect(&mut engine, 1), done(4, 0));
+            assert_eq!(disk.metadata().unwrap().len(), 4096);
+        }
+    }
+}
+
+#[test]
+fn writes_that_are_done_here_say_what_went_wrong() {
+    let mut engine = plain(EngineKind::Auto, true);
+    let disk = File::open("/dev/null").unwrap();
+    let file = FileSlot::descriptor(disk.as_raw_fd(), Place::Here);
+    let segments = [iovec {
+        iov_base: std::ptr::null_mut(),
+        iov_len: 0,
+    }];
+    let transfer = Transfer {
+        file,
+        segments: &segments,
+        offset: 0,
+        flags: 0,
+        token: 1,
+    };
+    // SAFETY: no memory is named.
+    unsafe { engine.write(transfer) };
+    assert_eq!(collect(&mut engine, 1)[0].result, -libc::EBADF);
+}
+
+#[test]
+fn a_ring_for_registered_files_refuses_plain_descriptors() {
+    let mut engine = plain(EngineKind::Auto, false);
+    if engine.is_synchronous() {
+        return;
+    }
+    let disk = tempfile();
+    engine.sync(
+        FileSlot::descriptor(disk.as_raw_fd(), Place::Ring),
+        false,
+        1,
+    );
+    assert_eq!(collect(&mut engine, 1)[0].result, -libc::EACCES);
+}
+
+/// A file of the disk, without a name: a memfd knows no direct or NOWAIT I/O.
+fn tempfile() -> File {
+    let path = std::env::temp_dir().join(format!("pericarp-engine-{:?}", Instant::now()));
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(&path)
+        .unwrap();
+    std::fs::remove_file(path).unwrap();
+    file
 }
 
 #[test]

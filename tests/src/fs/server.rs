@@ -1,0 +1,283 @@
+//! The program that serves a directory: ours, or a peer that proves the rig.
+//!
+//! The suite tests `pericarp-fs`, found beside the tests as all our programs
+//! are. With `PERICARP_FS_PEER=/path/of/virtiofsd` every test runs against that
+//! program instead: whoever changes a test can see that it asks for nothing
+//! only we do. No run of the whole project needs it.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+use rustix::process::{Signal, geteuid};
+
+use super::client::{Client, Wrong};
+use crate::bounded::poll;
+use crate::frontend::Setup;
+use crate::parts::{Part, absent, have, search_path, skip};
+use crate::peer::Footprint;
+use crate::process::{Process, command};
+use crate::scratch::Scratch;
+
+/// What guests mount.
+pub const TAG: &str = "share";
+/// How long a server may take to make its socket, and to end.
+const STEP: Duration = Duration::from_secs(10);
+/// The peer, where it is asked for.
+const PEER: &str = "PERICARP_FS_PEER";
+
+/// Which program serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `pericarp-fs`.
+    Pericarp,
+    /// `virtiofsd`: ends with its front end, and when it is sent nonsense.
+    Virtiofsd(PathBuf),
+}
+
+impl Kind {
+    /// The one this run is about.
+    pub fn under_test() -> Self {
+        match env::var_os(PEER) {
+            Some(path) => Kind::Virtiofsd(path.into()),
+            None => Kind::Pericarp,
+        }
+    }
+
+    fn program(&self) -> PathBuf {
+        let part = Part::Ours("pericarp-fs");
+        match self {
+            Kind::Pericarp => part.find().unwrap_or_else(|| part.program().into()),
+            Kind::Virtiofsd(path) => path.clone(),
+        }
+    }
+
+    /// True when it can be started here; says why not otherwise.
+    fn usable(&self, test: &str) -> bool {
+        match self {
+            Kind::Pericarp => have(test, &[Part::Ours("pericarp-fs")]),
+            Kind::Virtiofsd(path) if path.is_file() => true,
+            Kind::Virtiofsd(path) => skip(test, &format!("{PEER}={}: no file", path.display())),
+        }
+    }
+}
+
+/// What a server is asked for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Refuse changes.
+    pub read_only: bool,
+    /// Extended attributes.
+    pub xattr: bool,
+    /// What guests may keep.
+    pub cache: &'static str,
+    /// Let O_DIRECT through.
+    pub direct: bool,
+    /// Descriptors that the process may have.
+    pub descriptors: Option<u32>,
+    /// The watchdog's patience.
+    pub lifetime: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            read_only: false,
+            xattr: true,
+            cache: "never",
+            direct: false,
+            descriptors: None,
+            lifetime: Duration::from_secs(120),
+        }
+    }
+}
+
+/// A running server over a directory of its own. Dropping it ends both.
+#[derive(Debug)]
+pub struct Server {
+    kind: Kind,
+    options: Options,
+    process: Process,
+    /// Sockets, and whatever a test needs outside of the share.
+    pub scratch: Scratch,
+}
+
+impl Server {
+    /// A server for a test that needs `parts` besides; `None` is a skipped test,
+    /// and says so. The tests change owners and make device nodes: they need root.
+    ///
+    /// # Panics
+    /// When the server does not start, or skipping is forbidden.
+    pub fn for_test(test: &str, parts: &[Part], options: Options) -> Option<Self> {
+        let kind = Kind::under_test();
+        if !have(test, parts) || !kind.usable(test) {
+            return None;
+        }
+        if !geteuid().is_root() {
+            absent(test, "files of several users want root");
+            return None;
+        }
+        let scratch = Scratch::new();
+        fs::create_dir(scratch.path("dir")).expect("a directory to share");
+        let process = start(&kind, &scratch, &options);
+        Some(Server {
+            kind,
+            options,
+            process,
+            scratch,
+        })
+    }
+
+    /// The directory it shares.
+    pub fn dir(&self) -> PathBuf {
+        self.scratch.path("dir")
+    }
+
+    /// A path below it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir().join(name)
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> PathBuf {
+        self.scratch.path("fs.sock")
+    }
+
+    /// A new session, agreed on as Linux does.
+    ///
+    /// # Errors
+    /// When the server does not take part.
+    pub fn client(&mut self) -> Result<Client, Wrong> {
+        let mut client = self.connect(&Client::setup())?;
+        client.init()?;
+        Ok(client)
+    }
+
+    /// A new connection without INIT.
+    ///
+    /// # Errors
+    /// When the server does not take part.
+    pub fn connect(&mut self, setup: &Setup) -> Result<Client, Wrong> {
+        self.revive();
+        Client::connect(&self.socket(), setup)
+    }
+
+    /// The peer serves one front end and ends: another one is started for the
+    /// next. Ours must stay, so it is left as it is.
+    fn revive(&mut self) {
+        if self.kind == Kind::Pericarp {
+            return;
+        }
+        let ended = self.process.wait(Duration::from_millis(300)).is_some();
+        if ended || !self.socket().exists() {
+            self.restart();
+        }
+    }
+
+    /// Another process in the place of this one.
+    pub fn restart(&mut self) {
+        self.process.kill();
+        let _ = fs::remove_file(self.socket());
+        self.process = start(&self.kind, &self.scratch, &self.options);
+    }
+
+    /// True for the program that this project makes.
+    pub fn is_ours(&self) -> bool {
+        self.kind == Kind::Pericarp
+    }
+
+    /// True while it runs.
+    pub fn is_alive(&mut self) -> bool {
+        self.process.ended().is_none()
+    }
+
+    /// How it ended, and its last words.
+    pub fn epitaph(&mut self) -> String {
+        let tail = self.process.output().last(10);
+        format!("{}; it wrote:\n{tail}", self.process.epitaph())
+    }
+
+    /// What it holds now; `None` when it is gone.
+    pub fn footprint(&self) -> Option<Footprint> {
+        Footprint::of(self.process.pid())
+    }
+
+    /// Asks it to end and waits; `None` when it does not.
+    pub fn stop(&mut self) -> Option<ExitStatus> {
+        self.process.signal(Signal::TERM);
+        self.process.wait(STEP)
+    }
+}
+
+fn start(kind: &Kind, scratch: &Scratch, options: &Options) -> Process {
+    let socket = scratch.path("fs.sock");
+    let mut command = arguments(kind, options);
+    command.arg("--socket-path").arg(&socket);
+    command.arg("--shared-dir").arg(scratch.path("dir"));
+    command.arg("--tag").arg(TAG);
+    let mut process =
+        Process::start(&mut command, options.lifetime).expect("the server can be executed");
+    let there = poll(STEP, || {
+        let gone = process.ended().is_some();
+        (gone || is_listening(&socket)).then_some(!gone)
+    });
+    if there != Some(true) {
+        let epitaph = process.epitaph();
+        process.kill();
+        panic!(
+            "the server makes no socket: it {epitaph}; it wrote:\n{}",
+            process.output().last(20)
+        );
+    }
+    process
+}
+
+/// The file is there a moment before anybody listens; the kernel's table of
+/// sockets knows, and asking it makes no connection that a server might count.
+fn is_listening(socket: &Path) -> bool {
+    const LISTENS: &str = "00010000";
+    let table = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let name = socket.to_string_lossy();
+    table
+        .lines()
+        .any(|line| line.ends_with(&*name) && line.split_whitespace().nth(3) == Some(LISTENS))
+}
+
+fn arguments(kind: &Kind, options: &Options) -> Command {
+    let program = kind.program();
+    let prlimit = search_path("prlimit");
+    let mut command = match (kind, options.descriptors, prlimit) {
+        (Kind::Pericarp, Some(most), Some(prlimit)) => {
+            let mut command = command(&prlimit);
+            command.arg(format!("--nofile={most}:{most}")).arg(program);
+            command
+        }
+        _ => command(&program),
+    };
+    command.arg(format!("--cache={}", options.cache));
+    if options.xattr {
+        command.arg("--xattr");
+    }
+    if options.direct {
+        command.arg("--allow-direct-io");
+    }
+    match kind {
+        Kind::Pericarp => {
+            if options.read_only {
+                command.arg("--read-only");
+            }
+        }
+        Kind::Virtiofsd(_) => {
+            command.arg("--sandbox=chroot");
+            if options.read_only {
+                command.arg("--readonly");
+            }
+            if let Some(most) = options.descriptors {
+                command.arg(format!("--rlimit-nofile={most}"));
+            }
+        }
+    }
+    command
+}

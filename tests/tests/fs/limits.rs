@@ -1,0 +1,120 @@
+//! What a guest can take is bounded, and said so: files, names it knows,
+//! requests at once.
+
+use std::fs;
+
+use pericarp_tests::fs::wire::ROOT;
+use pericarp_tests::fs::wire::op;
+use pericarp_tests::fs::wire::posix::O_RDONLY;
+use pericarp_tests::fs::{Options, SLOTS, refused, transfer_body};
+use rustix::io::Errno;
+
+use crate::{pattern, session};
+
+/// libkrun and others: EMFILE made READDIRPLUS leave names out.
+#[test]
+fn too_many_files_are_an_error_and_listings_stay_complete() {
+    let options = Options {
+        descriptors: Some(400),
+        ..Options::default()
+    };
+    let test = "too_many_files_are_an_error_and_listings_stay_complete";
+    let Some((mut server, mut c)) = session(test, options) else {
+        return;
+    };
+    for i in 0..600 {
+        fs::write(server.path(&format!("file{i}")), format!("{i}")).unwrap();
+    }
+    let file = c.lookup(ROOT, "file0").unwrap().node;
+    let mut open = Vec::new();
+    let limit = [Errno::NFILE, Errno::MFILE];
+    loop {
+        match c.open(file, O_RDONLY) {
+            Ok(fh) => open.push(fh),
+            Err(wrong) => {
+                refused(Err::<(), _>(wrong), &limit).unwrap();
+                break;
+            }
+        }
+        assert!(open.len() < 1000, "there is no limit");
+    }
+    assert!(open.len() >= 64, "{} files are few", open.len());
+    // With one directory less than that, every name is still found.
+    for _ in 0..16 {
+        c.release(file, open.pop().unwrap()).unwrap();
+    }
+    for plus in [true, false] {
+        let list = c.list(ROOT, plus, 4096).unwrap();
+        assert_eq!(list.len(), 600, "plus {plus}");
+    }
+    for fh in open.drain(..) {
+        c.release(file, fh).unwrap();
+    }
+    let fh = c.open(file, O_RDONLY).unwrap();
+    assert_eq!(c.read(file, fh, 0, 8).unwrap(), b"0");
+    assert!(server.is_alive(), "{}", server.epitaph());
+}
+
+#[test]
+fn what_a_guest_knows_and_forgets_costs_nothing_later() {
+    let test = "what_a_guest_knows_and_forgets_costs_nothing_later";
+    let Some((server, mut c)) = session(test, Options::default()) else {
+        return;
+    };
+    for i in 0..1000 {
+        fs::write(server.path(&format!("file{i}")), b"").unwrap();
+    }
+    let mut round = || {
+        let list = c.list(ROOT, true, 4096).unwrap();
+        let nodes: Vec<(u64, u64)> = list
+            .iter()
+            .filter_map(|name| name.entry)
+            .filter(|entry| entry.node != 0)
+            .map(|entry| (entry.node, 1))
+            .collect();
+        for some in nodes.chunks(200) {
+            c.batch_forget(some).unwrap();
+        }
+    };
+    round();
+    let before = server.footprint().unwrap();
+    for _ in 0..20 {
+        round();
+    }
+    let after = server.footprint().unwrap();
+    assert!(after.fds <= before.fds + 8, "{before:?} -> {after:?}");
+    let grown = after.anon_kib.saturating_sub(before.anon_kib);
+    assert!(grown < 4096, "{before:?} -> {after:?}");
+}
+
+#[test]
+fn a_full_queue_of_reads_takes_no_memory() {
+    let test = "a_full_queue_of_reads_takes_no_memory";
+    let Some((server, mut c)) = session(test, Options::default()) else {
+        return;
+    };
+    let data = pattern(9, 1 << 20);
+    fs::write(server.path("file"), &data).unwrap();
+    let file = c.lookup(ROOT, "file").unwrap().node;
+    let fh = c.open(file, O_RDONLY).unwrap();
+    let mut before = None;
+    for _ in 0..8 {
+        for slot in 0..SLOTS {
+            let at = u64::from(slot) * 4000;
+            let body = transfer_body(fh, at, 4000, 0);
+            c.begin(slot, op::READ, file, body, 4000).unwrap();
+        }
+        c.go();
+        let all = c.finish(SLOTS.into()).unwrap();
+        assert_eq!(all.len(), usize::from(SLOTS));
+        for (slot, answer) in all {
+            let at = usize::from(slot) * 4000;
+            assert_eq!(answer.errno(), None);
+            assert!(answer.body == data[at..at + 4000], "slot {slot}");
+        }
+        before = before.or(server.footprint());
+    }
+    let (before, after) = (before.unwrap(), server.footprint().unwrap());
+    let grown = after.anon_kib.saturating_sub(before.anon_kib);
+    assert!(grown < 16_384, "{before:?} -> {after:?}");
+}
