@@ -52,6 +52,7 @@ fn spec(kernel: PathBuf, initramfs: PathBuf) -> MachineSpec {
         cpus: 1,
         memory: 256 << 20,
         disks: vec![],
+        shares: Vec::new(),
         vsock: None,
         spare_slots: 0,
         console: ConsoleSpec::default(),

@@ -70,6 +70,7 @@ fn machine(assets: &Assets, initramfs: PathBuf) -> MachineSpec {
         cpus: 2,
         memory: 768 << 20,
         disks: vec![],
+        shares: Vec::new(),
         vsock: None,
         spare_slots: 2,
         console: ConsoleSpec::default(),

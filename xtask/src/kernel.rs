@@ -25,6 +25,8 @@ const BOOT_MODULES: &[&str] = &[
     "erofs",
     "overlay",
 ];
+/// What the first process of a machine with shares loads after these.
+const SHARE_MODULES: &[&str] = &["virtiofs"];
 /// What later devices need; shipped beside the others, not loaded at boot.
 const MORE_MODULES: &[&str] = &["virtio_net"];
 
@@ -145,7 +147,7 @@ fn copy_modules(unpacked: &Path, release: &str, to: &Path) -> Result<(), Failure
         &read(&from.join("modules.builtin"))?,
     );
     create(to)?;
-    let wanted: Vec<&str> = [BOOT_MODULES, MORE_MODULES].concat();
+    let wanted: Vec<&str> = [BOOT_MODULES, SHARE_MODULES, MORE_MODULES].concat();
     for path in tree.load_order(&wanted)? {
         let file = to.join(file_name(&path));
         copy(&from.join(&path), &file)?;
@@ -155,12 +157,17 @@ fn copy_modules(unpacked: &Path, release: &str, to: &Path) -> Result<(), Failure
             command::run(Command::new("xz").arg("--decompress").arg(&file))?;
         }
     }
-    let order: String = tree
-        .load_order(BOOT_MODULES)?
-        .iter()
-        .map(|path| format!("{}\n", plain_name(path)))
-        .collect();
-    write(&to.join("order"), &order)
+    let at_boot = tree.load_order(BOOT_MODULES)?;
+    let mut for_shares = tree.load_order(&[BOOT_MODULES, SHARE_MODULES].concat())?;
+    for_shares.retain(|path| !at_boot.contains(path));
+    write(&to.join("order"), &lines(&at_boot))?;
+    write(&to.join("order-shares"), &lines(&for_shares))
+}
+
+/// The files' plain names, one a line.
+fn lines(paths: &[String]) -> String {
+    let names = paths.iter().map(|path| format!("{}\n", plain_name(path)));
+    names.collect()
 }
 
 fn file_name(path: &str) -> &str {

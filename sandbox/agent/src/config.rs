@@ -4,7 +4,9 @@
 //! Text in, text out; nothing here touches the system. Called by `container` with the answers of
 //! `user` and `disks`.
 
-use pericarp_api::agent::{Device, Streams};
+use std::path::Path;
+
+use pericarp_api::agent::{Device, Share, Streams};
 use serde_json::{Map, Value, json};
 
 use crate::{disks::Disk, error::RequestError, user::User};
@@ -87,6 +89,18 @@ impl Container {
             "major": disk.major,
             "minor": disk.minor,
             "access": access,
+        }));
+        Ok(())
+    }
+
+    /// Shows a share, which is mounted at `from`, as a bind mount: after all mounts that are there.
+    pub(crate) fn add_share(&mut self, share: &Share, from: &Path) -> Result<(), RequestError> {
+        let access = if share.read_only { "ro" } else { "rw" };
+        list(&mut self.0, "mounts")?.push(json!({
+            "destination": share.path,
+            "type": "bind",
+            "source": from,
+            "options": ["rbind", "rprivate", "nodev", access],
         }));
         Ok(())
     }
@@ -188,7 +202,7 @@ mod tests {
     fn sample() -> Container {
         Container::parse(
             br#"{"process":{"args":["sh"],"cwd":"/","env":["A=1"],"user":{"umask":18}},
-                "root":{"readonly":true},
+                "root":{"readonly":true},"mounts":[{"destination":"/proc"}],
                 "linux":{"resources":{"memory":{"limit":1000},"devices":[{"allow":false}]}}}"#,
         )
         .unwrap()
@@ -219,6 +233,12 @@ mod tests {
             minor: 16,
         };
         config.add_device(&device, &disk).unwrap();
+        let share = Share {
+            path: "/data".into(),
+            read_only: true,
+            ..Share::default()
+        };
+        config.add_share(&share, Path::new("/s/volume1")).unwrap();
         let mut process = config.take_process().unwrap();
         assert_eq!(process.program().unwrap(), "sh");
         assert_eq!(process.directory().unwrap(), "/");
@@ -239,6 +259,18 @@ mod tests {
         let resources = &text["linux"]["resources"];
         assert_eq!(resources["devices"][1]["access"], "rm");
         assert_eq!(text["linux"]["devices"][0]["minor"], 16);
+        assert_eq!(
+            text["mounts"],
+            json!([
+                {"destination": "/proc"},
+                {
+                    "destination": "/data",
+                    "type": "bind",
+                    "source": "/s/volume1",
+                    "options": ["rbind", "rprivate", "nodev", "ro"],
+                },
+            ])
+        );
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! A container: its root, its configuration and its processes.
 //!
 //! Created, asked and removed by `pod`. crun does the work of making it; what it does not do is
-//! here: the root's mounts, who the user is, which disks are shown, and the end of everything.
+//! here: the root's mounts, who the user is, which disks and shares are shown, and the end of
+//! everything.
 
 use std::{
     collections::HashMap,
@@ -29,6 +30,7 @@ use crate::{
     process::Process,
     reaper::{Reaper, Watch},
     root::{Root, Scratch},
+    shares::{self, Shares},
     user::{self, User},
 };
 
@@ -72,6 +74,7 @@ impl Container {
     pub(crate) fn create(
         request: &CreateContainerRequest,
         scratch: Option<&Scratch>,
+        shares: &Shares,
         count: &Arc<AtomicUsize>,
     ) -> Result<Arc<Self>, RequestError> {
         let id = &request.container;
@@ -95,6 +98,10 @@ impl Container {
                 )));
             }
             config.add_device(device, &disks::find(&device.disk)?)?;
+        }
+        shares::check(&request.shares)?;
+        for share in &request.shares {
+            config.add_share(share, &shares.mount(&share.tag, share.read_only)?)?;
         }
 
         let mut root = Root::mount(id, &request.root.clone().unwrap_or_default(), scratch)?;

@@ -24,6 +24,7 @@ mod pump;
 mod reaper;
 mod root;
 mod service;
+mod shares;
 mod stats;
 mod streams;
 mod terminal;

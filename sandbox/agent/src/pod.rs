@@ -22,6 +22,7 @@ use crate::{
     process::Process,
     reaper::Reaper,
     root::Scratch,
+    shares::Shares,
 };
 
 const MAX_CONTAINERS: usize = 64;
@@ -34,6 +35,7 @@ const SETTLE_PAUSE: Duration = Duration::from_millis(5);
 pub(crate) struct Pod {
     pub(crate) reaper: Arc<Reaper>,
     state: Mutex<State>,
+    shares: Shares,
     /// Processes of all containers.
     count: Arc<AtomicUsize>,
 }
@@ -53,6 +55,7 @@ impl Pod {
         Self {
             reaper,
             state: Mutex::default(),
+            shares: Shares::default(),
             count: Arc::default(),
         }
     }
@@ -108,7 +111,7 @@ impl Pod {
             state.containers.insert(id.clone(), None);
             state.scratch.clone()
         };
-        let created = Container::create(request, scratch.as_deref(), &self.count);
+        let created = Container::create(request, scratch.as_deref(), &self.shares, &self.count);
         drop(scratch);
         let mut state = self.state();
         match created {
@@ -167,6 +170,7 @@ impl Pod {
         for container in &containers {
             outcome = outcome.and(container.put_away());
         }
+        outcome = outcome.and(self.shares.put_away());
         let scratch = self.state().scratch.take();
         // Nobody else holds it: nothing is being created.
         if let Some(scratch) = scratch.and_then(Arc::into_inner) {

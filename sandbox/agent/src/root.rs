@@ -241,8 +241,8 @@ fn new_layer(place: &Path) -> io::Result<String> {
 
 /// Unmounts `place`. One that was written to is brought to its disk before: only syncfs(2)
 /// reports an error of the disk, and only a remount empties the journal for certain, whoever else
-/// still holds the file system.
-fn put_away(place: &Path, written: bool) -> Result<(), RequestError> {
+/// still holds the file system. Used by `shares`, too.
+pub(crate) fn put_away(place: &Path, written: bool) -> Result<(), RequestError> {
     let mut outcome = Ok(());
     if written {
         let failed = || format!("what was written to {} may be lost", place.display());

@@ -129,10 +129,11 @@ mod tests {
     fn strangers_and_other_versions_are_told_apart() {
         let mut bytes = Vec::new();
         HELLO.write(&mut bytes).unwrap();
-        for (spoil, text) in [
-            (0, "what connected is not the agent"),
-            (7, "the agent speaks version 3 of the protocol instead of 2"),
-        ] {
+        let other = format!(
+            "the agent speaks version {} of the protocol instead of {VERSION}",
+            VERSION ^ 1
+        );
+        for (spoil, text) in [(0, "what connected is not the agent"), (7, &other)] {
             let mut bytes = bytes.clone();
             bytes[spoil] ^= 1;
             // Another version's greeting may be shorter.

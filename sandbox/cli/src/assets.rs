@@ -2,7 +2,10 @@
 //!
 //! Looked for where the user says, else beside the program; checked in full before a run starts.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io::ErrorKind,
+    path::{Path, PathBuf},
+};
 
 use crate::input::problem::Problem;
 
@@ -16,14 +19,20 @@ pub(crate) struct Assets {
     pub(crate) modules: PathBuf,
     /// File names in load order.
     pub(crate) order: Vec<String>,
+    /// What a guest with shares loads after these; none in assets of an older making.
+    pub(crate) share_order: Option<Vec<String>>,
 }
 
 /// The part of the assets that becomes part of the guest's first file system as it is.
 const GUEST: &str = "guest";
+/// What every guest loads, in order.
+const ORDER: &str = "kernel/modules/order";
+/// What a guest with shares loads, in order.
+pub(crate) const SHARE_ORDER: &str = "kernel/modules/order-shares";
 /// What the agent runs containers with.
 const CRUN: &str = "bin/crun";
 
-const CURE: &str = "run `cargo xtask setup`, which makes them";
+pub(crate) const CURE: &str = "run `cargo xtask setup`, which makes them";
 
 impl Assets {
     /// Finds and checks the assets. `given` is what `--assets` says.
@@ -57,18 +66,24 @@ impl Assets {
         let directory =
             std::fs::canonicalize(directory).map_err(|error| problem(error.to_string()))?;
         let modules = directory.join("kernel/modules");
-        let order = std::fs::read_to_string(modules.join("order"))
-            .map_err(|error| problem(format!("'kernel/modules/order' cannot be read ({error})")))?;
-        let order: Vec<String> = order
-            .lines()
-            .map(|line| line.trim().to_owned())
-            .filter(|l| !l.is_empty())
-            .collect();
-        if let Some(odd) = order.iter().find(|name| name.contains('/')) {
-            return Err(problem(format!(
-                "'kernel/modules/order' names '{odd}', which is a path"
-            )));
-        }
+        let list = |file: &str| -> Result<Option<Vec<String>>, Problem> {
+            let text = match std::fs::read_to_string(directory.join(file)) {
+                Err(error) if file == SHARE_ORDER && error.kind() == ErrorKind::NotFound => {
+                    return Ok(None);
+                }
+                other => {
+                    other.map_err(|error| problem(format!("'{file}' cannot be read ({error})")))?
+                }
+            };
+            let names = text.lines().map(str::trim).filter(|name| !name.is_empty());
+            let names: Vec<String> = names.map(str::to_owned).collect();
+            match names.iter().find(|name| name.contains('/')) {
+                Some(odd) => Err(problem(format!("'{file}' names '{odd}', which is a path"))),
+                None => Ok(Some(names)),
+            }
+        };
+        let order = list(ORDER)?.unwrap_or_default();
+        let share_order = list(SHARE_ORDER)?;
         let assets = Self {
             kernel: directory.join("kernel/vmlinuz"),
             agent: directory.join("pericarp-agent"),
@@ -76,13 +91,18 @@ impl Assets {
                 .map_err(|error| problem(format!("'{GUEST}' cannot be read ({error})")))?,
             modules,
             order,
+            share_order,
         };
         if !assets.tree.iter().any(|(name, _)| name == CRUN) {
             return Err(problem(format!("'{GUEST}/{CRUN}' is missing")));
         }
         let files = [assets.kernel.clone(), assets.agent.clone()]
             .into_iter()
-            .chain(assets.order.iter().map(|name| assets.modules.join(name)));
+            .chain(
+                assets
+                    .load_order(true)
+                    .map(|name| assets.modules.join(name)),
+            );
         for file in files {
             let readable = std::fs::File::open(&file).and_then(|opened| opened.metadata());
             let name = file
@@ -97,6 +117,12 @@ impl Assets {
             }
         }
         Ok(assets)
+    }
+
+    /// The modules a guest loads, in order.
+    pub(crate) fn load_order(&self, has_shares: bool) -> impl Iterator<Item = &String> {
+        let shares = self.share_order.iter().filter(move |_| has_shares);
+        self.order.iter().chain(shares.flatten())
     }
 }
 
@@ -190,7 +216,20 @@ mod tests {
             refuse()
         );
         std::fs::write(dir.join("kernel/modules/a.ko.xz"), "m").unwrap();
-        assert_eq!(Assets::find(Some(&dir)).unwrap().order, ["a.ko.xz"]);
+        let assets = Assets::find(Some(&dir)).unwrap();
+        assert_eq!(assets.order, ["a.ko.xz"]);
+        assert_eq!(assets.share_order, None);
+        assert!(assets.load_order(true).eq(["a.ko.xz"]));
+        std::fs::write(dir.join("kernel/modules/order-shares"), "b.ko\n").unwrap();
+        assert!(
+            refuse().contains("'kernel/modules/b.ko' cannot be read"),
+            "{}",
+            refuse()
+        );
+        std::fs::write(dir.join("kernel/modules/b.ko"), "m").unwrap();
+        let assets = Assets::find(Some(&dir)).unwrap();
+        assert!(assets.load_order(true).eq(["a.ko.xz", "b.ko"]));
+        assert!(assets.load_order(false).eq(["a.ko.xz"]));
         std::fs::write(dir.join("kernel/modules/order"), "../a\n").unwrap();
         assert!(refuse().contains("which is a path"), "{}", refuse());
         std::fs::remove_dir_all(&dir).unwrap();

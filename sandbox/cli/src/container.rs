@@ -8,11 +8,14 @@ use std::collections::BTreeMap;
 use pericarp_oci::{
     config::{self, ConfigError, Process, Wishes},
     image::Defaults,
-    runtime::{self, Cgroups, Container, Limits, Network, RunAs},
+    runtime::{self, Bind, Cgroups, Container, Limits, Network, RunAs},
 };
 use serde_json::Value;
 
-use crate::input::check::{Plan, Root, RuntimePlan};
+use crate::input::{
+    check::{Plan, Root, RuntimePlan},
+    volume::Volume,
+};
 
 /// Host name seen by the command.
 pub(crate) const HOSTNAME: &str = "pericarp";
@@ -40,11 +43,17 @@ pub(crate) fn process(root: &Root, wishes: Wishes<'_>) -> Result<Process, Config
 /// where the root is mounted can these be told.
 pub(crate) fn spec(plan: &Plan) -> Value {
     let read_only = matches!(&plan.root, Root::Image(image) if image.read_only);
+    let binds: Vec<Bind<'_>> = match plan.runtime {
+        // There the agent knows where they are.
+        RuntimePlan::Vm(_) => Vec::new(),
+        RuntimePlan::Runc => plan.volumes.iter().map(bind).collect(),
+    };
     runtime::config(&Container {
         process: &plan.process,
         run_as: RunAs::Later(&plan.process.user),
         root: None,
         read_only,
+        binds: &binds,
         hostname: HOSTNAME,
         limits: Limits {
             milli_cpus: plan.limits.milli_cpus,
@@ -61,6 +70,14 @@ pub(crate) fn spec(plan: &Plan) -> Value {
             RuntimePlan::Runc => Network::Own,
         },
     })
+}
+
+fn bind(volume: &Volume) -> Bind<'_> {
+    Bind {
+        source: &volume.host,
+        destination: &volume.guest,
+        read_only: volume.read_only,
+    }
 }
 
 /// Which control groups runc meets on this host.

@@ -156,6 +156,7 @@ fn attended(
             let job = vm::Job {
                 plan: *vm_plan,
                 root: plan.root,
+                volumes: plan.volumes,
                 command,
                 run_dir,
                 ends,

@@ -1,6 +1,6 @@
 //! What is not done, and what the host is told then.
 
-use pericarp_api::agent::{CreateContainerRequest, RootFs};
+use pericarp_api::agent::{CreateContainerRequest, RootFs, Share};
 use pericarp_api::host::ConnectError;
 use pericarp_api::{ExitReport, StreamKind, StreamTarget};
 use ttrpc::Code;
@@ -148,6 +148,23 @@ pub(crate) fn nonsense_is_refused(machine: &Machine) {
         let wanted = request(container, spec, disk, kind);
         let (seen, message) = refused(machine.client().create_container(limited(), &wanted));
         assert_eq!(seen, code, "{container} {spec} {disk} {kind}: {message}");
+    }
+    for (tag, path, code) in [
+        ("../up", "/data", Code::INVALID_ARGUMENT),
+        ("data", "data", Code::INVALID_ARGUMENT),
+        ("data", "/data/../proc", Code::INVALID_ARGUMENT),
+        ("data", "/sys/data", Code::INVALID_ARGUMENT),
+        // This machine has no such device.
+        ("data", "/data", Code::NOT_FOUND),
+    ] {
+        let mut wanted = request("bad", good, "root", "erofs");
+        wanted.shares = vec![Share {
+            tag: tag.into(),
+            path: path.into(),
+            ..Share::default()
+        }];
+        let (seen, message) = refused(machine.client().create_container(limited(), &wanted));
+        assert_eq!(seen, code, "share {tag} {path}: {message}");
     }
     // What failed is not there, and a good one takes its place.
     let process = machine.create("bad", &Wish::run(&["true"])).unwrap();

@@ -155,6 +155,7 @@ fn qemu_discards_trims_and_zeroes() {
             num_queues: 1,
             queue_size: 128,
         }],
+        shares: Vec::new(),
         vsock: None,
         spare_slots: 0,
         console: ConsoleSpec::default(),

@@ -11,6 +11,7 @@ mod detached;
 mod image;
 mod rig;
 mod terminal;
+mod volumes;
 
 use std::fs;
 use std::thread;

@@ -24,4 +24,4 @@ pub use console::ConsoleSpec;
 pub use machine::{Hypervisor, Machine, MachineError};
 pub use process::{Confinement, Process};
 pub use select::{Choice, HostFacts, Wanted, select};
-pub use spec::{DiskSpec, MachineSpec, SpecError, VsockSpec};
+pub use spec::{DiskSpec, MachineSpec, ShareSpec, SpecError, VsockSpec};

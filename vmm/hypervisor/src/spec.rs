@@ -18,6 +18,10 @@ pub const MEMORY_UNIT: u64 = 1 << 20;
 /// Most characters of kernel parameters. The kernel's own limit on x86 is 2047; the driver adds to
 /// them.
 pub const MAX_CMDLINE: usize = 1900;
+/// Most shares a machine may have: what its driver has places for.
+pub const MAX_SHARES: usize = 16;
+/// Most bytes of a share's tag (virtio 1.3, 5.11.4).
+pub const MAX_TAG: usize = 36;
 /// A socket address holds no longer path.
 const MAX_SOCKET_PATH: usize = 107;
 
@@ -36,6 +40,8 @@ pub struct MachineSpec {
     pub memory: u64,
     /// Disks, in the order the guest's bus shows them.
     pub disks: Vec<DiskSpec>,
+    /// Directories of the host, which the guest mounts by their tags.
+    pub shares: Vec<ShareSpec>,
     /// The socket family by which the guest and host programs reach each other.
     pub vsock: Option<VsockSpec>,
     /// Free slots on the bus for devices that come later.
@@ -52,6 +58,22 @@ pub struct DiskSpec {
     /// Where the backend listens.
     pub socket: PathBuf,
     /// Request queues.
+    pub num_queues: u16,
+    /// Descriptors per queue, a power of two.
+    pub queue_size: u16,
+}
+
+/// A directory served by a vhost-user backend, as a virtio-fs device. Which one it is, and whether
+/// it is read-only, is the backend's matter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShareSpec {
+    /// Name of the device: a letter, then letters, digits, `-`, `_` and `.`.
+    pub id: String,
+    /// Where the backend listens.
+    pub socket: PathBuf,
+    /// What the guest mounts it by: 1 to [`MAX_TAG`] letters, digits, `-`, `_` and `.`.
+    pub tag: String,
+    /// Request queues; there is one more, for what must not wait.
     pub num_queues: u16,
     /// Descriptors per queue, a power of two.
     pub queue_size: u16,
@@ -84,8 +106,17 @@ pub enum SpecError {
     )]
     Name(String),
     /// Queues out of range.
-    #[error("disk '{0}': 1 to 64 queues of a power of two between 2 and 1024 entries")]
+    #[error("device '{0}': 1 to 64 queues of a power of two between 2 and 1024 entries")]
     Queues(String),
+    /// More shares than there are places.
+    #[error("{0} shares: a machine has at most {MAX_SHARES}")]
+    Shares(usize),
+    /// A tag that is too long or has other characters, or one that occurs twice.
+    #[error(
+        "'{0}' is no usable tag of a share: 1 to {MAX_TAG} letters, digits, '-', '_' and '.', each \
+         tag once"
+    )]
+    Tag(String),
     /// A context id that is not a guest's: 0 to 2 are the host's, the highest means any.
     #[error("vsock '{0}': a guest's context id is 3 to {highest}", highest = u32::MAX - 1)]
     Cid(String),
@@ -101,8 +132,10 @@ impl MachineSpec {
     /// The devices behind vhost-user backends: names and sockets.
     pub(crate) fn backends(&self) -> impl Iterator<Item = (&str, &PathBuf)> {
         let disks = self.disks.iter().map(|disk| (&disk.id, &disk.socket));
+        let shares = self.shares.iter().map(|share| (&share.id, &share.socket));
         let vsock = self.vsock.iter().map(|vsock| (&vsock.id, &vsock.socket));
-        disks.chain(vsock).map(|(id, socket)| (id.as_str(), socket))
+        let all = disks.chain(shares).chain(vsock);
+        all.map(|(id, socket)| (id.as_str(), socket))
     }
 
     /// Checks everything that can be wrong without looking at the host.
@@ -120,9 +153,12 @@ impl MachineSpec {
         if self.cmdline.len() > MAX_CMDLINE || self.cmdline.contains(['\n', '\r', '\0']) {
             return Err(SpecError::Cmdline);
         }
+        if self.shares.len() > MAX_SHARES {
+            return Err(SpecError::Shares(self.shares.len()));
+        }
+        let usable = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         let mut names: Vec<&str> = Vec::new();
         for (name, _) in self.backends() {
-            let usable = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
             if !name.starts_with(|c: char| c.is_ascii_alphabetic())
                 || !name.chars().all(usable)
                 || names.contains(&name)
@@ -131,12 +167,25 @@ impl MachineSpec {
             }
             names.push(name);
         }
-        for disk in &self.disks {
-            if !(1..=64).contains(&disk.num_queues)
-                || !(2..=1024).contains(&disk.queue_size)
-                || !disk.queue_size.is_power_of_two()
+        let mut tags: Vec<&str> = Vec::new();
+        for share in &self.shares {
+            let tag = share.tag.as_str();
+            if !(1..=MAX_TAG).contains(&tag.len())
+                || !tag.chars().all(usable)
+                || tags.contains(&tag)
             {
-                return Err(SpecError::Queues(disk.id.clone()));
+                return Err(SpecError::Tag(tag.to_owned()));
+            }
+            tags.push(tag);
+        }
+        let disks = self.disks.iter();
+        let disks = disks.map(|disk| (&disk.id, disk.num_queues, disk.queue_size));
+        let shares = self.shares.iter();
+        let shares = shares.map(|share| (&share.id, share.num_queues, share.queue_size));
+        for (id, queues, size) in disks.chain(shares) {
+            let fits = (1..=64).contains(&queues) && (2..=1024).contains(&size);
+            if !fits || !size.is_power_of_two() {
+                return Err(SpecError::Queues(id.clone()));
             }
         }
         if let Some(vsock) = &self.vsock
@@ -176,6 +225,13 @@ pub(crate) mod tests {
                 socket: "/run/x/root,1.sock".into(),
                 num_queues: 2,
                 queue_size: 128,
+            }],
+            shares: vec![ShareSpec {
+                id: "data".into(),
+                socket: "/run/x/data.sock".into(),
+                tag: "share.1".into(),
+                num_queues: 2,
+                queue_size: 1024,
             }],
             vsock: Some(VsockSpec {
                 id: "vsock".into(),
@@ -220,6 +276,43 @@ pub(crate) mod tests {
             (
                 |s| s.disks[0].socket = "/".repeat(120).into(),
                 SpecError::Path(long),
+            ),
+            (
+                |s| s.shares[0].id = "root".into(),
+                SpecError::Name("root".into()),
+            ),
+            (
+                |s| s.shares[0].tag = String::new(),
+                SpecError::Tag(String::new()),
+            ),
+            (
+                |s| s.shares[0].tag = "a,b".into(),
+                SpecError::Tag("a,b".into()),
+            ),
+            (
+                |s| s.shares[0].tag = "t".repeat(MAX_TAG + 1),
+                SpecError::Tag("t".repeat(MAX_TAG + 1)),
+            ),
+            (
+                |s| {
+                    s.shares.push(ShareSpec {
+                        id: "other".into(),
+                        ..s.shares[0].clone()
+                    });
+                },
+                SpecError::Tag("share.1".into()),
+            ),
+            (
+                |s| s.shares[0].queue_size = 2048,
+                SpecError::Queues("data".into()),
+            ),
+            (
+                |s| s.shares[0].socket = "/".repeat(120).into(),
+                SpecError::Path("/".repeat(120).into()),
+            ),
+            (
+                |s| s.shares = vec![s.shares[0].clone(); MAX_SHARES + 1],
+                SpecError::Shares(MAX_SHARES + 1),
             ),
             (|s| s.cmdline = "a\nb".into(), SpecError::Cmdline),
             (

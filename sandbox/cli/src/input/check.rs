@@ -13,7 +13,7 @@ use pericarp_oci::{
 };
 
 use crate::{
-    assets::Assets,
+    assets::{self, Assets},
     container,
     guest::process::Wiring,
     input::{
@@ -21,6 +21,7 @@ use crate::{
         options::{Request, Runtime},
         problem::Problem,
         values::{self, size},
+        volume::{self, Volume},
     },
     registry::new_id,
     sizing::{self, BASE_MEMORY, Limits, Size},
@@ -36,6 +37,8 @@ pub(crate) struct Plan {
     /// What was named as such, for `ps`.
     pub(crate) root_name: String,
     pub(crate) limits: Limits,
+    /// What the command sees of this host.
+    pub(crate) volumes: Vec<Volume>,
     /// What the container runs.
     pub(crate) process: Process,
     pub(crate) wiring: Wiring,
@@ -76,6 +79,7 @@ pub(crate) fn check(mut request: Request) -> Result<Plan, Vec<Problem>> {
     let mut problems = std::mem::take(&mut request.problems);
     let limits = limits(&request, &mut problems);
     let root = root(&request, &mut problems);
+    let volumes = volume::check(&request.volumes, &mut problems);
     let runtime = match request.runtime {
         Runtime::Vm => vm(&request, limits, root.as_ref(), &mut problems),
         Runtime::Runc => runc(&mut problems),
@@ -117,6 +121,7 @@ pub(crate) fn check(mut request: Request) -> Result<Plan, Vec<Problem>> {
                 .or(request.rootfs.map(|path| path.display().to_string()))
                 .unwrap_or_default(),
             limits,
+            volumes,
             wiring: Wiring {
                 stdin: request.interactive || !(request.tty || request.detach),
                 terminal: request.tty,
@@ -282,6 +287,10 @@ fn vm(
     let assets = Assets::find(request.assets.as_deref())
         .map_err(|problem| problems.push(problem))
         .ok()?;
+    if !request.volumes.is_empty() && assets.share_order.is_none() {
+        let rule = format!("the guest's files have no '{}'", assets::SHARE_ORDER);
+        problems.push(Problem::new("--volume", None, rule, assets::CURE));
+    }
     Some(RuntimePlan::Vm(Box::new(VmPlan {
         disks,
         size: sizing::machine(limits),

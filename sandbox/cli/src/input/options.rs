@@ -37,6 +37,11 @@ The command:
   -i, --interactive         pass standard input on; the default unless -t or -d is given
   -t, --tty                 give the command a terminal; with -i ours is joined to it
 
+What it sees of this host:
+  -v, --volume HOST:GUEST[:ro]  the directory HOST, at GUEST; with ':ro' nothing in it can be
+                            changed; may be repeated; owners and modes are the same on
+                            both sides
+
 How it runs:
   --runtime vm|runc         vm (default): a virtual machine of its own;
                             runc: a container on this host's kernel, as root only
@@ -75,7 +80,7 @@ Exit codes: 2 bad input, 125 pericarp itself failed, 126 the command cannot be e
 
 /// Every option: letter (blank for none), name, whether it takes a value, whether it may be
 /// repeated.
-const OPTIONS: [(char, &str, bool, bool); 22] = [
+const OPTIONS: [(char, &str, bool, bool); 23] = [
     (' ', "--image", true, false),
     (' ', "--rootfs-image", true, false),
     (' ', "--rootfs", true, false),
@@ -85,6 +90,7 @@ const OPTIONS: [(char, &str, bool, bool); 22] = [
     (' ', "--entrypoint", true, false),
     ('i', "--interactive", false, false),
     ('t', "--tty", false, false),
+    ('v', "--volume", true, true),
     (' ', "--runtime", true, false),
     (' ', "--cpus", true, false),
     ('m', "--memory", true, false),
@@ -125,6 +131,7 @@ pub(crate) struct Request {
     pub(crate) tty: bool,
     pub(crate) detach: bool,
     pub(crate) name: Option<String>,
+    pub(crate) volumes: Vec<String>,
     pub(crate) cpus: Option<String>,
     pub(crate) memory: Option<String>,
     pub(crate) disks: Vec<ImageName>,
@@ -328,6 +335,7 @@ impl Reader {
             "--name" => request.name = Some(text),
             "--rootfs-image" => request.rootfs_image = Some(ImageName::parse(&text)),
             "--rootfs" => request.rootfs = Some(text.into()),
+            "--volume" => request.volumes.push(text),
             "--cpus" => request.cpus = Some(text),
             "--memory" => request.memory = Some(text),
             "--disk" => request.disks.push(ImageName::parse(&text)),
@@ -459,6 +467,8 @@ mod tests {
             "-e",
             "A=1",
             "-eB",
+            "-v/a:/b",
+            "--volume=/c:/d:ro",
             "-u=0:0",
             "--",
             "sh",
@@ -478,6 +488,7 @@ mod tests {
         assert!(request.interactive && request.tty && !request.detach);
         assert_eq!(request.user.as_deref(), Some("0:0"));
         assert_eq!(request.disks.len(), 2);
+        assert_eq!(request.volumes, ["/a:/b", "/c:/d:ro"]);
         assert_eq!(request.hypervisor, Some(Wanted::QemuTcg));
         assert!(request.timing && request.json);
     }

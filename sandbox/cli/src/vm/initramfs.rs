@@ -11,8 +11,9 @@ use crate::{
     failure::{Failure, during},
 };
 
-/// Writes the archive to `path`.
-pub(crate) fn write(assets: &Assets, path: &Path) -> Result<(), Failure> {
+/// Writes the archive to `path`. The modules for shares are in it where there are some: loading them
+/// costs a boot time.
+pub(crate) fn write(assets: &Assets, has_shares: bool, path: &Path) -> Result<(), Failure> {
     let failed = || during(format!("the initramfs '{}'", path.display()));
     let read = |file: &Path| {
         fs::read(file).map_err(during(format!("'{}' cannot be read", file.display())))
@@ -20,8 +21,8 @@ pub(crate) fn write(assets: &Assets, path: &Path) -> Result<(), Failure> {
     let out = BufWriter::new(fs::File::create_new(path).map_err(failed())?);
     let mut archive = Archive::new(out);
     let agent = read(&assets.agent)?;
-    let mut order = assets.order.join("\n");
-    order.push('\n');
+    let modules = || assets.load_order(has_shares);
+    let order: String = modules().map(|name| format!("{name}\n")).collect();
     archive
         .directory("dev")
         // What the kernel opens as the first process's standard streams.
@@ -30,7 +31,7 @@ pub(crate) fn write(assets: &Assets, path: &Path) -> Result<(), Failure> {
         .and_then(|()| archive.file("modules/order", 0o444, order.as_bytes()))
         .and_then(|()| archive.file("init", 0o755, &agent))
         .map_err(failed())?;
-    for name in &assets.order {
+    for name in modules() {
         let contents = read(&assets.modules.join(name))?;
         archive
             .file(&format!("modules/{name}"), 0o444, &contents)

@@ -14,7 +14,7 @@ use std::{
 };
 
 use pericarp_api::{agent, host::Guest, stream::ExitReport};
-use pericarp_hypervisor::{ConsoleSpec, DiskSpec, MachineError, MachineSpec, VsockSpec};
+use pericarp_hypervisor::{ConsoleSpec, DiskSpec, MachineError, MachineSpec, ShareSpec, VsockSpec};
 
 use crate::{
     failure::{CONSOLE_LINES, Failure, during},
@@ -22,7 +22,10 @@ use crate::{
         process::Name,
         session::{BootLimit, Ending, Ends, Session},
     },
-    input::check::{Root, VmPlan},
+    input::{
+        check::{Root, VmPlan},
+        volume::Volume,
+    },
     registry::{CONTAINER, guest_socket},
     report::Timing,
     rootfs::{self, Disk},
@@ -32,7 +35,7 @@ use crate::{
     terminal,
     vm::{
         pod::Pod,
-        sidecar::{Device, Sidecar},
+        sidecar::{Device, Share, Sidecar},
         start::{Phases, Start},
     },
 };
@@ -45,6 +48,8 @@ const SPARE_SLOTS: u8 = 4;
 /// More queues than this help no guest of ours.
 const MAX_QUEUES: u32 = 4;
 const QUEUE_SIZE: u16 = 128;
+/// A request for a megabyte of a share takes 256 descriptors and a few.
+const SHARE_QUEUE_SIZE: u16 = 1024;
 /// Each machine has a vsock device of its own, so all guests can have the same context id.
 const GUEST_CID: u32 = 3;
 /// How long a guest may take to end its containers, write its disks back and switch itself off.
@@ -54,6 +59,7 @@ const POWER_OFF_LIMIT: Duration = Duration::from_secs(10);
 pub(crate) struct Job<'a> {
     pub(crate) plan: VmPlan,
     pub(crate) root: Root,
+    pub(crate) volumes: Vec<Volume>,
     pub(crate) command: Command,
     pub(crate) run_dir: &'a RunDir,
     pub(crate) ends: Ends,
@@ -69,6 +75,7 @@ pub(crate) fn run(
     let Job {
         plan,
         root,
+        volumes,
         command,
         run_dir,
         ends,
@@ -81,7 +88,7 @@ pub(crate) fn run(
     let disks = rootfs::for_machine(&root, signals)?;
     timing.mark("image");
     let initramfs = run_dir.join("initramfs");
-    initramfs::write(&plan.assets, &initramfs)?;
+    initramfs::write(&plan.assets, !volumes.is_empty(), &initramfs)?;
     timing.mark("prepare");
 
     let queues = u16::try_from(plan.size.cpus.min(MAX_QUEUES)).unwrap_or(1);
@@ -111,11 +118,33 @@ pub(crate) fn run(
             ..Default::default()
         });
     }
-    let block = Sidecar::block(&devices, signals)?;
+    let shares: Vec<Share> = volumes
+        .iter()
+        .enumerate()
+        .map(|(index, volume)| {
+            let id = format!("volume{}", index + 1);
+            Share {
+                socket: run_dir.join(&format!("{id}.sock")),
+                id,
+                directory: volume.host.clone(),
+                read_only: volume.read_only,
+                queues,
+            }
+        })
+        .collect();
+    let mut sidecars = vec![Sidecar::block(&devices, signals)?];
+    if !shares.is_empty() {
+        sidecars.push(Sidecar::fs(&shares, signals)?);
+    }
     let vsock_socket = run_dir.join("vsock.sock");
     let host_side = guest_socket(run_dir.path());
     std::fs::create_dir(run_dir.join("vsock")).map_err(during("a directory for sockets"))?;
-    let vsock = Sidecar::vsock(&vsock_socket, GUEST_CID, &host_side, signals)?;
+    sidecars.push(Sidecar::vsock(
+        &vsock_socket,
+        GUEST_CID,
+        &host_side,
+        signals,
+    )?);
     // Listens before the machine starts: the agent dials once.
     let greeting = start::Greeting::listen(&host_side)?;
     timing.mark("sidecars");
@@ -127,6 +156,7 @@ pub(crate) fn run(
         cpus: plan.size.cpus,
         memory: plan.size.memory,
         disks: devices.iter().map(disk_spec).collect(),
+        shares: shares.iter().map(share_spec).collect(),
         vsock: Some(VsockSpec {
             id: "vsock".into(),
             socket: vsock_socket,
@@ -145,7 +175,6 @@ pub(crate) fn run(
         hypervisor: plan.choice.to_string(),
     };
     let begun = Instant::now();
-    let mut sidecars = vec![block, vsock];
     let machine = hypervisor.start(&machine_spec).map_err(|error| {
         // QEMU fails without its devices; then the cause is a sidecar.
         sidecars
@@ -195,6 +224,16 @@ pub(crate) fn run(
             spec: command.spec.to_string().into_bytes(),
             user: command.user.clone(),
             devices: shown,
+            shares: volumes
+                .into_iter()
+                .zip(shares)
+                .map(|(volume, share)| agent::Share {
+                    tag: share.id,
+                    path: volume.guest,
+                    read_only: volume.read_only,
+                    ..Default::default()
+                })
+                .collect(),
             streams: Some(wiring.streams()).into(),
             ..Default::default()
         },
@@ -252,5 +291,15 @@ fn disk_spec(device: &Device) -> DiskSpec {
         socket: device.socket.clone(),
         num_queues: device.queues,
         queue_size: QUEUE_SIZE,
+    }
+}
+
+fn share_spec(share: &Share) -> ShareSpec {
+    ShareSpec {
+        id: share.id.clone(),
+        socket: share.socket.clone(),
+        tag: share.id.clone(),
+        num_queues: share.queues,
+        queue_size: SHARE_QUEUE_SIZE,
     }
 }

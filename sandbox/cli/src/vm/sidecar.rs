@@ -1,5 +1,5 @@
-//! The sidecars of a machine: `pericarp-block` for all of its disks, `pericarp-vsock` for the way
-//! to its agent.
+//! The sidecars of a machine: `pericarp-block` for all of its disks, `pericarp-fs` for all of its
+//! shares, `pericarp-vsock` for the way to its agent.
 //!
 //! Started before the machine, ended after it. Their error output is kept for the message if one
 //! dies.
@@ -16,6 +16,7 @@ use pericarp_hypervisor::{Confinement, Process};
 use crate::{assets::program_directory, failure::Failure, signals::Signals};
 
 const BLOCK: &str = "pericarp-block";
+const FS: &str = "pericarp-fs";
 const VSOCK: &str = "pericarp-vsock";
 /// How long one may take to listen.
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -36,17 +37,49 @@ pub(crate) struct Device {
 
 impl Device {
     fn argument(&self) -> String {
-        // Within the list a comma is written twice.
-        let quoted = |path: &Path| path.to_string_lossy().replace(',', ",,");
         format!(
             "id={id},socket={socket},file={file},read-only={read_only},num-queues={queues},serial={id}",
             id = self.id,
             socket = quoted(&self.socket),
             file = quoted(&self.file),
-            read_only = if self.read_only { "on" } else { "off" },
+            read_only = on_or_off(self.read_only),
             queues = self.queues,
         )
     }
+}
+
+/// One directory of the host.
+#[derive(Debug, Clone)]
+pub(crate) struct Share {
+    /// Also its tag, by which the guest mounts it.
+    pub(crate) id: String,
+    pub(crate) socket: PathBuf,
+    pub(crate) directory: PathBuf,
+    pub(crate) read_only: bool,
+    pub(crate) queues: u16,
+}
+
+impl Share {
+    fn argument(&self) -> String {
+        format!(
+            "id={id},socket={socket},dir={directory},tag={id},read-only={read_only},cache=auto,\
+             num-queues={queues},xattr=on",
+            id = self.id,
+            socket = quoted(&self.socket),
+            directory = quoted(&self.directory),
+            read_only = on_or_off(self.read_only),
+            queues = self.queues,
+        )
+    }
+}
+
+/// Within the list of a device a comma is written twice.
+fn quoted(path: &Path) -> String {
+    path.to_string_lossy().replace(',', ",,")
+}
+
+fn on_or_off(on: bool) -> &'static str {
+    if on { "on" } else { "off" }
 }
 
 /// A running sidecar.
@@ -65,6 +98,16 @@ impl Sidecar {
         }
         let sockets: Vec<&Path> = devices.iter().map(|d| d.socket.as_path()).collect();
         Self::start(BLOCK, command, &sockets, signals)
+    }
+
+    /// Starts the file backend and waits until every share's socket is there.
+    pub(crate) fn fs(shares: &[Share], signals: &mut Signals) -> Result<Self, Failure> {
+        let mut command = program(FS);
+        for share in shares {
+            command.arg("--device").arg(share.argument());
+        }
+        let sockets: Vec<&Path> = shares.iter().map(|share| share.socket.as_path()).collect();
+        Self::start(FS, command, &sockets, signals)
     }
 
     /// Starts the vsock device and waits until its sockets are there.
@@ -186,6 +229,22 @@ mod tests {
             device.argument(),
             "id=disk1,socket=/run/x/disk1.sock,file=/images/a,,b.img,read-only=on,num-queues=2,\
              serial=disk1"
+        );
+    }
+
+    #[test]
+    fn a_share_is_written_as_the_backend_reads_it() {
+        let share = Share {
+            id: "volume1".into(),
+            socket: "/run/x/volume1.sock".into(),
+            directory: "/srv/a,b=c".into(),
+            read_only: false,
+            queues: 4,
+        };
+        assert_eq!(
+            share.argument(),
+            "id=volume1,socket=/run/x/volume1.sock,dir=/srv/a,,b=c,tag=volume1,read-only=off,\
+             cache=auto,num-queues=4,xattr=on"
         );
     }
 

@@ -55,6 +55,17 @@ pub struct Limits {
     pub memory: Option<u64>,
 }
 
+/// A directory that the container sees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bind<'a> {
+    /// Where whoever starts the runtime has it.
+    pub source: &'a Path,
+    /// Where the container sees it.
+    pub destination: &'a str,
+    /// Nothing in it may be changed, nor in what is mounted in it.
+    pub read_only: bool,
+}
+
 /// A container to be described.
 #[derive(Debug, Clone)]
 pub struct Container<'a> {
@@ -68,6 +79,8 @@ pub struct Container<'a> {
     ///
     /// The runtime makes missing mount points first, so the root itself has to be writable for it.
     pub read_only: bool,
+    /// What it sees besides; one that lies in another comes after it.
+    pub binds: &'a [Bind<'a>],
     /// Its host name.
     pub hostname: &'a str,
     /// Its limits.
@@ -123,6 +136,8 @@ pub fn config(container: &Container<'_>) -> Value {
         .into_iter()
         .map(|kind| json!({"type": kind}))
         .collect();
+    let mut all_mounts = mounts(*cgroups, container.read_only);
+    all_mounts.extend(container.binds.iter().map(bind_mount));
     let mut config = json!({
         "ociVersion": "1.0.2",
         "hostname": container.hostname,
@@ -134,7 +149,7 @@ pub fn config(container: &Container<'_>) -> Value {
             "cwd": process.cwd,
             "noNewPrivileges": false,
         },
-        "mounts": mounts(*cgroups, container.read_only),
+        "mounts": all_mounts,
         "linux": {
             "namespaces": namespaces,
             "resources": resources(limits, *cgroups),
@@ -151,6 +166,22 @@ pub fn config(container: &Container<'_>) -> Value {
         config["linux"]["cgroupsPath"] = json!(path);
     }
     config
+}
+
+fn bind_mount(bind: &Bind<'_>) -> Value {
+    // `ro` does not reach the mounts below; `rro` does.
+    let access: &[&str] = if bind.read_only {
+        &["ro", "rro"]
+    } else {
+        &["rw"]
+    };
+    let options = [&["rbind", "rprivate", "nodev"], access].concat();
+    json!({
+        "destination": bind.destination,
+        "type": "bind",
+        "source": bind.source,
+        "options": options,
+    })
 }
 
 /// The process object of a further process in a container, from the container's own description:

@@ -24,6 +24,7 @@ fn container(process: &Process) -> Container<'_> {
         run_as: RunAs::Later(""),
         root: None,
         read_only: false,
+        binds: &[],
         hostname: "pericarp",
         limits: Limits::default(),
         cgroups: Cgroups::V2,
@@ -35,6 +36,36 @@ fn container(process: &Process) -> Container<'_> {
 fn names<'a>(list: &'a Value, key: &str) -> Vec<&'a str> {
     let list = list.as_array().unwrap();
     list.iter().map(|it| it[key].as_str().unwrap()).collect()
+}
+
+#[test]
+fn directories_of_the_host_come_last() {
+    let process = process(&["sh"]);
+    let binds = [("/srv/a", "/a", false), ("/srv/b", "/a/b", true)];
+    let binds = binds.map(|(source, destination, read_only)| Bind {
+        source: Path::new(source),
+        destination,
+        read_only,
+    });
+    let config = config(&Container {
+        read_only: true,
+        binds: &binds,
+        ..container(&process)
+    });
+    let mounts = config["mounts"].as_array().unwrap();
+    assert_eq!(
+        mounts[mounts.len() - 2..],
+        [
+            json!({
+                "destination": "/a", "type": "bind", "source": "/srv/a",
+                "options": ["rbind", "rprivate", "nodev", "rw"],
+            }),
+            json!({
+                "destination": "/a/b", "type": "bind", "source": "/srv/b",
+                "options": ["rbind", "rprivate", "nodev", "ro", "rro"],
+            }),
+        ]
+    );
 }
 
 #[test]

@@ -8,13 +8,19 @@ use std::{os::fd::RawFd, path::Path};
 
 use crate::{
     select::Accelerator,
-    spec::{DiskSpec, MachineSpec, VsockSpec},
+    spec::{DiskSpec, MAX_SHARES, MachineSpec, ShareSpec, VsockSpec},
 };
 
 /// What the kernel must know of this machine: its console; that the timer works, which it would find
 /// out by counting ticks in a busy loop, and panic when the host runs something else just then; and
 /// not to test its ciphers against known answers first, a sixth of the boot under emulation.
 const PARAMETERS: &str = "console=ttyS0 no_timer_check cryptomgr.notests";
+
+/// The slots of shares, eight functions each. q35 has 30 free slots on its first bus, which disks and
+/// spare slots fill from below, so shares have the last two and take no more however many they are.
+const SHARE_SLOTS: [u8; MAX_SHARES / FUNCTIONS] = [0x1d, 0x1e];
+/// Functions of a PCI device.
+const FUNCTIONS: usize = 8;
 
 /// The numbers under which QEMU inherits its connections.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -23,6 +29,8 @@ pub(super) struct Connections {
     pub(super) monitor: RawFd,
     /// One per disk.
     pub(super) disks: Vec<RawFd>,
+    /// One per share.
+    pub(super) shares: Vec<RawFd>,
     /// The vsock device's.
     pub(super) vsock: Option<RawFd>,
 }
@@ -86,6 +94,10 @@ pub(super) fn arguments(
         option("chardev", format!("socket,id=disk{index},fd={fd}"));
         option("device", disk_device(index, disk));
     }
+    for (index, (share, fd)) in spec.shares.iter().zip(&connections.shares).enumerate() {
+        option("chardev", format!("socket,id=share{index},fd={fd}"));
+        option("device", share_device(index, share));
+    }
     if let (Some(vsock), Some(fd)) = (&spec.vsock, connections.vsock) {
         option("chardev", format!("socket,id=vsock0,fd={fd}"));
         option("device", vsock_device(vsock));
@@ -119,6 +131,24 @@ pub(super) fn disk_device(index: usize, disk: &DiskSpec) -> String {
     )
 }
 
+/// The option for a share. A slot's first function says that there may be more.
+pub(super) fn share_device(index: usize, share: &ShareSpec) -> String {
+    let (slot, function) = (
+        SHARE_SLOTS[index / FUNCTIONS % SHARE_SLOTS.len()],
+        index % FUNCTIONS,
+    );
+    let more = if function == 0 {
+        ",multifunction=on"
+    } else {
+        ""
+    };
+    format!(
+        "vhost-user-fs-pci,id={},chardev=share{index},tag={},num-request-queues={},queue-size={},\
+         addr={slot:#x}.{function}{more}",
+        share.id, share.tag, share.num_queues, share.queue_size
+    )
+}
+
 /// The option for the vsock device. Its context id is the backend's to tell.
 pub(super) fn vsock_device(vsock: &VsockSpec) -> String {
     format!("vhost-user-vsock-pci,id={},chardev=vsock0", vsock.id)
@@ -143,6 +173,7 @@ mod tests {
         let connections = Connections {
             monitor: 3,
             disks: vec![4],
+            shares: vec![6],
             vsock: Some(5),
         };
         arguments(accelerator, spec, &connections)
@@ -165,6 +196,12 @@ mod tests {
             (
                 "-device",
                 "vhost-user-blk-pci,id=root,chardev=disk0,num-queues=2,queue-size=128",
+            ),
+            ("-chardev", "socket,id=share0,fd=6"),
+            (
+                "-device",
+                "vhost-user-fs-pci,id=data,chardev=share0,tag=share.1,num-request-queues=2,\
+                 queue-size=1024,addr=0x1d.0,multifunction=on",
             ),
             ("-chardev", "socket,id=vsock0,fd=5"),
             ("-device", "vhost-user-vsock-pci,id=vsock,chardev=vsock0"),
@@ -193,12 +230,35 @@ mod tests {
     fn what_a_machine_has_no_use_for_is_left_out() {
         let spec = MachineSpec {
             disks: vec![],
+            shares: vec![],
             vsock: None,
             spare_slots: 0,
             ..sample()
         };
         let args = arguments(Accelerator::Tcg, &spec, &Connections::default());
         assert!(!args.iter().any(|arg| arg == "-device"), "{args:?}");
+    }
+
+    #[test]
+    fn every_share_has_a_place_of_its_own() {
+        let share = &sample().shares[0];
+        let devices: Vec<String> = (0..MAX_SHARES)
+            .map(|index| share_device(index, share))
+            .collect();
+        assert!(devices[7].ends_with(",addr=0x1d.7"), "{}", devices[7]);
+        assert!(
+            devices[8].ends_with(",addr=0x1e.0,multifunction=on"),
+            "{}",
+            devices[8]
+        );
+        let mut places: Vec<&str> = devices
+            .iter()
+            .filter_map(|device| device.split_once(",addr="))
+            .map(|(_, place)| place)
+            .collect();
+        places.sort_unstable();
+        places.dedup();
+        assert_eq!(places.len(), MAX_SHARES);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use rustix::{
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
 };
 
-use super::arguments::{Connections, disk_device, vsock_device};
+use super::arguments::{Connections, disk_device, share_device, vsock_device};
 use crate::{machine::MachineError, select::Accelerator, spec::MachineSpec};
 
 /// Looks at the files and at KVM.
@@ -57,6 +57,11 @@ pub(super) fn connect(
     for disk in &spec.disks {
         let fd = connect_one(&disk.id, &disk.socket)?;
         connections.disks.push(fd.as_raw_fd());
+        inherited.push(fd);
+    }
+    for share in &spec.shares {
+        let fd = connect_one(&share.id, &share.socket)?;
+        connections.shares.push(fd.as_raw_fd());
         inherited.push(fd);
     }
     if let Some(vsock) = &spec.vsock {
@@ -102,9 +107,12 @@ pub(super) fn diagnose(
     }
     let disks = spec.disks.iter().enumerate();
     let disks = disks.map(|(index, disk)| (disk_device(index, disk), &disk.id, &disk.socket));
+    let shares = spec.shares.iter().enumerate();
+    let shares =
+        shares.map(|(index, share)| (share_device(index, share), &share.id, &share.socket));
     let vsock = spec.vsock.iter();
     let vsock = vsock.map(|vsock| (vsock_device(vsock), &vsock.id, &vsock.socket));
-    let devices: Vec<_> = disks.chain(vsock).collect();
+    let devices: Vec<_> = disks.chain(shares).chain(vsock).collect();
     // The last line is QEMU's own summary of those before it.
     for line in words.iter().rev() {
         if let Some((_, reason)) = line.split_once("failed to initialize kvm: ") {
@@ -148,7 +156,7 @@ mod tests {
             let words: Vec<String> = words.iter().map(|line| (*line).to_owned()).collect();
             diagnose(&spec, None, &words).map(|error| error.to_string())
         };
-        let cases: [(&[&str], &str); 4] = [
+        let cases: [(&[&str], &str); 5] = [
             (
                 &[
                     "kvm version too old",
@@ -172,6 +180,15 @@ mod tests {
                      vhost_backend_init failed: Protocol error",
                 ],
                 "the backend of device 'vsock' at '/run/x/vsock.sock' cannot be used: \
+                 vhost_backend_init failed: Protocol error",
+            ),
+            (
+                &[
+                    "qemu-system-x86_64: -device vhost-user-fs-pci,id=data,chardev=share0,\
+                     tag=share.1,num-request-queues=2,queue-size=1024,addr=0x1d.0,\
+                     multifunction=on: vhost_backend_init failed: Protocol error",
+                ],
+                "the backend of device 'data' at '/run/x/data.sock' cannot be used: \
                  vhost_backend_init failed: Protocol error",
             ),
             (
