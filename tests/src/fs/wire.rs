@@ -1,5 +1,5 @@
 //! FUSE as a guest's kernel writes it (linux/fuse.h, protocol 7): numbers, the
-//! bytes of requests, and what replies mean. Used by [`super::client`] and by
+//! bytes of requests, and what replies mean. Used by [`super::Client`] and by
 //! the suite in `tests/tests/fs`. Nothing here checks what a test sends.
 
 use rustix::io::Errno;

@@ -167,6 +167,7 @@ fn describe(root: &Path, env: Vec<String>, mounts: Vec<Value>) -> Value {
         cgroups: if unified { Cgroups::V2 } else { Cgroups::V1 },
         cgroups_path: Some(&format!("/{}", own_name())),
         network: Network::Own,
+        binds: &[],
     });
     if let Some(all) = config["mounts"].as_array_mut() {
         all.extend(mounts);
