@@ -20,7 +20,7 @@ const HELP: &str = "
 
 const LISTS_HELP: &str = "
   --profile P[,P..]    only these profiles (default: all)
-  --targets T[,T..]    only these targets (default: all)
+  --targets T[,T..]    only these targets (default: all but those that serve a directory)
   --rounds N           how often each target has its turn (default 3)
   --seconds N          length of one turn, where the profile's work is not fixed (default 3)
   --quick              four profiles, two rounds of one second, unless said otherwise:
@@ -46,6 +46,8 @@ pub struct Bench<'a> {
     pub cases: &'a [&'a str],
     /// On what.
     pub targets: &'a [&'a str],
+    /// Targets that only run when they are named.
+    pub by_name: &'a [&'a str],
     /// The cases of `--quick`. A bench that has some takes lists of profiles and
     /// targets, and draws a picture.
     pub quick: Option<&'a [&'a str]>,
@@ -72,6 +74,7 @@ pub struct Options {
     pub plan: bool,
     cases: Vec<String>,
     targets: Vec<String>,
+    by_name: Vec<String>,
 }
 
 impl Options {
@@ -87,6 +90,7 @@ impl Options {
             about,
             cases,
             targets,
+            by_name: &[],
             quick: None,
         };
         what.run(bench)
@@ -97,9 +101,13 @@ impl Options {
         self.cases.is_empty() || self.cases.iter().any(|case| case == name)
     }
 
-    /// True unless only other targets are wanted.
+    /// True unless only other targets are wanted, or it has to be named.
     pub fn wants_target(&self, name: &str) -> bool {
-        self.targets.is_empty() || self.targets.iter().any(|target| target == name)
+        let is = |target: &String| target == name;
+        match self.targets.is_empty() {
+            true => !self.by_name.iter().any(is),
+            false => self.targets.iter().any(is),
+        }
     }
 }
 
@@ -150,6 +158,7 @@ impl Bench<'_> {
             plan: false,
             cases: Vec::new(),
             targets: Vec::new(),
+            by_name: self.by_name.iter().map(|&name| name.to_owned()).collect(),
         };
         let (mut rounds, mut seconds, mut quick) = (None, None, false);
         let targets = [self.targets, &[BASELINE]].concat();
@@ -260,7 +269,8 @@ mod tests {
     const OLD: Bench<'_> = Bench {
         about: "old: a bench",
         cases: &["read", "write"],
-        targets: &["host", "guest"],
+        targets: &["host", "guest", "rare"],
+        by_name: &["rare"],
         quick: None,
     };
     const LISTS: Bench<'_> = Bench {
@@ -297,6 +307,14 @@ mod tests {
     }
 
     #[test]
+    fn some_targets_have_to_be_named() {
+        let options = parse(LISTS, "").unwrap();
+        assert!(options.wants_target("host") && !options.wants_target("rare"));
+        let options = parse(LISTS, "--targets rare").unwrap();
+        assert!(options.wants_target("rare") && !options.wants_target("host"));
+    }
+
+    #[test]
     fn quick_gives_way_to_what_is_said() {
         let options = parse(LISTS, "--quick").unwrap();
         assert_eq!((options.rounds, options.seconds), (2, 1));
@@ -319,7 +337,11 @@ mod tests {
                 "--profile read,",
                 ["--profile", "\"\"", "read, write"],
             ),
-            (LISTS, "--targets vm", ["--targets", "vm", "host, guest"]),
+            (
+                LISTS,
+                "--targets vm",
+                ["--targets", "vm", "host, guest, rare"],
+            ),
             (LISTS, "--rounds 0", ["--rounds", "0", "1 to 3600"]),
             (LISTS, "--seconds x", ["--seconds", "x", "1 to 3600"]),
             (LISTS, "--case read", ["--case", "unknown", "--help"]),

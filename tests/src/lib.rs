@@ -17,6 +17,7 @@ pub mod model;
 pub mod parts;
 pub mod peer;
 pub mod process;
+pub mod relay;
 pub mod scratch;
 pub mod uml;
 pub mod verified;

@@ -23,8 +23,9 @@ use crate::parts::{Part, search_path};
 use crate::process::{Process, command};
 use crate::scratch::Scratch;
 
-/// Virtio's device number for a block device.
+/// Virtio's device numbers for a block device and a file system.
 const BLOCK: u32 = 2;
+const FILE_SYSTEM: u32 = 26;
 /// Console lines shown with an error.
 const SHOWN: usize = 15;
 
@@ -33,6 +34,8 @@ const SHOWN: usize = 15;
 pub struct Machine {
     /// vhost-user block sockets, in the order of `/dev/vd*`.
     pub disks: Vec<PathBuf>,
+    /// vhost-user file system sockets, to be mounted by their tags.
+    pub shares: Vec<PathBuf>,
     /// Memory in MiB.
     pub memory_mib: u32,
     /// Run by `/bin/sh -e` in a writable, empty directory.
@@ -93,6 +96,7 @@ impl Machine {
     pub fn new(disks: &[&Path], script: &str) -> Self {
         Machine {
             disks: disks.iter().map(|disk| disk.to_path_buf()).collect(),
+            shares: Vec::new(),
             memory_mib: 512,
             script: script.into(),
             limit: Duration::from_secs(120),
@@ -117,8 +121,10 @@ impl Machine {
             .arg(format!("init={}", init.display()))
             .arg(format!("uml_dir={}/", scratch.dir().display()))
             .args(["con=null", "con0=null,fd:1", "panic=1"]);
-        for disk in &self.disks {
-            command.arg(format!("virtio_uml.device={}:{BLOCK}", disk.display()));
+        for (devices, kind) in [(&self.disks, BLOCK), (&self.shares, FILE_SYSTEM)] {
+            for socket in devices {
+                command.arg(format!("virtio_uml.device={}:{kind}", socket.display()));
+            }
         }
         command
             .env("TMPDIR", memory_dir(scratch.dir()))

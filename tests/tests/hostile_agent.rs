@@ -172,12 +172,13 @@ fn each_lie_is_one_clear_line() {
     let Some(rig) = Rig::new("each_lie_is_one_clear_line") else {
         return;
     };
+    let version = format!(
+        "pericarp: the guest could not be set up: the agent speaks version 77 of the protocol \
+         instead of {}; `cargo xtask setup` makes the guest's files anew\n",
+        pericarp_api::VERSION
+    );
     for (deed, message) in [
-        (
-            "version",
-            "pericarp: the guest could not be set up: the agent speaks version 77 of the protocol \
-             instead of 2; `cargo xtask setup` makes the guest's files anew\n",
-        ),
+        ("version", version.as_str()),
         (
             "garbage",
             "pericarp: the guest is not to be trusted any more: it sent no greeting of an agent\n",

@@ -37,7 +37,10 @@ fn greet(path: &str, deed: &str) {
         }
     };
     let mut greeting = Vec::from(*b"PRCP");
-    let version: u32 = if deed == "version" { 77 } else { 2 };
+    let version = match deed {
+        "version" => 77,
+        _ => pericarp_api::VERSION,
+    };
     for number in [version, u32::MAX, 1] {
         greeting.extend(number.to_be_bytes());
     }

@@ -1,13 +1,12 @@
 //! Linux's own driver: under User-mode Linux at native speed, and in QEMU with
 //! a stock kernel. What the guest does is checked in the guest and on the host.
 //!
-//! A peer on the `vhost` crate refuses the memory table of User-mode Linux, which
-//! has room for two regions and a count of one: to prove these tests against it,
-//! put a relay in between that trims the message.
+//! A peer on the `vhost` crate refuses the memory table of User-mode Linux: to
+//! prove these tests against it, put `pericarp_tests::relay` in between.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use pericarp_tests::bounded::Alone;
@@ -139,12 +138,6 @@ fn check(server: &mut Server) {
     }
 }
 
-/// `SOCKET:26` is a file system; what the rig appends is then the number of the
-/// device on its bus.
-fn device(server: &Server) -> PathBuf {
-    format!("{}:26", server.socket().display()).into()
-}
-
 fn uml(test: &str, cache: &'static str, direct: bool, parts: &[(&str, &str)]) {
     let options = Options {
         cache,
@@ -160,7 +153,8 @@ fn uml(test: &str, cache: &'static str, direct: bool, parts: &[(&str, &str)]) {
     prepare(&server);
     let work: String = parts.iter().map(|(part, _)| *part).collect();
     let script = format!("tag={TAG} cache={cache}\n{MOUNT}{work}cd ..; umount share");
-    let mut machine = Machine::new(&[&device(&server)], &script);
+    let mut machine = Machine::new(&[], &script);
+    machine.shares.push(server.socket());
     machine.limit = LIMIT;
     let report = machine
         .run()

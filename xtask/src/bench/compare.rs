@@ -41,6 +41,7 @@ fn compare(project: &Project, arguments: &[&str]) -> Result<u8, Failure> {
         "build",
         "--release",
         "--package=pericarp-block",
+        "--package=pericarp-fs",
         "--package=pericarp-benches",
         "--bins",
     ]))?;

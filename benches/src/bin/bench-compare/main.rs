@@ -1,5 +1,6 @@
 //! `bench-compare`: fio's jobs on the host, in a container of runc, and in a guest
-//! on `pericarp-block` and on `qemu-storage-daemon`, in turns.
+//! on `pericarp-block` and on `qemu-storage-daemon`, in turns; where they are
+//! named, in a guest that `pericarp-fs` or `virtiofsd` show a directory, too.
 //!
 //! `cargo xtask bench compare` installs what this needs, builds it and starts it;
 //! PERF.md has its results. Guests are User-mode Linux: Linux's own virtio
@@ -9,28 +10,35 @@ mod ground;
 mod guest;
 mod native;
 mod profiles;
+mod share;
 mod targets;
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use ground::Place;
+use pericarp_benches::cpu::Spent;
 use pericarp_benches::fio::Report;
 use pericarp_benches::options::{Bench, Options};
 use pericarp_benches::turns::{Measured, Run, Shares, write};
 use pericarp_benches::{Outcome, plot, table};
 use pericarp_tests::scratch::Scratch;
 use profiles::{Ground, PROFILES, Profile, QUICK};
-use targets::{BASE, PEER, TARGETS, Target};
+use targets::{BASE, FILE_PEER, PEER, TARGETS, Target};
 
 const ABOUT: &str = "\
 bench-compare: fio's jobs on the host, in a container (runc), and in User-mode Linux
-on pericarp-block (pericarp) and on qemu-storage-daemon (qsd), in turns";
+on pericarp-block (pericarp) and on qemu-storage-daemon (qsd), in turns; by name, in
+a directory of pericarp-fs and of virtiofsd with a pool of no, 1, 8 or 64 threads";
 
 fn main() -> ExitCode {
     let profiles: Vec<_> = PROFILES.iter().map(|profile| profile.name).collect();
     let targets: Vec<_> = TARGETS.iter().map(|target| target.name()).collect();
+    let by_name = TARGETS.iter().filter(|target| target.is_by_name_only());
+    let by_name: Vec<_> = by_name.map(|target| target.name()).collect();
     let bench = Bench {
+        by_name: &by_name,
         about: ABOUT,
         cases: &profiles,
         targets: &targets,
@@ -86,7 +94,10 @@ fn compare(options: &Options) -> Outcome<()> {
             place.renew()?;
             measure(profile, (target, build), &place, options, &scratch)
         })?;
-        let ratios = [("of runc", BASE), ("of qsd", PEER)];
+        let ratios = [("of runc", BASE), ("of qsd", PEER), ("of vfsd", FILE_PEER)];
+        // A column for who is there.
+        let is_there = |of: &str| rows.iter().any(|row| row.target == of);
+        let ratios: Vec<_> = ratios.into_iter().filter(|(_, of)| is_there(of)).collect();
         table::print(&profile.heading(), &rows, &ratios);
         cases.push((profile.name.to_owned(), rows));
     }
@@ -116,23 +127,12 @@ fn measure(
                 place.format()?;
                 place.renew()?;
             }
-            let (report, spent) = guest::run(profile, (kind, build), place, options, scratch)?;
-            let each =
-                |time: std::time::Duration| time.as_secs_f64() * 1e6 / report.requests as f64;
-            let shares = Shares {
-                backend: Some(each(spent.backend)),
-                guest: Some(each(spent.guest)),
-                fio: Some(report.measured.cpu_us),
-                store: place.is_stored().then(|| each(spent.own)),
-            };
-            let all = each(spent.backend + spent.guest);
-            return Ok(finished(
-                report,
-                target.rig(profile.ground),
-                all,
-                shares,
-                place,
-            ));
+            let (report, spent) = guest::on_disk(profile, (kind, build), place, options, scratch)?;
+            return Ok(in_guest((report, spent), target.rig(profile.ground), place));
+        }
+        Target::Shared(server) => {
+            let done = guest::in_directory(profile, server, place, options, scratch)?;
+            return Ok(in_guest(done, target.rig(profile.ground), place));
         }
     };
     let tree = match profile.ground {
@@ -153,6 +153,19 @@ fn measure(
         shares,
         place,
     ))
+}
+
+/// What a turn in a guest came to.
+fn in_guest((report, spent): (Report, Spent), rig: &'static str, place: &Place) -> Measured {
+    let each = |time: Duration| time.as_secs_f64() * 1e6 / report.requests as f64;
+    let shares = Shares {
+        backend: Some(each(spent.backend)),
+        guest: Some(each(spent.guest)),
+        fio: Some(report.measured.cpu_us),
+        store: place.is_stored().then(|| each(spent.own)),
+    };
+    let all = each(spent.backend + spent.guest);
+    finished(report, rig, all, shares, place)
 }
 
 fn finished(

@@ -6,6 +6,7 @@ use pericarp_tests::parts::{Part, missing};
 use pericarp_tests::peer::Kind;
 
 use crate::profiles::{Ground, Profile};
+use crate::share::Server;
 
 /// Where the job runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +17,8 @@ pub(crate) enum Target {
     Container,
     /// In a guest whose disk this backend serves.
     Guest(Kind),
+    /// In a guest that this server shows a directory.
+    Shared(Server),
 }
 
 /// All of them, in their order.
@@ -24,12 +27,19 @@ pub(crate) const TARGETS: &[Target] = &[
     Target::Container,
     Target::Guest(Kind::Pericarp),
     Target::Guest(Kind::QemuStorageDaemon),
+    Target::Shared(Server::Pericarp),
+    Target::Shared(Server::Virtiofsd(0)),
+    Target::Shared(Server::Virtiofsd(1)),
+    Target::Shared(Server::Virtiofsd(8)),
+    Target::Shared(Server::Virtiofsd(64)),
 ];
 
 /// What all others are compared with.
 pub(crate) const BASE: &str = Target::Container.name();
 /// The other backend.
 pub(crate) const PEER: &str = Target::Guest(Kind::QemuStorageDaemon).name();
+/// The other file server.
+pub(crate) const FILE_PEER: &str = Target::Shared(Server::Virtiofsd(0)).name();
 
 impl Target {
     pub(crate) const fn name(self) -> &'static str {
@@ -39,6 +49,11 @@ impl Target {
             Self::Guest(Kind::Pericarp) => "pericarp",
             Self::Guest(Kind::QemuStorageDaemon) => "qsd",
             Self::Guest(Kind::Reference) => "reference",
+            Self::Shared(Server::Pericarp) => "pericarp-fs",
+            Self::Shared(Server::Virtiofsd(0)) => "virtiofsd",
+            Self::Shared(Server::Virtiofsd(1)) => "virtiofsd-1",
+            Self::Shared(Server::Virtiofsd(8)) => "virtiofsd-8",
+            Self::Shared(Server::Virtiofsd(_)) => "virtiofsd-64",
         }
     }
 
@@ -52,7 +67,14 @@ impl Target {
             (Self::Container, _) => "native, container",
             (Self::Guest(_), Ground::Tree) => "UML, 1 CPU, ext4",
             (Self::Guest(_), _) => "UML, 1 CPU",
+            (Self::Shared(_), _) => "UML, 1 CPU, virtiofs",
         }
+    }
+
+    /// True for what only runs when it is named: the rows of directories, whose
+    /// peer no package brings.
+    pub(crate) const fn is_by_name_only(self) -> bool {
+        matches!(self, Self::Shared(_))
     }
 
     /// What is missing on this machine, and how to get it.
@@ -66,12 +88,22 @@ impl Target {
             Self::Host => {}
             Self::Container => parts.push(Part::Runc),
             Self::Guest(kind) => parts.extend([Part::UserModeLinux, kind.part()]),
+            Self::Shared(_) => parts.push(Part::UserModeLinux),
         }
         if guest && tree {
             parts.push(Part::MkfsExt4);
         }
         let root = rustix::process::geteuid().is_root();
+        let server = match self {
+            Self::Shared(server) => server.lacks(),
+            _ => None,
+        };
         missing(&parts)
+            .or(server)
+            .or_else(|| {
+                (matches!(self, Self::Shared(_)) && !root)
+                    .then(|| "file servers are compared as root; run this as root".to_owned())
+            })
             .or_else(|| {
                 (self == Self::Container && !root)
                     .then(|| "containers need root; run this as root, or leave it out".to_owned())
