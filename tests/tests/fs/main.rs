@@ -14,6 +14,7 @@ mod limits;
 mod messages;
 mod privileges;
 mod semantics;
+mod slow;
 mod stage;
 
 use pericarp_tests::fs::{Client, Options, Server};
