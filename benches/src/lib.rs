@@ -12,6 +12,7 @@ pub mod fio;
 pub mod options;
 pub mod plot;
 pub mod raw;
+pub mod served;
 pub mod table;
 pub mod turns;
 

@@ -31,7 +31,7 @@ const LISTS_HELP: &str = "
   --json PATH          where the raw numbers go (default target/bench/compare.json)
   --plot PATH          where the picture goes, as SVG (default target/bench/compare.svg)
   --pericarp-arg A     one more argument for pericarp-block; may be repeated
-  --baseline PATH      another build of pericarp-block, which takes turns, too
+  --baseline PATH      another build of pericarp-block or pericarp-fs, which takes turns, too
 ";
 
 /// The row of `--baseline`.
@@ -196,7 +196,7 @@ impl Bench<'_> {
         }
         if options.baseline.is_none() && options.targets.iter().any(|name| name == BASELINE) {
             return Err(format!(
-                "target {BASELINE:?}: is another build of pericarp-block; name it with --baseline"
+                "target {BASELINE:?}: is another build of a program of ours; name it with --baseline"
             ));
         }
         if quick && options.cases.is_empty() {

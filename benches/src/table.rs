@@ -65,13 +65,14 @@ type Column = (&'static str, fn(&Measured) -> Option<f64>);
 
 /// Those columns that any row has something in.
 fn optional(rows: &[Row]) -> Vec<Column> {
-    let all: [Column; 7] = [
+    let all: [Column; 8] = [
         ("backend", |m| m.shares?.backend),
         ("guest", |m| m.shares?.guest),
         ("fio", |m| m.shares?.fio),
         ("store", |m| m.shares?.store),
         ("fairness", |m| m.fairness),
         ("KiB", |m| m.memory_kib),
+        ("fds", |m| m.descriptors.map(|count| count as f64)),
         ("in flight", |m| m.in_flight.map(|most| most as f64)),
     ];
     let seen = |(_, of): &Column| rows.iter().any(|row| row.optional(*of).is_some());

@@ -9,8 +9,13 @@ use serde_json::{Value, json};
 use crate::Outcome;
 use crate::options::{BASELINE, Options};
 
-/// The targets that a baseline is another build of.
-const OURS: [&str; 2] = ["pericarp-block", "pericarp"];
+/// Whether a baseline is another build of what this target is about.
+fn is_built_as(build: &Path, target: &str) -> bool {
+    match build.file_name().and_then(|name| name.to_str()) {
+        Some("pericarp-fs") => target == "pericarp-fs",
+        _ => ["pericarp-block", "pericarp"].contains(&target),
+    }
+}
 
 /// What one turn gave.
 #[derive(Debug, Clone, Copy, Default)]
@@ -33,6 +38,8 @@ pub struct Measured {
     pub fairness: Option<f64>,
     /// Private memory of the backend at the end, KiB.
     pub memory_kib: Option<f64>,
+    /// Descriptors that the backend had open at the end.
+    pub descriptors: Option<usize>,
     /// What kind of machine the load ran on, where that differs between targets.
     pub rig: &'static str,
 }
@@ -60,6 +67,10 @@ impl Measured {
         for (name, value) in [
             ("fewest_of_most_operations", self.fairness),
             ("backend_private_kib", self.memory_kib),
+            (
+                "backend_descriptors",
+                self.descriptors.map(|count| count as f64),
+            ),
         ] {
             if let Some(value) = value {
                 raw[name] = json!(value);
@@ -122,7 +133,7 @@ impl<'a> Run<'a> {
         let rounds = self.options.rounds;
         let baseline = self.options.baseline.as_deref();
         let with_baseline = |(who, target)| {
-            let also = baseline.filter(|_| OURS.contains(&target));
+            let also = baseline.filter(|build| is_built_as(build, target));
             let also = also.map(|build| ((who, Some(build)), BASELINE));
             std::iter::once(((who, None), target)).chain(also)
         };
@@ -187,6 +198,17 @@ pub fn write(path: &Path, text: &str) -> Outcome<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_baseline_takes_turns_with_the_program_it_is_another_build_of() {
+        let (block, fs) = (
+            Path::new("old/pericarp-block"),
+            Path::new("old/pericarp-fs"),
+        );
+        assert!(is_built_as(block, "pericarp") && is_built_as(block, "pericarp-block"));
+        assert!(is_built_as(fs, "pericarp-fs") && !is_built_as(fs, "pericarp"));
+        assert!(!is_built_as(block, "pericarp-fs") && !is_built_as(fs, "virtiofsd"));
+    }
 
     #[test]
     fn raw_numbers_say_which_processes_were_looked_at() {

@@ -85,6 +85,7 @@ impl Part {
             Part::Strace => "strace",
             Part::Valgrind => "valgrind",
             Part::Ours("pericarp-reference-block") => return build("pericarp-tests"),
+            Part::Ours("null-fs") => return build("pericarp-benches"),
             Part::Ours(name) => return build(name),
         };
         format!("install: apt package {package}")

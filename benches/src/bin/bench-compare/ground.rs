@@ -2,10 +2,10 @@
 //! all its targets.
 
 use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use pericarp_benches::{Outcome, disk};
 use pericarp_tests::fuse::Fuse;
@@ -17,8 +17,6 @@ use crate::profiles::{Ground, Profile};
 
 /// The size of the file on the store, which is all in memory.
 const SHARE_BYTES: u64 = 256 << 20;
-/// How long its operations take.
-const LATENCY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(10));
 /// How directories that hold trees are called; the number of our process follows.
 const TREE: &str = "pericarp-bench-tree-";
 
@@ -31,6 +29,8 @@ pub(crate) struct Place {
     nursery: Option<PathBuf>,
     /// The file system that the image is on.
     store: Option<Fuse>,
+    /// The page cache has all of the image at the beginning of a turn.
+    warm: bool,
 }
 
 impl Place {
@@ -40,9 +40,10 @@ impl Place {
             image: file.to_owned(),
             nursery: None,
             store: None,
+            warm: profile.ground == Ground::Warm,
         };
         match profile.ground {
-            Ground::Image => disk::prepare(&place.image)?,
+            Ground::Image | Ground::Warm => disk::prepare(&place.image)?,
             Ground::Tree => {
                 // The ext4 in it is made anew for each turn: not the user's file.
                 place.image = file.with_extension("tree.img");
@@ -55,11 +56,11 @@ impl Place {
                     parent
                 })?);
             }
-            Ground::Share => {
+            Ground::Store(least, most) => {
                 let mut bytes = Vec::new();
                 disk::fill(&mut bytes, SHARE_BYTES)?;
                 let store = Fuse::mount_share(&scratch.path("store"), bytes)?;
-                store.behaviour.delay(LATENCY.0, LATENCY.1);
+                store.behaviour.delay(least, most);
                 place.image = store.file();
                 place.store = Some(store);
             }
@@ -74,14 +75,18 @@ impl Place {
     }
 
     /// Brings everything to the state in which a turn is to begin: nothing of the
-    /// image cached, nothing counted.
+    /// image cached or all of it, nothing counted.
     pub(crate) fn renew(&self) -> Outcome<()> {
         match &self.store {
             Some(store) => store.behaviour.most_in_flight.store(0, Ordering::SeqCst),
             None => {
                 let image = File::open(&self.image)?;
                 image.sync_all()?;
-                fadvise(&image, 0, None, Advice::DontNeed)?;
+                if self.warm {
+                    io::copy(&mut &image, &mut io::sink())?;
+                } else {
+                    fadvise(&image, 0, None, Advice::DontNeed)?;
+                }
             }
         }
         Ok(())

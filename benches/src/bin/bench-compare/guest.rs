@@ -14,13 +14,13 @@ use pericarp_benches::Outcome;
 use pericarp_benches::cpu::{Spent, Watch};
 use pericarp_benches::fio::{self, Report, SLACK};
 use pericarp_benches::options::Options;
+use pericarp_benches::served::{How, Served, Server};
 use pericarp_tests::peer::{self, Backend, Cache, Kind};
 use pericarp_tests::scratch::Scratch;
 use pericarp_tests::uml::Machine;
 
 use crate::ground::Place;
-use crate::profiles::{Ground, Profile};
-use crate::share::{Served, Server};
+use crate::profiles::{Ground, Profile, Rig};
 
 /// How much longer than a turn a backend may live.
 const LEAVE: Duration = Duration::from_secs(10);
@@ -34,7 +34,10 @@ pub(crate) fn on_disk(
     scratch: &Scratch,
 ) -> Outcome<(Report, Spent)> {
     let how = peer::Options {
-        cache: Cache::Direct,
+        cache: match profile.ground {
+            Ground::Warm => Cache::Buffered,
+            _ => Cache::Direct,
+        },
         extra: options.extra.clone(),
         build: build.map(Path::to_owned),
         lifetime: limit(options) + LEAVE,
@@ -43,7 +46,7 @@ pub(crate) fn on_disk(
     let mut backend = Backend::start(kind, scratch, &place.image, &how)?;
     let ground = match profile.ground {
         Ground::Tree => (TREE_ON_DISK, "/mnt/work/tree".to_owned()),
-        Ground::Image | Ground::Share => (DISK, "/dev/vda".to_owned()),
+        _ => (DISK, "/dev/vda".to_owned()),
     };
     let attach = |machine: &mut Machine| machine.disks.push(backend.socket().to_owned());
     let ended = turn(profile, (ground, backend.pid()), options, scratch, attach);
@@ -56,14 +59,14 @@ pub(crate) fn on_disk(
 /// The same in a directory.
 pub(crate) fn in_directory(
     profile: &Profile,
-    server: Server,
+    (server, build): (Server, Option<&Path>),
     place: &Place,
     options: &Options,
     scratch: &Scratch,
 ) -> Outcome<(Report, Spent)> {
     let tree = match profile.ground {
         Ground::Tree => Some(place.tree()?),
-        Ground::Image | Ground::Share => None,
+        _ => None,
     };
     let mounted = "/mnt/work/share";
     let (directory, path) = match &tree {
@@ -75,12 +78,17 @@ pub(crate) fn in_directory(
         }
     };
     let lifetime = limit(options) + LEAVE;
-    let mut served = Served::start(server, directory, scratch, lifetime)?;
+    let how = How {
+        direct: profile.ground != Ground::Warm,
+        build,
+        file: tree.is_none().then_some(place.image.as_path()),
+    };
+    let mut served = Served::start(server, how, directory, scratch, lifetime)?;
     let ground = (SHARE, path);
     let attach = |machine: &mut Machine| machine.shares.push(served.socket().to_owned());
     let ended = turn(profile, (ground, served.pid()), options, scratch, attach);
     // The peer ends with its guest.
-    let died = served.death().filter(|_| server == Server::Pericarp);
+    let died = served.death().filter(|_| server.outlives_its_guest());
     match died {
         Some(how) => Err(format!("the server ended: it {how}").into()),
         None => ended,
@@ -162,7 +170,7 @@ mount -t virtiofs bench share
 /// Runs the job and prints nothing but its report.
 fn script(profile: &Profile, (mount, path): (&str, &str), seconds: u64, marks: &Path) -> String {
     let variables: String = profile
-        .environment(path, seconds)
+        .environment(path, seconds, Rig::Guest)
         .iter()
         .map(|(name, value)| format!("{name}={value} "))
         .collect();
@@ -181,7 +189,7 @@ fn script(profile: &Profile, (mount, path): (&str, &str), seconds: u64, marks: &
 mod tests {
     use super::*;
     use crate::profiles::PROFILES;
-    use crate::share::TAG;
+    use pericarp_benches::served::TAG;
 
     #[test]
     fn the_directory_is_mounted_by_its_tag() {

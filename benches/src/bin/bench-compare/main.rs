@@ -10,7 +10,6 @@ mod ground;
 mod guest;
 mod native;
 mod profiles;
-mod share;
 mod targets;
 
 use std::path::Path;
@@ -131,13 +130,13 @@ fn measure(
             return Ok(in_guest((report, spent), target.rig(profile.ground), place));
         }
         Target::Shared(server) => {
-            let done = guest::in_directory(profile, server, place, options, scratch)?;
+            let done = guest::in_directory(profile, (server, build), place, options, scratch)?;
             return Ok(in_guest(done, target.rig(profile.ground), place));
         }
     };
     let tree = match profile.ground {
         Ground::Tree => Some(place.tree()?),
-        Ground::Image | Ground::Share => None,
+        _ => None,
     };
     let on = tree.as_ref().map_or(place.image.as_path(), |tree| &tree.0);
     let report = native(profile, on, options.seconds, scratch)?;

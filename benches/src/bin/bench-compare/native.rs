@@ -21,7 +21,7 @@ use pericarp_tests::process::command;
 use pericarp_tests::scratch::Scratch;
 use serde_json::{Value, json};
 
-use crate::profiles::Profile;
+use crate::profiles::{Profile, Rig};
 
 /// Directories of the host that a container's programs are in. Where they are
 /// merged, all but the first are links into it.
@@ -44,7 +44,7 @@ pub(crate) fn on_host(
     let place = place.to_str().ok_or("a file name is not text")?;
     let mut command = command(&program);
     command
-        .envs(profile.environment(place, seconds))
+        .envs(profile.environment(place, seconds, Rig::Native))
         .current_dir(scratch.dir())
         .arg(scratch.file("job.fio", profile.job.as_bytes()));
     fio::run(&mut command, scratch, limit(seconds))
@@ -100,7 +100,7 @@ impl Bundle {
             mounts.push(bind(libraries, "/etc/ld.so.cache", &["ro"]));
         }
         let mut env = vec!["PATH=/usr/sbin:/usr/bin:/sbin:/bin".to_owned()];
-        let variables = profile.environment(INSIDE, seconds);
+        let variables = profile.environment(INSIDE, seconds, Rig::Native);
         env.extend(
             variables
                 .iter()

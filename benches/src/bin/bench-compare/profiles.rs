@@ -1,5 +1,7 @@
 //! What is measured: the job files, and what each runs on.
 
+use std::time::Duration;
+
 /// What a job works on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ground {
@@ -7,9 +9,13 @@ pub(crate) enum Ground {
     Image,
     /// A directory: on the host's file system, or on an ext4 in a guest's disk.
     Tree,
-    /// As an image, but on a file system whose every operation takes
-    /// milliseconds.
-    Share,
+    /// As an image, all of which is in the host's page cache. Natively the job
+    /// reads it through that cache; to a guest it is a disk or file of a server
+    /// that does so.
+    Warm,
+    /// As an image, but on a file system whose every operation takes a time
+    /// between these.
+    Store(Duration, Duration),
 }
 
 /// One job, the same everywhere.
@@ -24,10 +30,16 @@ pub(crate) struct Profile {
 
 macro_rules! profile {
     ($ground:ident, $name:literal) => {
+        profile!(=> Ground::$ground, $name)
+    };
+    ($least:literal..$most:literal ms, $name:literal) => {
+        profile!(=> Ground::Store(Duration::from_millis($least), Duration::from_millis($most)), $name)
+    };
+    (=> $ground:expr, $name:literal) => {
         Profile {
             name: $name,
             job: include_str!(concat!("../../../../fio-profiles/", $name, ".fio")),
-            ground: Ground::$ground,
+            ground: $ground,
         }
     };
 }
@@ -42,10 +54,13 @@ pub(crate) const PROFILES: &[Profile] = &[
     profile!(Image, "database-8k-fsync"),
     profile!(Image, "logwriter-4k-fdatasync"),
     profile!(Image, "coldscan-1m"),
+    profile!(Warm, "warmread-4k-qd32"),
     profile!(Tree, "buildtree-16k-files"),
     profile!(Tree, "metadata-storm"),
-    profile!(Share, "azurefiles-randread-4k-qd64"),
-    profile!(Share, "azurefiles-mixed-8k-qd16"),
+    profile!(1..10 ms, "azurefiles-randread-4k-qd64"),
+    profile!(1..10 ms, "azurefiles-mixed-8k-qd16"),
+    profile!(2..2 ms, "slowstore-randread-4k-qd64"),
+    profile!(10..10 ms, "slowstore-randread-4k-qd256"),
 ];
 
 /// Those of `--quick`.
@@ -56,27 +71,55 @@ pub(crate) const QUICK: &[&str] = &[
     "logwriter-4k-fdatasync",
 ];
 
+/// Where a job runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rig {
+    /// On the host, in a container or not.
+    Native,
+    /// In a guest.
+    Guest,
+}
+
 impl Profile {
     /// What the table says above it.
     pub(crate) fn heading(&self) -> String {
         let ground = match self.ground {
-            Ground::Image => "one disk image",
-            Ground::Tree => "a directory of the host's file system; in guests an ext4 on the disk",
-            Ground::Share => "one disk image on a store where each operation takes 1 to 10 ms",
+            Ground::Image => "one disk image".to_owned(),
+            Ground::Tree => {
+                "a directory of the host's file system; in guests an ext4 on the disk".to_owned()
+            }
+            Ground::Warm => "one disk image that the host has in its page cache".to_owned(),
+            Ground::Store(least, most) if least == most => {
+                format!("one disk image on a store where each operation takes {least:?}")
+            }
+            Ground::Store(least, most) => format!(
+                "one disk image on a store where each operation takes {least:?} to {most:?}"
+            ),
         };
         format!("{}: {ground}", self.name)
     }
 
     /// What its job asks for besides the disk or directory. The work of a tree
     /// is fixed.
-    pub(crate) fn environment(&self, place: &str, seconds: u64) -> Vec<(&'static str, String)> {
-        match self.ground {
-            Ground::Tree => vec![("FIO_DIR", place.to_owned())],
-            Ground::Image | Ground::Share => vec![
-                ("FIO_FILE", place.to_owned()),
-                ("FIO_SECONDS", seconds.to_string()),
-            ],
+    pub(crate) fn environment(
+        &self,
+        place: &str,
+        seconds: u64,
+        rig: Rig,
+    ) -> Vec<(&'static str, String)> {
+        if self.ground == Ground::Tree {
+            return vec![("FIO_DIR", place.to_owned())];
         }
+        let mut variables = vec![
+            ("FIO_FILE", place.to_owned()),
+            ("FIO_SECONDS", seconds.to_string()),
+        ];
+        if self.ground == Ground::Warm {
+            // The cache that is measured is the host's, never the guest's own.
+            let direct = u8::from(rig == Rig::Guest);
+            variables.push(("FIO_DIRECT", direct.to_string()));
+        }
+        variables
     }
 }
 
@@ -89,10 +132,10 @@ mod tests {
         for profile in PROFILES {
             let Profile { name, job, .. } = profile;
             assert!(job.starts_with("; ") && job.contains("\n\n["), "{name}");
-            for (variable, _) in profile.environment("x", 1) {
+            for (variable, _) in profile.environment("x", 1, Rig::Guest) {
                 assert!(job.contains(&format!("${{{variable}}}")), "{name}");
             }
-            let given = profile.environment("x", 1).len();
+            let given = profile.environment("x", 1, Rig::Guest).len();
             assert_eq!(job.matches("=${FIO_").count(), given, "{name}");
         }
     }

@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
+use pericarp_benches::served::Server;
 use pericarp_tests::parts::{Part, missing};
 use pericarp_tests::peer::Kind;
 
 use crate::profiles::{Ground, Profile};
-use crate::share::Server;
 
 /// Where the job runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +32,7 @@ pub(crate) const TARGETS: &[Target] = &[
     Target::Shared(Server::Virtiofsd(1)),
     Target::Shared(Server::Virtiofsd(8)),
     Target::Shared(Server::Virtiofsd(64)),
+    Target::Shared(Server::Null),
 ];
 
 /// What all others are compared with.
@@ -54,6 +55,7 @@ impl Target {
             Self::Shared(Server::Virtiofsd(1)) => "virtiofsd-1",
             Self::Shared(Server::Virtiofsd(8)) => "virtiofsd-8",
             Self::Shared(Server::Virtiofsd(_)) => "virtiofsd-64",
+            Self::Shared(Server::Null) => "null-fs",
         }
     }
 
@@ -110,7 +112,7 @@ impl Target {
             })
             .or_else(|| {
                 let cannot = !root || !Path::new("/dev/fuse").exists();
-                (profile.ground == Ground::Share && cannot).then(|| {
+                (matches!(profile.ground, Ground::Store(..)) && cannot).then(|| {
                     "a store with injected latency needs root and /dev/fuse; leave the profile out"
                         .to_owned()
                 })
