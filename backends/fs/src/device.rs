@@ -12,6 +12,7 @@ mod calls;
 mod data;
 mod listing;
 mod session;
+mod unopened;
 
 use std::mem;
 use std::os::fd::OwnedFd;
@@ -162,7 +163,9 @@ impl FsDevice {
         let begun = match header.opcode {
             opcode::INIT | opcode::DESTROY => Ok(None),
             _ if !self.session.is_open() => Err(Errno::NOTCONN),
-            opcode::READ => self.read(chain, request),
+            // Nothing is open, so nothing is open for it.
+            opcode::WRITE | opcode::FALLOCATE if self.opens_nothing() => Err(Errno::ROFS),
+            opcode::READ => self.read(header.node, chain, request),
             opcode::WRITE => self.write(chain, request),
             opcode::FSYNC | opcode::FSYNCDIR => self.sync(&header, chain, request),
             opcode::FALLOCATE => self.allocate(chain, request),

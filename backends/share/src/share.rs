@@ -6,6 +6,7 @@ mod create;
 pub(crate) mod directories;
 mod files;
 mod namespace;
+mod unopened;
 pub(crate) mod xattrs;
 
 use std::ffi::CStr;
@@ -29,6 +30,7 @@ use crate::name;
 use crate::nodes::{Found, Nodes};
 use crate::table::{Identity, NodeId, Permit};
 use crate::{Attributes, Entry, FileSystem, ShareError, ShareOptions};
+use unopened::Unopened;
 
 /// How often a call is made again that raced with a change on the host.
 const ATTEMPTS: usize = 16;
@@ -43,6 +45,7 @@ const CONFINED: ResolveFlags = ResolveFlags::BENEATH
 pub struct Share {
     nodes: Nodes,
     handles: Handles,
+    unopened: Unopened,
     options: ShareOptions,
     writeback: AtomicBool,
 }
@@ -110,6 +113,7 @@ impl Share {
         Ok(Self {
             nodes,
             handles: Handles::new(options.open_files),
+            unopened: Unopened::new(options.open_files),
             options,
             writeback: AtomicBool::new(false),
         })
@@ -150,12 +154,14 @@ impl Share {
     /// Takes `count` lookups of a node back. The root is never forgotten.
     pub fn forget(&self, node: NodeId, count: u64) {
         self.nodes.forget(node, count);
+        self.unopened.forget(node);
     }
 
     /// Nobody is there any more: every node but the root and every handle is
     /// gone. I/O that is under way keeps its file to its end.
     pub fn reset(&self) {
         self.handles.clear();
+        self.unopened.clear();
         self.nodes.clear();
         self.set_writeback(false);
     }

@@ -53,6 +53,7 @@ impl FsDevice {
             opcode::UNLINK => done(self.share.unlink(node, fields.name()?)),
             opcode::RMDIR => done(self.share.remove_dir(node, fields.name()?)),
             opcode::RENAME | opcode::RENAME2 => self.rename(header.opcode, node, fields),
+            opcode::OPEN | opcode::OPENDIR if self.opens_nothing() => Err(Errno::NOSYS),
             opcode::OPEN => {
                 let (flags, also) = (fields.u32()? as i32, fields.u32()?);
                 let kill = also & open::KILL_SUIDGID != 0;
@@ -67,8 +68,8 @@ impl FsDevice {
             }
             opcode::RELEASE => done(self.share.close_file(Handle(fields.u64()?))),
             opcode::RELEASEDIR => done(self.share.close_dir(Handle(fields.u64()?))),
-            opcode::READDIR => self.list(fields, room, false),
-            opcode::READDIRPLUS => self.list(fields, room, true),
+            opcode::READDIR => self.list(node.0, fields, room, false),
+            opcode::READDIRPLUS => self.list(node.0, fields, room, true),
             opcode::STATFS => {
                 let figures = self.share.statistics(node)?;
                 let mut reply = Reply::with_capacity(FIGURES);
@@ -76,11 +77,14 @@ impl FsDevice {
                 Ok(reply)
             }
             opcode::ACCESS => done(self.share.access(&caller, node, fields.u32()? as i32)),
+            // There is nothing to write back.
+            opcode::FLUSH if self.opens_nothing() => Err(Errno::NOSYS),
             opcode::FLUSH => done(self.share.flush(Handle(fields.u64()?))),
             opcode::SYNCFS => done(self.share.sync_all(node)),
             opcode::LSEEK => {
-                let (handle, offset) = (Handle(fields.u64()?), fields.u64()?);
-                let found = self.share.seek(handle, offset, fields.u32()? as i32)?;
+                let (handle, offset) = (fields.u64()?, fields.u64()?);
+                let file = self.file(node.0, handle)?;
+                let found = self.share.seek_in(&file, offset, fields.u32()? as i32)?;
                 let mut reply = Reply::with_capacity(NUMBERS);
                 reply.u64(found);
                 Ok(reply)
@@ -133,7 +137,7 @@ impl FsDevice {
         }
     }
 
-    fn entry(&self, entry: &Entry) -> Reply {
+    pub(super) fn entry(&self, entry: &Entry) -> Reply {
         let mut reply = Reply::with_capacity(ENTRY + OPENED);
         reply.entry(entry, self.validity(), self.session.has(feature::SUBMOUNTS));
         reply
@@ -147,7 +151,8 @@ impl FsDevice {
     fn attributes(&self, node: NodeId, fields: &mut Fields<'_>) -> Result<Reply, Errno> {
         let (flags, _) = (fields.u32()?, fields.u32()?);
         let handle = Handle(fields.u64()?);
-        let handle = (flags & GETATTR_HANDLE != 0).then_some(handle);
+        let open = flags & GETATTR_HANDLE != 0 && !self.opens_nothing();
+        let handle = open.then_some(handle);
         let found = self.share.attributes(node, handle)?;
         let mut reply = Reply::with_capacity(ATTRIBUTES);
         reply.valid_attributes(&found, self.validity());
@@ -228,6 +233,9 @@ impl FsDevice {
                 .make_temporary(caller, parent, flags, mode, umask)?
         } else {
             let (name, kill) = (fields.name()?, also & open::KILL_SUIDGID != 0);
+            if self.opens_nothing() {
+                return self.create_nothing(parent, name, flags);
+            }
             self.share
                 .create(caller, parent, name, flags, mode, umask, kill)?
         };

@@ -132,12 +132,19 @@ impl Share {
     /// # Errors
     /// The host's; ENXIO beyond the end, EINVAL for another `whence`.
     pub fn seek(&self, handle: Handle, offset: u64, whence: i32) -> Result<u64, Errno> {
-        let file = self.handles.file(handle)?;
+        self.seek_in(&*self.handles.file(handle)?, offset, whence)
+    }
+
+    /// The same in a file that was looked up before.
+    ///
+    /// # Errors
+    /// As [`seek`](Self::seek).
+    pub fn seek_in(&self, file: &OpenFile, offset: u64, whence: i32) -> Result<u64, Errno> {
         within(offset, 0)?;
         // Moves the file's position, which nobody uses.
         match whence {
-            libc::SEEK_DATA => seek(&*file, SeekFrom::Data(offset)),
-            libc::SEEK_HOLE => seek(&*file, SeekFrom::Hole(offset)),
+            libc::SEEK_DATA => seek(file, SeekFrom::Data(offset)),
+            libc::SEEK_HOLE => seek(file, SeekFrom::Hole(offset)),
             _ => Err(Errno::INVAL),
         }
     }
@@ -200,6 +207,19 @@ impl Share {
         flags: OFlags,
         mount: Arc<Mount>,
     ) -> Opened {
+        let file = Self::open_of(file, permit, node, flags, mount);
+        let handle = self.handles.add(Open::File(file.clone()));
+        Opened { handle, file }
+    }
+
+    /// An open file with all that is known of it.
+    pub(super) fn open_of(
+        file: OwnedFd,
+        permit: Permit,
+        node: NodeId,
+        flags: OFlags,
+        mount: Arc<Mount>,
+    ) -> Arc<OpenFile> {
         let direct = flags.contains(OFlags::DIRECT);
         let readable = !flags.contains(OFlags::WRONLY);
         let reads = readable && mount.reads_without_waiting(file.as_fd());
@@ -218,15 +238,13 @@ impl Share {
                 },
             waits: mount.waits(),
         };
-        let file = Arc::new(OpenFile {
+        Arc::new(OpenFile {
             file,
             _permit: permit,
             node,
             mount,
             traits,
-        });
-        let handle = self.handles.add(Open::File(file.clone()));
-        Opened { handle, file }
+        })
     }
 }
 
