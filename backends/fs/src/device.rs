@@ -11,8 +11,10 @@
 mod calls;
 mod data;
 mod listing;
+mod locks;
 mod session;
 mod unopened;
+mod waits;
 
 use std::mem;
 use std::os::fd::OwnedFd;
@@ -25,7 +27,9 @@ use pericarp_vhost::{Account, ConfigRefused, Device, Errand, Place, Step};
 
 use crate::wire::{Header, IN_HEADER, OUT_HEADER, Reply, opcode};
 use data::Operation;
+use locks::Wanted;
 use session::Session;
+use waits::Waits;
 
 /// Bytes of a tag (virtio 1.3, 5.11.4).
 pub const MAX_TAG: usize = 36;
@@ -72,6 +76,8 @@ struct Call {
     body: Vec<u8>,
     room: usize,
     answer: Arc<Mutex<Option<Result<Reply, Errno>>>>,
+    /// Of one that waits for a lock.
+    wanted: Option<Wanted>,
 }
 
 /// One request in flight.
@@ -102,6 +108,8 @@ pub struct FsDevice {
     queue_size: u16,
     settings: Settings,
     session: Session,
+    /// Requests that wait for a lock.
+    waits: Waits,
     /// RWF_DONTCACHE is asked for, and was not refused yet.
     dont_cache: AtomicBool,
 }
@@ -120,6 +128,7 @@ impl FsDevice {
             queue_size,
             settings,
             session: Session::default(),
+            waits: Waits::new(queue_size),
             dont_cache: AtomicBool::new(settings.dont_cache),
         }
     }
@@ -203,12 +212,13 @@ impl FsDevice {
                 self.close();
                 Ok(Reply::default())
             }
+            opcode::SETLKW => self.await_lock(header, &body, request),
             code if self.share.waits() || takes_long(code) => {
                 let call = Call {
                     header: *header,
                     body,
                     room,
-                    answer: Arc::default(),
+                    ..Call::default()
                 };
                 request.call = Some(Box::new(call));
                 Ok(Reply::default())
@@ -358,6 +368,9 @@ impl Device for FsDevice {
         let Some(call) = request.call.as_deref_mut() else {
             return Errand::new(|| -libc::EIO);
         };
+        if let Some(wanted) = call.wanted.take() {
+            return self.lock_errand(call, wanted);
+        }
         let (header, room) = (call.header, call.room);
         let body = mem::take(&mut call.body);
         let answer = Arc::clone(&call.answer);
@@ -366,6 +379,10 @@ impl Device for FsDevice {
             *answer.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
             0
         })
+    }
+
+    fn hasten(&self) {
+        self.waits.end_all(Errno::NOLCK);
     }
 
     fn resume(&self, mut chain: Chain<'_>, request: &mut Request, result: i32) -> Step {

@@ -67,5 +67,6 @@ pub use options::{ShareError, ShareOptions};
 pub use rustix::io::Errno;
 pub use share::Share;
 pub use share::directories::{DirEntry, OpenDirectory};
+pub use share::locks::{LockKind, RangeLock};
 pub use share::xattrs::Xattr;
 pub use table::NodeId;

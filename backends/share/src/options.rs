@@ -27,6 +27,8 @@ pub struct ShareOptions {
     pub direct_io: bool,
     /// Keep file handles of nodes that are not used, where the host gives them.
     pub file_handles: bool,
+    /// Locks are the host's, too: every close is to be told.
+    pub locks: bool,
     /// User ids.
     pub uid_map: IdMap,
     /// Group ids.
@@ -52,6 +54,7 @@ impl Default for ShareOptions {
             posix_acl: false,
             direct_io: false,
             file_handles: true,
+            locks: false,
             uid_map: IdMap::default(),
             gid_map: IdMap::default(),
             descriptors: half as u32,

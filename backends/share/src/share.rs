@@ -5,6 +5,7 @@ mod change;
 mod create;
 pub(crate) mod directories;
 mod files;
+pub(crate) mod locks;
 mod namespace;
 mod unopened;
 pub(crate) mod xattrs;
@@ -30,6 +31,7 @@ use crate::name;
 use crate::nodes::{Found, Nodes};
 use crate::table::{Identity, NodeId, Permit};
 use crate::{Attributes, Entry, FileSystem, ShareError, ShareOptions};
+use locks::Owners;
 use unopened::Unopened;
 
 /// How often a call is made again that raced with a change on the host.
@@ -46,6 +48,7 @@ pub struct Share {
     nodes: Nodes,
     handles: Handles,
     unopened: Unopened,
+    owners: Owners,
     options: ShareOptions,
     writeback: AtomicBool,
 }
@@ -114,6 +117,7 @@ impl Share {
             nodes,
             handles: Handles::new(options.open_files),
             unopened: Unopened::new(options.open_files),
+            owners: Owners::default(),
             options,
             writeback: AtomicBool::new(false),
         })
@@ -162,6 +166,7 @@ impl Share {
     pub fn reset(&self) {
         self.handles.clear();
         self.unopened.clear();
+        self.owners.clear();
         self.nodes.clear();
         self.set_writeback(false);
     }

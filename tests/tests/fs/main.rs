@@ -11,6 +11,7 @@ mod escapes;
 mod guests;
 mod hostile;
 mod limits;
+mod locks;
 mod messages;
 mod privileges;
 mod semantics;

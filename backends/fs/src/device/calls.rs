@@ -10,7 +10,7 @@ use pericarp_share::{Caller, Entry, Errno, Handle, NodeId, Opened, SetAttributes
 
 use super::{Cache, FsDevice};
 use crate::wire::{
-    ATTRIBUTES, ENTRY, Fields, GETATTR_HANDLE, Header, Reply, SETXATTR_ACL_KILL_SGID, feature,
+    ATTRIBUTES, ENTRY, Fields, GETATTR_HANDLE, Header, LOCK, Reply, SETXATTR_ACL_KILL_SGID, feature,
     names, opcode, open, set,
 };
 
@@ -66,7 +66,7 @@ impl FsDevice {
                 reply.u64(handle.0).u32(self.directory_flags()).u32(0);
                 Ok(reply)
             }
-            opcode::RELEASE => done(self.share.close_file(Handle(fields.u64()?))),
+            opcode::RELEASE => self.release(fields),
             opcode::RELEASEDIR => done(self.share.close_dir(Handle(fields.u64()?))),
             opcode::READDIR => self.list(node.0, fields, room, false),
             opcode::READDIRPLUS => self.list(node.0, fields, room, true),
@@ -79,7 +79,9 @@ impl FsDevice {
             opcode::ACCESS => done(self.share.access(&caller, node, fields.u32()? as i32)),
             // There is nothing to write back.
             opcode::FLUSH if self.opens_nothing() => Err(Errno::NOSYS),
-            opcode::FLUSH => done(self.share.flush(Handle(fields.u64()?))),
+            opcode::FLUSH => self.flush(fields),
+            opcode::GETLK => self.test_lock(fields),
+            opcode::SETLK => self.set_lock(fields),
             opcode::SYNCFS => done(self.share.sync_all(node)),
             opcode::LSEEK => {
                 let (handle, offset) = (fields.u64()?, fields.u64()?);
@@ -93,20 +95,23 @@ impl FsDevice {
             opcode::GETXATTR | opcode::LISTXATTR | opcode::SETXATTR | opcode::REMOVEXATTR => {
                 self.xattr(header.opcode, node, fields)
             }
-            // Locks, ioctl, poll and what comes in later versions: the guest does
+            // Ioctl, poll and what comes in later versions: the guest does
             // without.
             _ => Err(Errno::NOSYS),
         }
     }
 
-    /// FORGET and BATCH_FORGET. INTERRUPT is let pass: what it is about goes on
-    /// to its end.
+    /// FORGET, BATCH_FORGET, and INTERRUPT: whatever does not wait for a lock goes
+    /// on to its end.
     pub(super) fn forget(&self, header: &Header, chain: &mut Chain<'_>) {
         let mut eight = [0; 8];
         match header.opcode {
             opcode::FORGET if chain.read(&mut eight) => {
                 let count = u64::from_le_bytes(eight);
                 self.share.forget(NodeId(header.node), count);
+            }
+            opcode::INTERRUPT if self.forwards_locks() && chain.read(&mut eight) => {
+                self.waits.interrupt(u64::from_le_bytes(eight));
             }
             opcode::BATCH_FORGET if chain.read(&mut eight) => {
                 let [a, b, c, d, ..] = eight;
@@ -311,6 +316,7 @@ fn reply_size(code: u32) -> usize {
         opcode::OPEN | opcode::OPENDIR => OPENED,
         opcode::GETATTR | opcode::SETATTR => ATTRIBUTES,
         opcode::STATFS => FIGURES,
+        opcode::GETLK => LOCK,
         opcode::LSEEK | opcode::COPY_FILE_RANGE => NUMBERS,
         _ => 0,
     }

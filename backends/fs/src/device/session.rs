@@ -74,6 +74,7 @@ impl FsDevice {
     /// The mount is gone.
     pub(super) fn close(&self) {
         self.session.0.store(0, Ordering::Relaxed);
+        self.waits.end_all(Errno::NOLCK);
         self.share.reset();
     }
 
@@ -100,6 +101,9 @@ impl FsDevice {
         };
         if self.settings.writeback && self.settings.cache != Cache::Never {
             wanted |= feature::WRITEBACK_CACHE;
+        }
+        if self.share.options().locks {
+            wanted |= feature::POSIX_LOCKS | feature::FLOCK_LOCKS;
         }
         if self.could_open_nothing() {
             wanted |= OPENS_NOTHING;

@@ -29,13 +29,14 @@ pub(super) fn settled(agreed: u64) -> u64 {
 }
 
 impl FsDevice {
-    /// A guest that can may open nothing. O_DIRECT is a property of an open file;
+    /// A guest that can may open nothing. O_DIRECT and locks are those of an open file;
     /// where a call may wait a read must not begin with an open on the worker.
     pub(super) fn could_open_nothing(&self) -> bool {
         let options = self.share.options();
         self.settings.cache == Cache::Always
             && options.read_only
             && !options.direct_io
+            && !options.locks
             && !self.share.waits()
     }
 

@@ -47,6 +47,10 @@ one device:
   --xattr               pass extended attributes on
   --posix-acl           access control lists, too; goes with --xattr
   --no-file-handles     keep a descriptor of each file the guest knows, never a file handle
+  --locks WHERE         guest (default): a lock on a file is seen in this guest only; host:
+                        other guests and the host see it, too, and it sees theirs. A wait
+                        for a lock ends with the lock, the session or the server: Linux
+                        guests pass no signal on
   --uid-map RANGES      user ids of the guest's that are others on the host, such as
                         :0:100000:65536: (first in the guest, first on the host, how many;
                         more ranges follow: :0:100000:1000:1000:5:1:); others have no access
@@ -58,7 +62,7 @@ one device:
 
 many devices, at most 64:
   --device KEYS         id=, socket=, dir=, tag=, and optionally num-queues=, queue-size=,
-                        cache=, uid-map=, gid-map=, iops=, iops-burst=, bandwidth=,
+                        cache=, locks=, uid-map=, gid-map=, iops=, iops-burst=, bandwidth=,
                         bandwidth-burst=, and on|off for read-only=, writeback=, dont-cache=,
                         allow-direct-io=, xattr=, posix-acl=, file-handles=; may be repeated;
                         a comma in a value is written twice
@@ -104,6 +108,8 @@ pub struct DeviceOptions {
     pub posix_acl: bool,
     /// File handles in place of descriptors.
     pub file_handles: bool,
+    /// Locks are the host's, too.
+    pub locks: bool,
     /// User ids.
     pub uid_map: IdMap,
     /// Group ids.

@@ -40,6 +40,7 @@ fn one_device_with_defaults() {
         xattr: false,
         posix_acl: false,
         file_handles: true,
+        locks: false,
         uid_map: IdMap::default(),
         gid_map: IdMap::default(),
         queues: 1,
@@ -65,13 +66,13 @@ fn options_and_keys_mean_the_same() {
     let single = options(
         "--fd 5 --shared-dir /d --tag t --read-only --cache always --writeback --dont-cache \
          --allow-direct-io --num-queues 3 --queue-size 64 --xattr --posix-acl \
-         --no-file-handles --uid-map :0:100000:1000:1000:5:1: --gid-map=:0:7:1: --iops 500 \
+         --no-file-handles --locks host --uid-map :0:100000:1000:1000:5:1: --gid-map=:0:7:1: --iops 500 \
          --iops-burst 2K --bandwidth 3M --bandwidth-burst 1G",
     );
     let keys = options(
         "--device id=fs,socket=/s,dir=/d,tag=t,read-only=on,cache=always,writeback=on,\
          dont-cache=on,allow-direct-io=on,num-queues=3,queue-size=64,xattr=on,posix-acl=on,\
-         file-handles=off,uid-map=:0:100000:1000:1000:5:1:,gid-map=:0:7:1:,iops=500,\
+         file-handles=off,locks=host,uid-map=:0:100000:1000:1000:5:1:,gid-map=:0:7:1:,iops=500,\
          iops-burst=2K,bandwidth=3M,bandwidth-burst=1G",
     );
     let [single] = &single.devices[..] else {
@@ -81,7 +82,7 @@ fn options_and_keys_mean_the_same() {
     assert_eq!(single.settings.cache, Cache::Always);
     assert!(single.settings.writeback && single.settings.dont_cache);
     assert!(single.read_only && single.direct_io && single.xattr && single.posix_acl);
-    assert!(!single.file_handles);
+    assert!(!single.file_handles && single.locks);
     assert_eq!((single.queues, single.queue_size), (3, 64));
     assert_eq!(single.uid_map.to_host(999), Some(100_999));
     assert_eq!(single.uid_map.to_host(1000), Some(5));

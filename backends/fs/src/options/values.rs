@@ -26,6 +26,18 @@ pub(super) fn cache(name: &str, value: &str) -> Result<Cache, BadOption> {
     }
 }
 
+/// Whether locks are the host's, too.
+pub(super) fn locks(name: &str, value: &str) -> Result<bool, BadOption> {
+    match value {
+        "host" => Ok(true),
+        "guest" => Ok(false),
+        _ => {
+            let rule = "locks are kept by the guest or by the host: use guest or host";
+            Err(bad(name, format!("{value:?}"), rule))
+        }
+    }
+}
+
 /// Ranges such as `:0:100000:65536:`, one after another: first id in the guest,
 /// first on the host, how many.
 pub(super) fn id_map(name: &str, value: &str) -> Result<IdMap, BadOption> {
