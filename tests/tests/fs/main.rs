@@ -14,7 +14,9 @@ mod limits;
 mod locks;
 mod messages;
 mod privileges;
+mod round_trips;
 mod semantics;
+mod settings;
 mod slow;
 mod stage;
 
