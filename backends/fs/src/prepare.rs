@@ -71,6 +71,7 @@ fn open_tree(device: &DeviceOptions, share: u32) -> Result<(Tree, ShareOptions),
     let options = ShareOptions {
         read_only: device.read_only,
         xattr: device.xattr,
+        xattr_map: device.xattr_map.clone(),
         posix_acl: device.posix_acl,
         direct_io: device.direct_io,
         file_handles: device.file_handles,

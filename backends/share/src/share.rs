@@ -10,7 +10,7 @@ mod namespace;
 mod unopened;
 pub(crate) mod xattrs;
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -49,6 +49,8 @@ pub struct Share {
     handles: Handles,
     unopened: Unopened,
     owners: Owners,
+    /// What security.capability is called, if a map has another name for it.
+    capability: Option<CString>,
     options: ShareOptions,
     writeback: AtomicBool,
 }
@@ -118,6 +120,7 @@ impl Share {
             handles: Handles::new(options.open_files),
             unopened: Unopened::new(options.open_files),
             owners: Owners::default(),
+            capability: Self::stored_capability(&options),
             options,
             writeback: AtomicBool::new(false),
         })

@@ -19,6 +19,7 @@ mod semantics;
 mod settings;
 mod slow;
 mod stage;
+mod xattr_map;
 
 use pericarp_tests::fs::{Client, Options, Server};
 

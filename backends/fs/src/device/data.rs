@@ -61,6 +61,7 @@ impl FsDevice {
             return Err(Errno::INVAL);
         }
         chain.limit_readable(size);
+        self.share.drop_capabilities_of(&file)?;
         if flags & WRITE_KILL_SUIDGID != 0 {
             self.share.kill_privileges_of(&file)?;
         }
@@ -144,6 +145,7 @@ impl FsDevice {
             return Err(Errno::OPNOTSUPP);
         }
         within(offset, len)?;
+        self.share.drop_capabilities_of(&file)?;
         request.place = place(&file, false);
         request.kept = Some(Kept::File(file));
         request.operation = Operation::Allocate { mode: mode as i32 };

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 pub use pericarp_control::command_line::{BadOption, SocketOption};
 use pericarp_control::command_line::{CommandLine, bad, unknown};
-use pericarp_share::IdMap;
+use pericarp_share::{IdMap, XattrMap};
 use pericarp_vhost::Limits;
 use pericarp_vhost::program::{Keys, Process, ProcessDraft, check_apart};
 
@@ -45,6 +45,10 @@ one device:
   --num-queues N        request queues, 1 to 64 (default 1)
   --queue-size N        largest virtqueue, a power of two from 16 to 1024 (default 1024)
   --xattr               pass extended attributes on
+  --xattrmap RULES      what their names are on the host, as virtiofsd has it: rules such as
+                        :prefix:all:trusted.:user.vm.: (:type:scope:key:prepend:), of type
+                        prefix, ok, bad or unsupported for client, server or all, or
+                        :map::user.vm.: (:map:key:prepend:); the first that matches holds
   --posix-acl           access control lists, too; goes with --xattr
   --no-file-handles     keep a descriptor of each file the guest knows, never a file handle
   --locks WHERE         guest (default): a lock on a file is seen in this guest only; host:
@@ -62,7 +66,7 @@ one device:
 
 many devices, at most 64:
   --device KEYS         id=, socket=, dir=, tag=, and optionally num-queues=, queue-size=,
-                        cache=, locks=, uid-map=, gid-map=, iops=, iops-burst=, bandwidth=,
+                        cache=, locks=, xattrmap=, uid-map=, gid-map=, iops=, iops-burst=, bandwidth=,
                         bandwidth-burst=, and on|off for read-only=, writeback=, dont-cache=,
                         allow-direct-io=, xattr=, posix-acl=, file-handles=; may be repeated;
                         a comma in a value is written twice
@@ -104,6 +108,8 @@ pub struct DeviceOptions {
     pub direct_io: bool,
     /// Extended attributes.
     pub xattr: bool,
+    /// What extended attributes are called on the host.
+    pub xattr_map: Option<XattrMap>,
     /// POSIX access control lists.
     pub posix_acl: bool,
     /// File handles in place of descriptors.

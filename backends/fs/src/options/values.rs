@@ -1,7 +1,7 @@
 //! Values of options that only directories have: tags, what may be kept, ids.
 
 use pericarp_control::command_line::{BadOption, bad};
-use pericarp_share::{IdMap, IdRange};
+use pericarp_share::{IdMap, IdRange, XattrMap};
 
 use crate::{Cache, MAX_TAG};
 
@@ -24,6 +24,13 @@ pub(super) fn cache(name: &str, value: &str) -> Result<Cache, BadOption> {
             Err(bad(name, format!("{value:?}"), rule))
         }
     }
+}
+
+/// Rules for names of extended attributes.
+pub(super) fn xattr_map(name: &str, value: &str) -> Result<XattrMap, BadOption> {
+    let example = "such as :map::user.virtiofs.:";
+    XattrMap::parse(value)
+        .map_err(|e| bad(name, format!("{value:?}"), format!("{e}: give rules {example}")))
 }
 
 /// Whether locks are the host's, too.

@@ -49,6 +49,9 @@ impl Share {
             return Err(Errno::NOTDIR);
         }
         let wanted = self.open_flags(flags)?;
+        if wanted.contains(OFlags::TRUNC) {
+            self.drop_capabilities(&node)?;
+        }
         let permit = self.handles.permit()?;
         let file = {
             let cuts = kill_suid_gid && wanted.contains(OFlags::TRUNC);
@@ -166,6 +169,7 @@ impl Share {
         within(from_offset, len)?;
         within(to_offset, len)?;
         let (mut from_offset, mut to_offset) = (from_offset, to_offset);
+        self.drop_capabilities_of(&to)?;
         let copied = copy_file_range(
             &*from,
             Some(&mut from_offset),
