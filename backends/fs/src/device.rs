@@ -213,7 +213,7 @@ impl FsDevice {
                 Ok(Reply::default())
             }
             opcode::SETLKW => self.await_lock(header, &body, request),
-            code if self.share.waits() || takes_long(code) => {
+            code if self.share.waits() || self.takes_long(code) => {
                 let call = Call {
                     header: *header,
                     body,
@@ -224,6 +224,16 @@ impl FsDevice {
                 Ok(Reply::default())
             }
             _ => self.call(header, &body, room),
+        }
+    }
+
+    /// Calls that write a whole file system back, copy megabytes, or have a file
+    /// written back somewhere else.
+    fn takes_long(&self, code: u32) -> bool {
+        match code {
+            opcode::SYNCFS | opcode::COPY_FILE_RANGE => true,
+            opcode::FLUSH => self.share.options().elsewhere,
+            _ => false,
         }
     }
 
@@ -269,11 +279,6 @@ impl FsDevice {
         request.call = None;
         Step::Done { written }
     }
-}
-
-/// Calls that write a whole file system back, or copy megabytes.
-fn takes_long(code: u32) -> bool {
-    matches!(code, opcode::SYNCFS | opcode::COPY_FILE_RANGE)
 }
 
 /// Index of a request's class in [`Device::CLASSES`].

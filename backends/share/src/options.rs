@@ -29,6 +29,9 @@ pub struct ShareOptions {
     pub direct_io: bool,
     /// Keep file handles of nodes that are not used, where the host gives them.
     pub file_handles: bool,
+    /// Something below the root is served by another process or machine, as the
+    /// root itself may be: every close is to be told.
+    pub elsewhere: bool,
     /// Locks are the host's, too: every close is to be told.
     pub locks: bool,
     /// User ids.
@@ -57,6 +60,7 @@ impl Default for ShareOptions {
             posix_acl: false,
             direct_io: false,
             file_handles: true,
+            elsewhere: false,
             locks: false,
             uid_map: IdMap::default(),
             gid_map: IdMap::default(),

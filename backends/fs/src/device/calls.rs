@@ -10,8 +10,8 @@ use pericarp_share::{Caller, Entry, Errno, Handle, NodeId, Opened, SetAttributes
 
 use super::{Cache, FsDevice};
 use crate::wire::{
-    ATTRIBUTES, ENTRY, Fields, GETATTR_HANDLE, Header, LOCK, Reply, SETXATTR_ACL_KILL_SGID, feature,
-    names, opcode, open, set,
+    ATTRIBUTES, ENTRY, Fields, GETATTR_HANDLE, Header, LOCK, Reply, SETXATTR_ACL_KILL_SGID,
+    feature, names, opcode, open, set,
 };
 
 /// Bytes of `fuse_open_out`, and of `fuse_write_out` and others of one or two

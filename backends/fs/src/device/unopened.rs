@@ -68,10 +68,13 @@ impl FsDevice {
         name: &CStr,
         flags: i32,
     ) -> Result<Reply, Errno> {
-        let entry = self.share.lookup(parent, name).map_err(|errno| match errno {
-            Errno::NOENT => Errno::ROFS,
-            other => other,
-        })?;
+        let entry = self
+            .share
+            .lookup(parent, name)
+            .map_err(|errno| match errno {
+                Errno::NOENT => Errno::ROFS,
+                other => other,
+            })?;
         let refusal = if flags & libc::O_EXCL != 0 {
             Some(Errno::EXIST)
         } else if flags & (libc::O_ACCMODE | libc::O_TRUNC) != libc::O_RDONLY {

@@ -103,8 +103,8 @@ impl Draft {
         let key = match name {
             "--shared-dir" => "dir",
             "--socket-path" | "--fd" | "--tag" | "--cache" | "--num-queues" | "--queue-size"
-            | "--xattrmap" | "--uid-map" | "--gid-map" | "--locks" | "--iops" | "--iops-burst" | "--bandwidth"
-            | "--bandwidth-burst" => &name[2..],
+            | "--xattrmap" | "--uid-map" | "--gid-map" | "--locks" | "--iops" | "--iops-burst"
+            | "--bandwidth" | "--bandwidth-burst" => &name[2..],
             _ => return Ok(false),
         };
         self.touched = true;

@@ -29,8 +29,13 @@ pub(super) fn cache(name: &str, value: &str) -> Result<Cache, BadOption> {
 /// Rules for names of extended attributes.
 pub(super) fn xattr_map(name: &str, value: &str) -> Result<XattrMap, BadOption> {
     let example = "such as :map::user.virtiofs.:";
-    XattrMap::parse(value)
-        .map_err(|e| bad(name, format!("{value:?}"), format!("{e}: give rules {example}")))
+    XattrMap::parse(value).map_err(|e| {
+        bad(
+            name,
+            format!("{value:?}"),
+            format!("{e}: give rules {example}"),
+        )
+    })
 }
 
 /// Whether locks are the host's, too.

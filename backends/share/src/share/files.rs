@@ -113,12 +113,13 @@ impl Share {
 
     /// Somebody in the guest closes an open file, which others may go on using.
     /// A file system that is served from elsewhere writes back what it has of it;
-    /// where the root is on none of these there is nothing to do for anybody.
+    /// where neither the root nor what is below it is on one of these there is
+    /// nothing to do for anybody.
     ///
     /// # Errors
     /// ENOSYS where no file needs it, the host's, EBADF.
     pub fn flush(&self, handle: Handle) -> Result<(), Errno> {
-        if !self.nodes.root_waits() {
+        if !self.nodes.root_waits() && !self.options.elsewhere {
             return Err(Errno::NOSYS);
         }
         let file = self.handles.file(handle)?;
