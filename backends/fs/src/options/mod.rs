@@ -32,12 +32,13 @@ usage:
 one device:
   --socket-path PATH    listen here; a dead socket is replaced, a live one is an error
   --fd N                use this listening or connected socket instead
-  --shared-dir DIR      the directory to pass on, with all that is mounted below it
+  --shared-dir DIR      the directory to pass on, with all that is mounted below it by now
   --tag TAG             what the guest mounts it by, 1 to 36 bytes
   --read-only           never change anything in it
   --cache MODE          what the guest may keep: never (nothing), auto (names and attributes
                         for a second, data until a file is opened again; default), or
-                        always (all of it: nobody else changes the directory)
+                        always (all of it: nobody else changes the directory); read-only
+                        and always, the guest opens files without asking
   --writeback           let the guest keep what it writes, too, and write it later
   --dont-cache          keep nothing of what the guest reads and writes in the host's own
                         page cache, where the file system can do without
