@@ -8,9 +8,11 @@
 
 mod calls;
 mod client;
+mod counts;
 mod server;
 pub mod wire;
 
 pub use calls::{Change, Space, init_body, release_body, transfer_body};
 pub use client::{AREA, Client, GUARD, Pieces, REQUEST, SLOTS, Shape, Wrong, refused};
+pub use counts::Counts;
 pub use server::{Kind, Options, Server, TAG};

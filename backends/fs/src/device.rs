@@ -11,7 +11,10 @@
 mod calls;
 mod data;
 mod listing;
+mod locks;
 mod session;
+mod unopened;
+mod waits;
 
 use std::mem;
 use std::os::fd::OwnedFd;
@@ -24,7 +27,9 @@ use pericarp_vhost::{Account, ConfigRefused, Device, Errand, Place, Step};
 
 use crate::wire::{Header, IN_HEADER, OUT_HEADER, Reply, opcode};
 use data::Operation;
+use locks::Wanted;
 use session::Session;
+use waits::Waits;
 
 /// Bytes of a tag (virtio 1.3, 5.11.4).
 pub const MAX_TAG: usize = 36;
@@ -71,6 +76,8 @@ struct Call {
     body: Vec<u8>,
     room: usize,
     answer: Arc<Mutex<Option<Result<Reply, Errno>>>>,
+    /// Of one that waits for a lock.
+    wanted: Option<Wanted>,
 }
 
 /// One request in flight.
@@ -101,6 +108,8 @@ pub struct FsDevice {
     queue_size: u16,
     settings: Settings,
     session: Session,
+    /// Requests that wait for a lock.
+    waits: Waits,
     /// RWF_DONTCACHE is asked for, and was not refused yet.
     dont_cache: AtomicBool,
 }
@@ -119,6 +128,7 @@ impl FsDevice {
             queue_size,
             settings,
             session: Session::default(),
+            waits: Waits::new(queue_size),
             dont_cache: AtomicBool::new(settings.dont_cache),
         }
     }
@@ -162,7 +172,9 @@ impl FsDevice {
         let begun = match header.opcode {
             opcode::INIT | opcode::DESTROY => Ok(None),
             _ if !self.session.is_open() => Err(Errno::NOTCONN),
-            opcode::READ => self.read(chain, request),
+            // Nothing is open, so nothing is open for it.
+            opcode::WRITE | opcode::FALLOCATE if self.opens_nothing() => Err(Errno::ROFS),
+            opcode::READ => self.read(header.node, chain, request),
             opcode::WRITE => self.write(chain, request),
             opcode::FSYNC | opcode::FSYNCDIR => self.sync(&header, chain, request),
             opcode::FALLOCATE => self.allocate(chain, request),
@@ -200,17 +212,28 @@ impl FsDevice {
                 self.close();
                 Ok(Reply::default())
             }
-            code if self.share.waits() || takes_long(code) => {
+            opcode::SETLKW => self.await_lock(header, &body, request),
+            code if self.share.waits() || self.takes_long(code) => {
                 let call = Call {
                     header: *header,
                     body,
                     room,
-                    answer: Arc::default(),
+                    ..Call::default()
                 };
                 request.call = Some(Box::new(call));
                 Ok(Reply::default())
             }
             _ => self.call(header, &body, room),
+        }
+    }
+
+    /// Calls that write a whole file system back, copy megabytes, or have a file
+    /// written back somewhere else.
+    fn takes_long(&self, code: u32) -> bool {
+        match code {
+            opcode::SYNCFS | opcode::COPY_FILE_RANGE => true,
+            opcode::FLUSH => self.share.options().elsewhere,
+            _ => false,
         }
     }
 
@@ -256,11 +279,6 @@ impl FsDevice {
         request.call = None;
         Step::Done { written }
     }
-}
-
-/// Calls that write a whole file system back, or copy megabytes.
-fn takes_long(code: u32) -> bool {
-    matches!(code, opcode::SYNCFS | opcode::COPY_FILE_RANGE)
 }
 
 /// Index of a request's class in [`Device::CLASSES`].
@@ -355,6 +373,9 @@ impl Device for FsDevice {
         let Some(call) = request.call.as_deref_mut() else {
             return Errand::new(|| -libc::EIO);
         };
+        if let Some(wanted) = call.wanted.take() {
+            return self.lock_errand(call, wanted);
+        }
         let (header, room) = (call.header, call.room);
         let body = mem::take(&mut call.body);
         let answer = Arc::clone(&call.answer);
@@ -363,6 +384,10 @@ impl Device for FsDevice {
             *answer.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
             0
         })
+    }
+
+    fn hasten(&self) {
+        self.waits.end_all(Errno::NOLCK);
     }
 
     fn resume(&self, mut chain: Chain<'_>, request: &mut Request, result: i32) -> Step {

@@ -7,6 +7,7 @@
 //! front end.
 
 mod confine;
+mod elsewhere;
 mod prepare;
 
 use std::path::Path;

@@ -11,6 +11,8 @@ use pericarp_share::{Share, ShareOptions};
 use pericarp_vhost::causes;
 use pericarp_vhost::program::Keys;
 
+use crate::elsewhere;
+
 /// Descriptors for a worker's ring and mailbox, and for what the program has
 /// once.
 const FOR_PROCESS: u64 = 192;
@@ -71,9 +73,12 @@ fn open_tree(device: &DeviceOptions, share: u32) -> Result<(Tree, ShareOptions),
     let options = ShareOptions {
         read_only: device.read_only,
         xattr: device.xattr,
+        xattr_map: device.xattr_map.clone(),
         posix_acl: device.posix_acl,
         direct_io: device.direct_io,
         file_handles: device.file_handles,
+        elsewhere: elsewhere::is_below(tree.path()),
+        locks: device.locks,
         uid_map: device.uid_map.clone(),
         gid_map: device.gid_map.clone(),
         descriptors: share,

@@ -1,6 +1,6 @@
 //! System calls that rustix does not have: file handles, modes and extended
-//! attributes of what a descriptor names without having it open, and a thread's
-//! own umask. Called by `mounts`, `share` and `credentials`.
+//! attributes of what a descriptor names without having it open, locks of open
+//! files, and a thread's own umask. Called by `mounts`, `share` and `credentials`.
 #![expect(unsafe_code)]
 // UNSAFETY: raw system calls that read and write the buffers they are given.
 
@@ -115,6 +115,18 @@ pub(crate) fn access(file: BorrowedFd<'_>, mask: c_int) -> Result<(), Errno> {
         )
     })?;
     Ok(())
+}
+
+/// Takes, changes or looks for a lock of an open file description
+/// (F_OFD_SETLK, F_OFD_GETLK).
+pub(crate) fn record_lock(
+    file: BorrowedFd<'_>,
+    command: c_int,
+    lock: &mut libc::flock,
+) -> Result<(), Errno> {
+    // SAFETY: the kernel reads and writes one such structure, which is there.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), command, &raw mut *lock) };
+    check(result.into()).map(drop)
 }
 
 /// Gives the calling thread an umask (and a working directory) of its own.

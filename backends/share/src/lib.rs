@@ -58,6 +58,7 @@ mod nodes;
 mod options;
 mod share;
 mod table;
+mod xattr_map;
 
 pub use attributes::{Attributes, Entry, FileSystem, SetAttributes, Time};
 pub use credentials::Caller;
@@ -67,5 +68,7 @@ pub use options::{ShareError, ShareOptions};
 pub use rustix::io::Errno;
 pub use share::Share;
 pub use share::directories::{DirEntry, OpenDirectory};
+pub use share::locks::{LockKind, RangeLock};
 pub use share::xattrs::Xattr;
 pub use table::NodeId;
+pub use xattr_map::{XattrMap, XattrMapError};

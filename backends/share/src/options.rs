@@ -5,7 +5,7 @@ use std::io;
 use rustix::process::{Resource, getrlimit};
 use thiserror::Error;
 
-use crate::IdMap;
+use crate::{IdMap, XattrMap};
 
 /// Descriptors kept for the rest of the program, for mounts, and for calls under
 /// way.
@@ -20,6 +20,8 @@ pub struct ShareOptions {
     pub read_only: bool,
     /// Extended attributes; without, every call for one is ENOSYS.
     pub xattr: bool,
+    /// What their names are on the host, where they are others. Needs `xattr`.
+    pub xattr_map: Option<XattrMap>,
     /// POSIX access control lists as extended attributes; the umask is then left
     /// to the host, which ignores it below a default list. Needs `xattr`.
     pub posix_acl: bool,
@@ -27,6 +29,11 @@ pub struct ShareOptions {
     pub direct_io: bool,
     /// Keep file handles of nodes that are not used, where the host gives them.
     pub file_handles: bool,
+    /// Something below the root is served by another process or machine, as the
+    /// root itself may be: every close is to be told.
+    pub elsewhere: bool,
+    /// Locks are the host's, too: every close is to be told.
+    pub locks: bool,
     /// User ids.
     pub uid_map: IdMap,
     /// Group ids.
@@ -49,9 +56,12 @@ impl Default for ShareOptions {
         Self {
             read_only: false,
             xattr: false,
+            xattr_map: None,
             posix_acl: false,
             direct_io: false,
             file_handles: true,
+            elsewhere: false,
+            locks: false,
             uid_map: IdMap::default(),
             gid_map: IdMap::default(),
             descriptors: half as u32,
@@ -79,6 +89,9 @@ pub enum ShareError {
     /// Lists are extended attributes.
     #[error("access control lists need extended attributes: turn both on")]
     AclWithoutXattr,
+    /// A map of nothing.
+    #[error("a map of extended attributes needs extended attributes: turn both on")]
+    MapWithoutXattr,
     /// Fewer than a share needs.
     #[error("{what} {value} is below {FEWEST}: give at least that")]
     TooFew {
@@ -103,6 +116,9 @@ impl ShareOptions {
     pub(crate) fn check(&self) -> Result<(), ShareError> {
         if self.posix_acl && !self.xattr {
             return Err(ShareError::AclWithoutXattr);
+        }
+        if self.xattr_map.is_some() && !self.xattr {
+            return Err(ShareError::MapWithoutXattr);
         }
         let numbers = [
             ("number of node descriptors", self.descriptors),

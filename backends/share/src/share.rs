@@ -5,10 +5,12 @@ mod change;
 mod create;
 pub(crate) mod directories;
 mod files;
+pub(crate) mod locks;
 mod namespace;
+mod unopened;
 pub(crate) mod xattrs;
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -29,6 +31,8 @@ use crate::name;
 use crate::nodes::{Found, Nodes};
 use crate::table::{Identity, NodeId, Permit};
 use crate::{Attributes, Entry, FileSystem, ShareError, ShareOptions};
+use locks::Owners;
+use unopened::Unopened;
 
 /// How often a call is made again that raced with a change on the host.
 const ATTEMPTS: usize = 16;
@@ -43,6 +47,10 @@ const CONFINED: ResolveFlags = ResolveFlags::BENEATH
 pub struct Share {
     nodes: Nodes,
     handles: Handles,
+    unopened: Unopened,
+    owners: Owners,
+    /// What security.capability is called, if a map has another name for it.
+    capability: Option<CString>,
     options: ShareOptions,
     writeback: AtomicBool,
 }
@@ -110,6 +118,9 @@ impl Share {
         Ok(Self {
             nodes,
             handles: Handles::new(options.open_files),
+            unopened: Unopened::new(options.open_files),
+            owners: Owners::default(),
+            capability: Self::stored_capability(&options),
             options,
             writeback: AtomicBool::new(false),
         })
@@ -150,12 +161,15 @@ impl Share {
     /// Takes `count` lookups of a node back. The root is never forgotten.
     pub fn forget(&self, node: NodeId, count: u64) {
         self.nodes.forget(node, count);
+        self.unopened.forget(node);
     }
 
     /// Nobody is there any more: every node but the root and every handle is
     /// gone. I/O that is under way keeps its file to its end.
     pub fn reset(&self) {
         self.handles.clear();
+        self.unopened.clear();
+        self.owners.clear();
         self.nodes.clear();
         self.set_writeback(false);
     }

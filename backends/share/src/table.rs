@@ -22,7 +22,7 @@ const SHARDS: usize = 1 << SHARD_BITS;
 const NONE: u32 = u32::MAX;
 
 /// A node as the guest names it. One that comes in may be anything.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(pub u64);
 
 impl NodeId {

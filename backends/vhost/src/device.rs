@@ -207,6 +207,10 @@ pub trait Device: Debug + Send + Sync + 'static {
         Errand::new(|| -libc::ENOSYS)
     }
 
+    /// A queue is to stop as soon as nothing of it is in flight: what waits for
+    /// something that may never happen ([`Errand::awaited`]) is to end now.
+    fn hasten(&self) {}
+
     /// The last step ended with `result`: bytes moved, already consumed from
     /// the chain, or a negative errno.
     fn resume(&self, chain: Chain<'_>, request: &mut Self::Request, result: i32) -> Step;

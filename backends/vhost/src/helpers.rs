@@ -18,12 +18,24 @@ use crate::pool::Alarm;
 use crate::stop::Stop;
 
 /// Something to do elsewhere. What it returns is the result of the step.
-pub struct Errand(Box<dyn FnOnce() -> i32 + Send>);
+pub struct Errand(What);
+
+enum What {
+    Do(Call),
+    Await(Box<dyn FnOnce(Report) + Send>),
+}
 
 impl Errand {
     /// This.
     pub fn new(what: impl FnOnce() -> i32 + Send + 'static) -> Self {
-        Self(Box::new(what))
+        Self(What::Do(Box::new(what)))
+    }
+
+    /// Something that nobody does: it happens, and whoever sees it calls the
+    /// report with the result of the step, from any thread. `keep` is called at
+    /// once, on the worker's thread, and keeps the report for as long.
+    pub fn awaited(keep: impl FnOnce(Report) + Send + 'static) -> Self {
+        Self(What::Await(Box::new(keep)))
     }
 }
 
@@ -34,15 +46,17 @@ impl fmt::Debug for Errand {
 }
 
 /// Whom to tell how it went.
-type Report = Box<dyn FnOnce(i32) + Send>;
+pub type Report = Box<dyn FnOnce(i32) + Send>;
 
 /// How long a thread waits for more.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+type Call = Box<dyn FnOnce() -> i32 + Send>;
+
 /// What there is to do, and who does it.
 #[derive(Default)]
 struct State {
-    errands: VecDeque<(Errand, Report)>,
+    errands: VecDeque<(Call, Report)>,
     threads: usize,
     idle: usize,
 }
@@ -83,8 +97,12 @@ impl Helpers {
 
     /// Has somebody do this.
     pub(crate) fn send(self: &Arc<Self>, errand: Errand, report: Report) {
+        let call = match errand.0 {
+            What::Do(call) => call,
+            What::Await(keep) => return keep(report),
+        };
         let mut state = self.lock();
-        state.errands.push_back((errand, report));
+        state.errands.push_back((call, report));
         let needed = state.errands.len() > state.idle && state.threads < self.limit;
         if needed {
             state.threads += 1;
@@ -112,9 +130,9 @@ impl Helpers {
         let _alarm = self.stop.get().map(|stop| Alarm(stop.clone()));
         let mut state = self.lock();
         loop {
-            if let Some((errand, report)) = state.errands.pop_front() {
+            if let Some((call, report)) = state.errands.pop_front() {
                 drop(state);
-                report((errand.0)());
+                report(call());
                 state = self.lock();
                 continue;
             }
@@ -132,8 +150,8 @@ impl Helpers {
 
     fn serve_one(&self) {
         let next = self.lock().errands.pop_front();
-        if let Some((errand, report)) = next {
-            report((errand.0)());
+        if let Some((call, report)) = next {
+            report(call());
         }
     }
 

@@ -34,7 +34,7 @@ pub use device::{Account, ConfigRefused, Device, FileRef, Step};
 pub use handover::{
     DeviceIdentity, Estate, Giver, HandOverError, Identity, Inheritance, Meeting, Predecessor,
 };
-pub use helpers::Errand;
+pub use helpers::{Errand, Report};
 pub use limiter::Limits;
 pub use oversight::{Overseen, Oversight, Told, device_named, metrics_of, with_operations};
 pub use pericarp_uring::Place;

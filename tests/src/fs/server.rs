@@ -75,6 +75,10 @@ pub struct Options {
     pub cache: &'static str,
     /// Let O_DIRECT through.
     pub direct: bool,
+    /// Whatever only ours knows, word for word; not for a peer.
+    pub more: &'static [&'static str],
+    /// Answer on [`Server::control`].
+    pub control: bool,
     /// Descriptors that the process may have.
     pub descriptors: Option<u32>,
     /// The watchdog's patience.
@@ -88,6 +92,8 @@ impl Default for Options {
             xattr: true,
             cache: "never",
             direct: false,
+            more: &[],
+            control: false,
             descriptors: None,
             lifetime: Duration::from_secs(120),
         }
@@ -146,6 +152,11 @@ impl Server {
     /// Where it listens.
     pub fn socket(&self) -> PathBuf {
         self.scratch.path("fs.sock")
+    }
+
+    /// Where it tells what it counted, if it was asked to.
+    pub fn control(&self) -> PathBuf {
+        self.scratch.path("control.sock")
     }
 
     /// A new session, agreed on as Linux does.
@@ -219,6 +230,11 @@ fn start(kind: &Kind, scratch: &Scratch, options: &Options) -> Process {
     command.arg("--socket-path").arg(&socket);
     command.arg("--shared-dir").arg(scratch.path("dir"));
     command.arg("--tag").arg(TAG);
+    if options.control && *kind == Kind::Pericarp {
+        command
+            .arg("--control-path")
+            .arg(scratch.path("control.sock"));
+    }
     let mut process =
         Process::start(&mut command, options.lifetime).expect("the server can be executed");
     let there = poll(STEP, || {
@@ -270,6 +286,7 @@ fn arguments(kind: &Kind, options: &Options) -> Command {
             if options.read_only {
                 command.arg("--read-only");
             }
+            command.args(options.more);
         }
         Kind::Virtiofsd(_) => {
             command.args(["--sandbox=chroot", "--killpriv-v2"]);

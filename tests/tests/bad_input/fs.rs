@@ -169,6 +169,59 @@ const TABLE: &[Bad] = &[
         &["--posix-acl", "xattr"],
     ),
     bad(
+        "locks of nobody",
+        &[
+            "--socket-path=@/s",
+            "--shared-dir=@/dir",
+            "--tag=t",
+            "--locks=both",
+        ],
+        &["--locks", "both", "guest or host"],
+    ),
+    bad(
+        "a rule of no kind",
+        &[
+            "--socket-path=@/s",
+            "--shared-dir=@/dir",
+            "--tag=t",
+            "--xattr",
+            "--xattrmap=:okay:all:::",
+        ],
+        &["--xattrmap", "okay", "prefix"],
+    ),
+    bad(
+        "a rule for nobody",
+        &[
+            "--socket-path=@/s",
+            "--shared-dir=@/dir",
+            "--tag=t",
+            "--xattr",
+            "--xattrmap=:ok:both:::",
+        ],
+        &["--xattrmap", "both", "client"],
+    ),
+    bad(
+        "half a rule",
+        &[
+            "--socket-path=@/s",
+            "--shared-dir=@/dir",
+            "--tag=t",
+            "--xattr",
+            "--xattrmap=:ok:all:",
+        ],
+        &["--xattrmap", "too few"],
+    ),
+    bad(
+        "a map without attributes",
+        &[
+            "--socket-path=@/s",
+            "--shared-dir=@/dir",
+            "--tag=t",
+            "--xattrmap=:map::user.a.:",
+        ],
+        &["--xattrmap", "xattr"],
+    ),
+    bad(
         "ids that are no ranges",
         &[
             "--socket-path=@/s",

@@ -20,7 +20,7 @@ use pericarp_tests::uml::Machine;
 const LIMIT: Duration = Duration::from_secs(180);
 
 /// Loads the driver, which User-mode Linux has as modules, and mounts.
-const MOUNT: &str = r#"
+pub(crate) const MOUNT: &str = r#"
 modules=/usr/lib/uml/modules/$(uname -r)/kernel/fs/fuse
 insmod $modules/fuse.ko
 insmod $modules/virtiofs.ko

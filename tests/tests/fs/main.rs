@@ -11,11 +11,15 @@ mod escapes;
 mod guests;
 mod hostile;
 mod limits;
+mod locks;
 mod messages;
 mod privileges;
+mod round_trips;
 mod semantics;
+mod settings;
 mod slow;
 mod stage;
+mod xattr_map;
 
 use pericarp_tests::fs::{Client, Options, Server};
 

@@ -13,6 +13,19 @@ use pericarp_tests::parts::{Part, have};
 use pericarp_tests::process::{Process, command};
 use pericarp_tests::scratch::Scratch;
 
+fn serve(scratch: &Scratch) -> (Process, Client) {
+    let socket = scratch.path("fs.sock");
+    let mut server = command(&Part::PERICARP_FS.find().unwrap());
+    server.arg("--socket-path").arg(&socket);
+    server.arg("--shared-dir").arg(scratch.path("dir"));
+    server.args(["--tag", TAG]);
+    let server = Process::start(&mut server, Duration::from_secs(60)).unwrap();
+    poll(Duration::from_secs(10), || socket.exists().then_some(())).unwrap();
+    let mut c = Client::connect(&socket, &Client::setup()).unwrap();
+    c.init().unwrap();
+    (server, c)
+}
+
 #[test]
 fn a_directory_of_another_process_is_served() {
     let test = "a_directory_of_another_process_is_served";
@@ -24,15 +37,7 @@ fn a_directory_of_another_process_is_served() {
     store
         .behaviour
         .delay(Duration::from_millis(1), Duration::from_millis(3));
-    let socket = scratch.path("fs.sock");
-    let mut server = command(&Part::PERICARP_FS.find().unwrap());
-    server.arg("--socket-path").arg(&socket);
-    server.arg("--shared-dir").arg(scratch.path("dir"));
-    server.args(["--tag", TAG]);
-    let mut server = Process::start(&mut server, Duration::from_secs(60)).unwrap();
-    poll(Duration::from_secs(10), || socket.exists().then_some(())).unwrap();
-    let mut c = Client::connect(&socket, &Client::setup()).unwrap();
-    c.init().unwrap();
+    let (mut server, mut c) = serve(&scratch);
     let file = c.lookup(ROOT, "disk").unwrap();
     assert_eq!(file.attr.size, fs::metadata(store.file()).unwrap().len());
     let fh = c.open(file.node, 2).unwrap();
@@ -44,5 +49,27 @@ fn a_directory_of_another_process_is_served() {
     c.flush(file.node, fh).unwrap();
     c.release(file.node, fh).unwrap();
     c.getattr(ROOT).unwrap();
+    assert!(server.ended().is_none(), "{}", server.epitaph());
+}
+
+/// A close is where such a file system says what went wrong, be it below one that
+/// says nothing.
+#[test]
+fn a_mount_of_another_process_below_hears_of_every_close() {
+    let test = "a_mount_of_another_process_below_hears_of_every_close";
+    if !fuse::usable(test) || !have(test, &[Part::PERICARP_FS]) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let below = scratch.path("dir/sub");
+    let _store = Fuse::mount_share(&below, vec![7; 1 << 20]).unwrap();
+    fs::write(scratch.path("dir/file"), b"x").unwrap();
+    let (mut server, mut c) = serve(&scratch);
+    for path in ["file", "sub/disk", "file"] {
+        let node = c.walk(path).unwrap().node;
+        let fh = c.open(node, 2).unwrap();
+        c.flush(node, fh).unwrap();
+        c.release(node, fh).unwrap();
+    }
     assert!(server.ended().is_none(), "{}", server.epitaph());
 }

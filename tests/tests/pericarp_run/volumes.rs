@@ -3,6 +3,7 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 
 use pericarp_tests::parts::Part;
@@ -136,6 +137,55 @@ fn directories_are_shared_with_a_container() {
     if let Some(rig) = Rig::new("directories_are_shared_with_a_container", &RUNC) {
         directories_are_shared(&rig, &["--runtime", "runc"]);
     }
+}
+
+/// Whoever may start a machine may share what is theirs; the server is this user, whatever
+/// the guest's ids.
+#[test]
+fn a_plain_user_shares_a_directory() {
+    const USER: u32 = 54321;
+    let Some(rig) = Rig::new("a_plain_user_shares_a_directory", &VOLUMES) else {
+        return;
+    };
+    if !rustix::process::geteuid().is_root() {
+        // Then all the others are this test.
+        return;
+    }
+    let data = directory(&rig, "data");
+    fs::write(data.join("from-host"), "host\n").unwrap();
+    fs::create_dir_all(rig.scratch.path("cache")).unwrap();
+    let theirs = ["", "data", "data/from-host", "cache", "root.img"];
+    for path in theirs.map(|name| rig.scratch.dir().join(name)) {
+        chown(path, Some(USER), Some(USER)).unwrap();
+    }
+    let script = "cat /data/from-host; echo guest > /data/made; busybox mkdir /data/dir
+        busybox chmod 750 /data/dir; busybox chown 1:1 /data/made 2> /dev/null || echo kept";
+    let (image, volume) = (rig.image(), volume(&data, "/data"));
+    let line = [
+        "-v",
+        &volume,
+        "--rootfs-image",
+        &image,
+        "--",
+        "sh",
+        "-c",
+        script,
+    ];
+    let mut command = rig.command(&line);
+    command.uid(USER).gid(USER);
+    let run = rig.feed(command, &[], b"");
+    assert_eq!(
+        (run.code, run.text().as_str()),
+        (0, "host\nkept\n"),
+        "{}",
+        run.stderr
+    );
+    for name in ["made", "dir"] {
+        let made = fs::metadata(data.join(name)).unwrap();
+        assert_eq!((made.uid(), made.gid()), (USER, USER), "{name}");
+    }
+    assert_eq!(fs::read_to_string(data.join("made")).unwrap(), "guest\n");
+    rig.assert_clean();
 }
 
 /// QEMU's bus has a place for all that may be asked for at once.

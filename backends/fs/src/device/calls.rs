@@ -10,8 +10,8 @@ use pericarp_share::{Caller, Entry, Errno, Handle, NodeId, Opened, SetAttributes
 
 use super::{Cache, FsDevice};
 use crate::wire::{
-    ATTRIBUTES, ENTRY, Fields, GETATTR_HANDLE, Header, Reply, SETXATTR_ACL_KILL_SGID, feature,
-    names, opcode, open, set,
+    ATTRIBUTES, ENTRY, Fields, GETATTR_HANDLE, Header, LOCK, Reply, SETXATTR_ACL_KILL_SGID,
+    feature, names, opcode, open, set,
 };
 
 /// Bytes of `fuse_open_out`, and of `fuse_write_out` and others of one or two
@@ -53,6 +53,7 @@ impl FsDevice {
             opcode::UNLINK => done(self.share.unlink(node, fields.name()?)),
             opcode::RMDIR => done(self.share.remove_dir(node, fields.name()?)),
             opcode::RENAME | opcode::RENAME2 => self.rename(header.opcode, node, fields),
+            opcode::OPEN | opcode::OPENDIR if self.opens_nothing() => Err(Errno::NOSYS),
             opcode::OPEN => {
                 let (flags, also) = (fields.u32()? as i32, fields.u32()?);
                 let kill = also & open::KILL_SUIDGID != 0;
@@ -65,10 +66,10 @@ impl FsDevice {
                 reply.u64(handle.0).u32(self.directory_flags()).u32(0);
                 Ok(reply)
             }
-            opcode::RELEASE => done(self.share.close_file(Handle(fields.u64()?))),
+            opcode::RELEASE => self.release(fields),
             opcode::RELEASEDIR => done(self.share.close_dir(Handle(fields.u64()?))),
-            opcode::READDIR => self.list(fields, room, false),
-            opcode::READDIRPLUS => self.list(fields, room, true),
+            opcode::READDIR => self.list(node.0, fields, room, false),
+            opcode::READDIRPLUS => self.list(node.0, fields, room, true),
             opcode::STATFS => {
                 let figures = self.share.statistics(node)?;
                 let mut reply = Reply::with_capacity(FIGURES);
@@ -76,11 +77,16 @@ impl FsDevice {
                 Ok(reply)
             }
             opcode::ACCESS => done(self.share.access(&caller, node, fields.u32()? as i32)),
-            opcode::FLUSH => done(self.share.flush(Handle(fields.u64()?))),
+            // There is nothing to write back.
+            opcode::FLUSH if self.opens_nothing() => Err(Errno::NOSYS),
+            opcode::FLUSH => self.flush(fields),
+            opcode::GETLK => self.test_lock(fields),
+            opcode::SETLK => self.set_lock(fields),
             opcode::SYNCFS => done(self.share.sync_all(node)),
             opcode::LSEEK => {
-                let (handle, offset) = (Handle(fields.u64()?), fields.u64()?);
-                let found = self.share.seek(handle, offset, fields.u32()? as i32)?;
+                let (handle, offset) = (fields.u64()?, fields.u64()?);
+                let file = self.file(node.0, handle)?;
+                let found = self.share.seek_in(&file, offset, fields.u32()? as i32)?;
                 let mut reply = Reply::with_capacity(NUMBERS);
                 reply.u64(found);
                 Ok(reply)
@@ -89,20 +95,23 @@ impl FsDevice {
             opcode::GETXATTR | opcode::LISTXATTR | opcode::SETXATTR | opcode::REMOVEXATTR => {
                 self.xattr(header.opcode, node, fields)
             }
-            // Locks, ioctl, poll and what comes in later versions: the guest does
+            // Ioctl, poll and what comes in later versions: the guest does
             // without.
             _ => Err(Errno::NOSYS),
         }
     }
 
-    /// FORGET and BATCH_FORGET. INTERRUPT is let pass: what it is about goes on
-    /// to its end.
+    /// FORGET, BATCH_FORGET, and INTERRUPT: whatever does not wait for a lock goes
+    /// on to its end.
     pub(super) fn forget(&self, header: &Header, chain: &mut Chain<'_>) {
         let mut eight = [0; 8];
         match header.opcode {
             opcode::FORGET if chain.read(&mut eight) => {
                 let count = u64::from_le_bytes(eight);
                 self.share.forget(NodeId(header.node), count);
+            }
+            opcode::INTERRUPT if self.forwards_locks() && chain.read(&mut eight) => {
+                self.waits.interrupt(u64::from_le_bytes(eight));
             }
             opcode::BATCH_FORGET if chain.read(&mut eight) => {
                 let [a, b, c, d, ..] = eight;
@@ -133,7 +142,7 @@ impl FsDevice {
         }
     }
 
-    fn entry(&self, entry: &Entry) -> Reply {
+    pub(super) fn entry(&self, entry: &Entry) -> Reply {
         let mut reply = Reply::with_capacity(ENTRY + OPENED);
         reply.entry(entry, self.validity(), self.session.has(feature::SUBMOUNTS));
         reply
@@ -147,7 +156,8 @@ impl FsDevice {
     fn attributes(&self, node: NodeId, fields: &mut Fields<'_>) -> Result<Reply, Errno> {
         let (flags, _) = (fields.u32()?, fields.u32()?);
         let handle = Handle(fields.u64()?);
-        let handle = (flags & GETATTR_HANDLE != 0).then_some(handle);
+        let open = flags & GETATTR_HANDLE != 0 && !self.opens_nothing();
+        let handle = open.then_some(handle);
         let found = self.share.attributes(node, handle)?;
         let mut reply = Reply::with_capacity(ATTRIBUTES);
         reply.valid_attributes(&found, self.validity());
@@ -228,6 +238,9 @@ impl FsDevice {
                 .make_temporary(caller, parent, flags, mode, umask)?
         } else {
             let (name, kill) = (fields.name()?, also & open::KILL_SUIDGID != 0);
+            if self.opens_nothing() {
+                return self.create_nothing(parent, name, flags);
+            }
             self.share
                 .create(caller, parent, name, flags, mode, umask, kill)?
         };
@@ -303,6 +316,7 @@ fn reply_size(code: u32) -> usize {
         opcode::OPEN | opcode::OPENDIR => OPENED,
         opcode::GETATTR | opcode::SETATTR => ATTRIBUTES,
         opcode::STATFS => FIGURES,
+        opcode::GETLK => LOCK,
         opcode::LSEEK | opcode::COPY_FILE_RANGE => NUMBERS,
         _ => 0,
     }

@@ -38,8 +38,9 @@ pub(super) enum Operation {
 type Begun = Result<Option<Step>, Errno>;
 
 impl FsDevice {
-    pub(super) fn read(&self, chain: &mut Chain<'_>, request: &mut Request) -> Begun {
-        let (file, offset, size, _) = self.transfer(chain)?;
+    pub(super) fn read(&self, node: u64, chain: &mut Chain<'_>, request: &mut Request) -> Begun {
+        let (handle, offset, size, _) = Self::transfer(chain)?;
+        let file = self.file(node, handle)?;
         if !file.traits().readable {
             return Err(Errno::BADF);
         }
@@ -51,7 +52,8 @@ impl FsDevice {
     }
 
     pub(super) fn write(&self, chain: &mut Chain<'_>, request: &mut Request) -> Begun {
-        let (file, offset, size, flags) = self.transfer(chain)?;
+        let (handle, offset, size, flags) = Self::transfer(chain)?;
+        let file = self.share.file(Handle(handle))?;
         if !file.traits().writable {
             return Err(Errno::BADF);
         }
@@ -59,6 +61,7 @@ impl FsDevice {
             return Err(Errno::INVAL);
         }
         chain.limit_readable(size);
+        self.share.drop_capabilities_of(&file)?;
         if flags & WRITE_KILL_SUIDGID != 0 {
             self.share.kill_privileges_of(&file)?;
         }
@@ -67,8 +70,8 @@ impl FsDevice {
         self.begin(chain, request, file, (offset, size))
     }
 
-    /// `fuse_read_in` and `fuse_write_in`: file, offset, size, flags.
-    fn transfer(&self, chain: &mut Chain<'_>) -> Result<(Arc<OpenFile>, u64, u64, u32), Errno> {
+    /// `fuse_read_in` and `fuse_write_in`: handle, offset, size, flags.
+    fn transfer(chain: &mut Chain<'_>) -> Result<(u64, u64, u64, u32), Errno> {
         let mut body = [0; 40];
         if !chain.read(&mut body) {
             return Err(Errno::INVAL);
@@ -78,7 +81,7 @@ impl FsDevice {
         let (size, flags) = (u64::from(fields.u32()?), fields.u32()?);
         // An offset of -1 would mean the position of the file.
         within(offset, size)?;
-        Ok((self.share.file(Handle(handle))?, offset, size, flags))
+        Ok((handle, offset, size, flags))
     }
 
     fn begin(
@@ -106,15 +109,15 @@ impl FsDevice {
             return Err(Errno::INVAL);
         }
         let mut fields = Fields(&body);
-        let (handle, flags) = (Handle(fields.u64()?), fields.u32()?);
+        let (handle, flags) = (fields.u64()?, fields.u32()?);
         let (kept, waits) = match header.opcode {
             opcode::FSYNC => {
-                let file = self.share.file(handle)?;
+                let file = self.file(header.node, handle)?;
                 let waits = file.traits().waits;
                 (Kept::File(file), waits)
             }
             _ => {
-                let directory = self.share.open_directory(handle)?;
+                let directory = self.directory(header.node, handle)?;
                 let waits = directory.waits();
                 (Kept::Directory(directory), waits)
             }
@@ -142,6 +145,7 @@ impl FsDevice {
             return Err(Errno::OPNOTSUPP);
         }
         within(offset, len)?;
+        self.share.drop_capabilities_of(&file)?;
         request.place = place(&file, false);
         request.kept = Some(Kept::File(file));
         request.operation = Operation::Allocate { mode: mode as i32 };

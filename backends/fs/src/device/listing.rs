@@ -1,6 +1,6 @@
 //! Reading directories, with lookups and without.
 
-use pericarp_share::{Errno, Handle};
+use pericarp_share::Errno;
 
 use super::FsDevice;
 use crate::wire::{ENTRY, Fields, MAX_TRANSFER, Reply, dirent_size, feature, push_entry_bare};
@@ -9,11 +9,13 @@ impl FsDevice {
     /// READDIR and, with `lookups`, READDIRPLUS.
     pub(super) fn list(
         &self,
+        node: u64,
         fields: &mut Fields<'_>,
         room: usize,
         lookups: bool,
     ) -> Result<Reply, Errno> {
-        let (handle, offset) = (Handle(fields.u64()?), fields.u64()?);
+        let (handle, offset) = (fields.u64()?, fields.u64()?);
+        let directory = self.directory(node, handle)?;
         let room = room.min(fields.u32()?.min(MAX_TRANSFER) as usize);
         let mut reply = Reply::with_capacity(room.min(64 * 1024));
         // Nothing would mean the end.
@@ -21,7 +23,7 @@ impl FsDevice {
         if lookups {
             let (valid, submounts) = (self.validity(), self.session.has(feature::SUBMOUNTS));
             self.share
-                .read_dir_plus(handle, offset, &mut |entry, found| {
+                .read_dir_plus_of(&directory, offset, &mut |entry, found| {
                     if reply.0.len() + ENTRY + dirent_size(&entry) > room {
                         too_small = reply.0.is_empty();
                         return false;
@@ -36,7 +38,7 @@ impl FsDevice {
                     true
                 })?;
         } else {
-            self.share.read_dir(handle, offset, &mut |entry| {
+            directory.read(offset, &mut |entry| {
                 if reply.0.len() + dirent_size(&entry) > room {
                     too_small = reply.0.is_empty();
                     return false;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use pericarp_share::Errno;
 
+use super::unopened::{OPENS_NOTHING, settled};
 use super::{Cache, FsDevice};
 use crate::wire::{
     Fields, MAJOR, MAX_PAGES, MAX_TRANSFER, MINOR, OLDEST_MINOR, Reply, Validity, feature, open,
@@ -55,7 +56,7 @@ impl FsDevice {
         if asked & feature::INIT_EXT != 0 {
             asked |= u64::from(fields.u32()?) << 32;
         }
-        let agreed = asked & self.wanted();
+        let agreed = settled(asked & self.wanted());
         self.close();
         self.share
             .set_writeback(agreed & feature::WRITEBACK_CACHE != 0);
@@ -73,6 +74,7 @@ impl FsDevice {
     /// The mount is gone.
     pub(super) fn close(&self) {
         self.session.0.store(0, Ordering::Relaxed);
+        self.waits.end_all(Errno::NOLCK);
         self.share.reset();
     }
 
@@ -99,6 +101,12 @@ impl FsDevice {
         };
         if self.settings.writeback && self.settings.cache != Cache::Never {
             wanted |= feature::WRITEBACK_CACHE;
+        }
+        if self.share.options().locks {
+            wanted |= feature::POSIX_LOCKS | feature::FLOCK_LOCKS;
+        }
+        if self.could_open_nothing() {
+            wanted |= OPENS_NOTHING;
         }
         if self.share.options().posix_acl {
             wanted |= feature::POSIX_ACL | feature::DONT_MASK | feature::SETXATTR_EXT;

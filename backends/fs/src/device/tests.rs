@@ -452,3 +452,5 @@ fn the_configuration_space_has_tag_and_queues() {
     assert_eq!(config[36..], 1u32.to_le_bytes());
     assert_eq!(guest.device.queue_count(), 2);
 }
+
+mod unopened;

@@ -3,15 +3,15 @@
 use std::path::PathBuf;
 
 use pericarp_control::command_line::{self, bad, on_or_off};
-use pericarp_share::IdMap;
+use pericarp_share::{IdMap, XattrMap};
 use pericarp_vhost::program::{DeviceDraft, Keys};
 
-use super::values::{cache, id_map, tag};
+use super::values::{cache, id_map, locks, tag, xattr_map};
 use super::{BadOption, DeviceOptions};
 use crate::{Cache, Settings};
 
 /// Keys of `--device`, as messages list them.
-const KEYS: &str = "id, socket, dir, tag, read-only, cache, writeback, dont-cache, allow-direct-io, num-queues, queue-size, xattr, posix-acl, file-handles, uid-map, gid-map, iops, iops-burst, bandwidth or bandwidth-burst";
+const KEYS: &str = "id, socket, dir, tag, read-only, cache, writeback, dont-cache, allow-direct-io, num-queues, queue-size, xattr, posix-acl, xattrmap, file-handles, uid-map, gid-map, locks, iops, iops-burst, bandwidth or bandwidth-burst";
 
 /// A device under construction: from single options or from `--device`.
 #[derive(Debug, Default)]
@@ -22,6 +22,8 @@ pub(super) struct Draft {
     cache: Option<Cache>,
     uid_map: Option<IdMap>,
     gid_map: Option<IdMap>,
+    xattr_map: Option<XattrMap>,
+    locks: Option<bool>,
     read_only: Option<bool>,
     writeback: Option<bool>,
     dont_cache: Option<bool>,
@@ -101,8 +103,8 @@ impl Draft {
         let key = match name {
             "--shared-dir" => "dir",
             "--socket-path" | "--fd" | "--tag" | "--cache" | "--num-queues" | "--queue-size"
-            | "--uid-map" | "--gid-map" | "--iops" | "--iops-burst" | "--bandwidth"
-            | "--bandwidth-burst" => &name[2..],
+            | "--xattrmap" | "--uid-map" | "--gid-map" | "--locks" | "--iops" | "--iops-burst"
+            | "--bandwidth" | "--bandwidth-burst" => &name[2..],
             _ => return Ok(false),
         };
         self.touched = true;
@@ -119,6 +121,8 @@ impl Draft {
             }
             "tag" => self.tag = Some(tag(name, value)?),
             "cache" => self.cache = Some(cache(name, value)?),
+            "locks" => self.locks = Some(locks(name, value)?),
+            "xattrmap" => self.xattr_map = Some(xattr_map(name, value)?),
             "uid-map" => self.uid_map = Some(id_map(name, value)?),
             "gid-map" => self.gid_map = Some(id_map(name, value)?),
             _ => return self.served.set(name, key, value),
@@ -139,6 +143,10 @@ impl Draft {
         if on(self.posix_acl) && !on(self.xattr) {
             let rule = "access control lists are extended attributes: turn on xattr, too";
             return Err(bad(&name("posix-acl"), "", rule));
+        }
+        if self.xattr_map.is_some() && !on(self.xattr) {
+            let rule = "it maps extended attributes: turn on xattr, too";
+            return Err(bad(&name("xattrmap"), "", rule));
         }
         let dir = match keys {
             Keys::Options => "shared-dir",
@@ -164,6 +172,8 @@ impl Draft {
             xattr: on(self.xattr),
             posix_acl: on(self.posix_acl),
             file_handles: self.file_handles.unwrap_or(true),
+            xattr_map: self.xattr_map,
+            locks: on(self.locks),
             uid_map: self.uid_map.unwrap_or_default(),
             gid_map: self.gid_map.unwrap_or_default(),
             queues: served.queues,

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 pub use pericarp_control::command_line::{BadOption, SocketOption};
 use pericarp_control::command_line::{CommandLine, bad, unknown};
-use pericarp_share::IdMap;
+use pericarp_share::{IdMap, XattrMap};
 use pericarp_vhost::Limits;
 use pericarp_vhost::program::{Keys, Process, ProcessDraft, check_apart};
 
@@ -32,12 +32,13 @@ usage:
 one device:
   --socket-path PATH    listen here; a dead socket is replaced, a live one is an error
   --fd N                use this listening or connected socket instead
-  --shared-dir DIR      the directory to pass on, with all that is mounted below it
+  --shared-dir DIR      the directory to pass on, with all that is mounted below it by now
   --tag TAG             what the guest mounts it by, 1 to 36 bytes
   --read-only           never change anything in it
   --cache MODE          what the guest may keep: never (nothing), auto (names and attributes
                         for a second, data until a file is opened again; default), or
-                        always (all of it: nobody else changes the directory)
+                        always (all of it: nobody else changes the directory); read-only
+                        and always, the guest opens files without asking
   --writeback           let the guest keep what it writes, too, and write it later
   --dont-cache          keep nothing of what the guest reads and writes in the host's own
                         page cache, where the file system can do without
@@ -45,8 +46,16 @@ one device:
   --num-queues N        request queues, 1 to 64 (default 1)
   --queue-size N        largest virtqueue, a power of two from 16 to 1024 (default 1024)
   --xattr               pass extended attributes on
+  --xattrmap RULES      what their names are on the host, as virtiofsd has it: rules such as
+                        :prefix:all:trusted.:user.vm.: (:type:scope:key:prepend:), of type
+                        prefix, ok, bad or unsupported for client, server or all, or
+                        :map::user.vm.: (:map:key:prepend:); the first that matches holds
   --posix-acl           access control lists, too; goes with --xattr
   --no-file-handles     keep a descriptor of each file the guest knows, never a file handle
+  --locks WHERE         guest (default): a lock on a file is seen in this guest only; host:
+                        other guests and the host see it, too, and it sees theirs. A wait
+                        for a lock ends with the lock, the session or the server: Linux
+                        guests pass no signal on
   --uid-map RANGES      user ids of the guest's that are others on the host, such as
                         :0:100000:65536: (first in the guest, first on the host, how many;
                         more ranges follow: :0:100000:1000:1000:5:1:); others have no access
@@ -58,7 +67,7 @@ one device:
 
 many devices, at most 64:
   --device KEYS         id=, socket=, dir=, tag=, and optionally num-queues=, queue-size=,
-                        cache=, uid-map=, gid-map=, iops=, iops-burst=, bandwidth=,
+                        cache=, locks=, xattrmap=, uid-map=, gid-map=, iops=, iops-burst=, bandwidth=,
                         bandwidth-burst=, and on|off for read-only=, writeback=, dont-cache=,
                         allow-direct-io=, xattr=, posix-acl=, file-handles=; may be repeated;
                         a comma in a value is written twice
@@ -100,10 +109,14 @@ pub struct DeviceOptions {
     pub direct_io: bool,
     /// Extended attributes.
     pub xattr: bool,
+    /// What extended attributes are called on the host.
+    pub xattr_map: Option<XattrMap>,
     /// POSIX access control lists.
     pub posix_acl: bool,
     /// File handles in place of descriptors.
     pub file_handles: bool,
+    /// Locks are the host's, too.
+    pub locks: bool,
     /// User ids.
     pub uid_map: IdMap,
     /// Group ids.

@@ -38,8 +38,10 @@ fn one_device_with_defaults() {
         read_only: false,
         direct_io: false,
         xattr: false,
+        xattr_map: None,
         posix_acl: false,
         file_handles: true,
+        locks: false,
         uid_map: IdMap::default(),
         gid_map: IdMap::default(),
         queues: 1,
@@ -65,13 +67,13 @@ fn options_and_keys_mean_the_same() {
     let single = options(
         "--fd 5 --shared-dir /d --tag t --read-only --cache always --writeback --dont-cache \
          --allow-direct-io --num-queues 3 --queue-size 64 --xattr --posix-acl \
-         --no-file-handles --uid-map :0:100000:1000:1000:5:1: --gid-map=:0:7:1: --iops 500 \
+         --no-file-handles --xattrmap :map::user.vm.: --locks host --uid-map :0:100000:1000:1000:5:1: --gid-map=:0:7:1: --iops 500 \
          --iops-burst 2K --bandwidth 3M --bandwidth-burst 1G",
     );
     let keys = options(
         "--device id=fs,socket=/s,dir=/d,tag=t,read-only=on,cache=always,writeback=on,\
          dont-cache=on,allow-direct-io=on,num-queues=3,queue-size=64,xattr=on,posix-acl=on,\
-         file-handles=off,uid-map=:0:100000:1000:1000:5:1:,gid-map=:0:7:1:,iops=500,\
+         file-handles=off,xattrmap=:map::user.vm.:,locks=host,uid-map=:0:100000:1000:1000:5:1:,gid-map=:0:7:1:,iops=500,\
          iops-burst=2K,bandwidth=3M,bandwidth-burst=1G",
     );
     let [single] = &single.devices[..] else {
@@ -81,7 +83,7 @@ fn options_and_keys_mean_the_same() {
     assert_eq!(single.settings.cache, Cache::Always);
     assert!(single.settings.writeback && single.settings.dont_cache);
     assert!(single.read_only && single.direct_io && single.xattr && single.posix_acl);
-    assert!(!single.file_handles);
+    assert!(!single.file_handles && single.locks && single.xattr_map.is_some());
     assert_eq!((single.queues, single.queue_size), (3, 64));
     assert_eq!(single.uid_map.to_host(999), Some(100_999));
     assert_eq!(single.uid_map.to_host(1000), Some(5));
@@ -215,7 +217,7 @@ fn every_mistake_names_option_value_rule_and_cure() {
         ),
         (
             "--device shared-dir=/d",
-            "--device \"shared-dir\": unknown key: use id, socket, dir, tag, read-only, cache, writeback, dont-cache, allow-direct-io, num-queues, queue-size, xattr, posix-acl, file-handles, uid-map, gid-map, iops, iops-burst, bandwidth or bandwidth-burst",
+            "--device \"shared-dir\": unknown key: use id, socket, dir, tag, read-only, cache, writeback, dont-cache, allow-direct-io, num-queues, queue-size, xattr, posix-acl, xattrmap, file-handles, uid-map, gid-map, locks, iops, iops-burst, bandwidth or bandwidth-burst",
         ),
         (
             "--device id=a,socket=/s,dir=/d,tag=t,writeback=on,cache=never",
@@ -236,6 +238,21 @@ fn every_mistake_names_option_value_rule_and_cure() {
         (
             "--posix-acl",
             "--posix-acl: access control lists are extended attributes: turn on xattr, too"
+                .to_owned(),
+        ),
+        (
+            "--locks yes",
+            "--locks \"yes\": locks are kept by the guest or by the host: use guest or host"
+                .to_owned(),
+        ),
+        (
+            "--xattrmap :map::user.vm.:",
+            "--xattrmap: it maps extended attributes: turn on xattr, too".to_owned(),
+        ),
+        (
+            "--xattr --xattrmap :okay:all:::",
+            "--xattrmap \":okay:all:::\": rule 1 has the type \"okay\": use prefix, ok, bad, \
+             unsupported or map: give rules such as :map::user.virtiofs.:"
                 .to_owned(),
         ),
         (

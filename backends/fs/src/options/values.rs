@@ -1,7 +1,7 @@
 //! Values of options that only directories have: tags, what may be kept, ids.
 
 use pericarp_control::command_line::{BadOption, bad};
-use pericarp_share::{IdMap, IdRange};
+use pericarp_share::{IdMap, IdRange, XattrMap};
 
 use crate::{Cache, MAX_TAG};
 
@@ -21,6 +21,30 @@ pub(super) fn cache(name: &str, value: &str) -> Result<Cache, BadOption> {
         "always" => Ok(Cache::Always),
         _ => {
             let rule = "unknown cache mode: use never, auto or always";
+            Err(bad(name, format!("{value:?}"), rule))
+        }
+    }
+}
+
+/// Rules for names of extended attributes.
+pub(super) fn xattr_map(name: &str, value: &str) -> Result<XattrMap, BadOption> {
+    let example = "such as :map::user.virtiofs.:";
+    XattrMap::parse(value).map_err(|e| {
+        bad(
+            name,
+            format!("{value:?}"),
+            format!("{e}: give rules {example}"),
+        )
+    })
+}
+
+/// Whether locks are the host's, too.
+pub(super) fn locks(name: &str, value: &str) -> Result<bool, BadOption> {
+    match value {
+        "host" => Ok(true),
+        "guest" => Ok(false),
+        _ => {
+            let rule = "locks are kept by the guest or by the host: use guest or host";
             Err(bad(name, format!("{value:?}"), rule))
         }
     }

@@ -53,6 +53,13 @@ impl Share {
             (None, Some(found)) => found.as_fd(),
             (None, None) => return Err(Errno::STALE),
         };
+        if uid.is_some() || gid.is_some() || set.size.is_some() {
+            match (&file, &found) {
+                (_, Some(found)) => self.drop_capabilities(found)?,
+                (Some(file), None) => self.drop_capabilities_of(file)?,
+                (None, None) => {}
+            }
+        }
         if uid.is_some() || gid.is_some() {
             let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
             chownat(target, c"", uid, gid, AtFlags::EMPTY_PATH)?;

@@ -15,6 +15,7 @@ use crate::Entry;
 use crate::handles::{Handle, Open};
 use crate::mounts::Mount;
 use crate::name;
+use crate::nodes::Found;
 use crate::table::{Identity, NodeId, Permit};
 
 /// What is read of a directory at once: some 400 entries.
@@ -72,17 +73,24 @@ impl Share {
     /// The host's; ENOTDIR.
     pub fn open_dir(&self, node: NodeId) -> Result<Handle, Errno> {
         let node = self.directory(node)?;
-        let permit = self.handles.permit()?;
+        let directory = self.open_directory_of(node, self.handles.permit()?)?;
+        Ok(self.handles.add(Open::Directory(Arc::new(directory))))
+    }
+
+    pub(super) fn open_directory_of(
+        &self,
+        node: Found,
+        permit: Permit,
+    ) -> Result<OpenDirectory, Errno> {
         let file = self.reopen(&node, OFlags::RDONLY | OFlags::DIRECTORY)?;
-        let directory = OpenDirectory {
+        Ok(OpenDirectory {
             file,
             _permit: permit,
             node: node.id,
             identity: node.identity,
             mount: node.mount,
             cursor: Mutex::default(),
-        };
-        Ok(self.handles.add(Open::Directory(Arc::new(directory))))
+        })
     }
 
     /// Gives the sink entry after entry, from the cookie `offset` on (0 is the
@@ -97,8 +105,7 @@ impl Share {
         offset: u64,
         sink: &mut dyn FnMut(DirEntry<'_>) -> bool,
     ) -> Result<(), Errno> {
-        let directory = self.handles.directory(handle)?;
-        directory.read(offset, sink)
+        self.handles.directory(handle)?.read(offset, sink)
     }
 
     /// The same with a lookup of each. An entry that could not be looked up is
@@ -113,7 +120,19 @@ impl Share {
         offset: u64,
         sink: &mut dyn FnMut(DirEntry<'_>, Option<&Entry>) -> bool,
     ) -> Result<(), Errno> {
-        let directory = self.handles.directory(handle)?;
+        self.read_dir_plus_of(&*self.handles.directory(handle)?, offset, sink)
+    }
+
+    /// The same of a directory that was looked up before.
+    ///
+    /// # Errors
+    /// As [`read_dir`](Self::read_dir).
+    pub fn read_dir_plus_of(
+        &self,
+        directory: &OpenDirectory,
+        offset: u64,
+        sink: &mut dyn FnMut(DirEntry<'_>, Option<&Entry>) -> bool,
+    ) -> Result<(), Errno> {
         directory.read(offset, &mut |entry| {
             // A limit of ours must not hide files (EMFILE in other servers does).
             let looked_up = name::check(entry.name).and_then(|name| {
@@ -181,7 +200,15 @@ impl OpenDirectory {
         self.mount.waits()
     }
 
-    fn read(&self, offset: u64, sink: &mut dyn FnMut(DirEntry<'_>) -> bool) -> Result<(), Errno> {
+    /// As [`Share::read_dir`].
+    ///
+    /// # Errors
+    /// The host's; EINVAL for a cookie that is none.
+    pub fn read(
+        &self,
+        offset: u64,
+        sink: &mut dyn FnMut(DirEntry<'_>) -> bool,
+    ) -> Result<(), Errno> {
         let mut cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
         // From the start always anew: that is what rewinddir promises.
         if offset == 0 || offset != cursor.position {

@@ -49,6 +49,9 @@ impl Share {
             return Err(Errno::NOTDIR);
         }
         let wanted = self.open_flags(flags)?;
+        if wanted.contains(OFlags::TRUNC) {
+            self.drop_capabilities(&node)?;
+        }
         let permit = self.handles.permit()?;
         let file = {
             let cuts = kill_suid_gid && wanted.contains(OFlags::TRUNC);
@@ -110,12 +113,13 @@ impl Share {
 
     /// Somebody in the guest closes an open file, which others may go on using.
     /// A file system that is served from elsewhere writes back what it has of it;
-    /// where the root is on none of these there is nothing to do for anybody.
+    /// where neither the root nor what is below it is on one of these there is
+    /// nothing to do for anybody.
     ///
     /// # Errors
     /// ENOSYS where no file needs it, the host's, EBADF.
     pub fn flush(&self, handle: Handle) -> Result<(), Errno> {
-        if !self.nodes.root_waits() {
+        if !self.nodes.root_waits() && !self.options.elsewhere {
             return Err(Errno::NOSYS);
         }
         let file = self.handles.file(handle)?;
@@ -132,12 +136,19 @@ impl Share {
     /// # Errors
     /// The host's; ENXIO beyond the end, EINVAL for another `whence`.
     pub fn seek(&self, handle: Handle, offset: u64, whence: i32) -> Result<u64, Errno> {
-        let file = self.handles.file(handle)?;
+        self.seek_in(&*self.handles.file(handle)?, offset, whence)
+    }
+
+    /// The same in a file that was looked up before.
+    ///
+    /// # Errors
+    /// As [`seek`](Self::seek).
+    pub fn seek_in(&self, file: &OpenFile, offset: u64, whence: i32) -> Result<u64, Errno> {
         within(offset, 0)?;
         // Moves the file's position, which nobody uses.
         match whence {
-            libc::SEEK_DATA => seek(&*file, SeekFrom::Data(offset)),
-            libc::SEEK_HOLE => seek(&*file, SeekFrom::Hole(offset)),
+            libc::SEEK_DATA => seek(file, SeekFrom::Data(offset)),
+            libc::SEEK_HOLE => seek(file, SeekFrom::Hole(offset)),
             _ => Err(Errno::INVAL),
         }
     }
@@ -159,6 +170,7 @@ impl Share {
         within(from_offset, len)?;
         within(to_offset, len)?;
         let (mut from_offset, mut to_offset) = (from_offset, to_offset);
+        self.drop_capabilities_of(&to)?;
         let copied = copy_file_range(
             &*from,
             Some(&mut from_offset),
@@ -200,6 +212,19 @@ impl Share {
         flags: OFlags,
         mount: Arc<Mount>,
     ) -> Opened {
+        let file = Self::open_of(file, permit, node, flags, mount);
+        let handle = self.handles.add(Open::File(file.clone()));
+        Opened { handle, file }
+    }
+
+    /// An open file with all that is known of it.
+    pub(super) fn open_of(
+        file: OwnedFd,
+        permit: Permit,
+        node: NodeId,
+        flags: OFlags,
+        mount: Arc<Mount>,
+    ) -> Arc<OpenFile> {
         let direct = flags.contains(OFlags::DIRECT);
         let readable = !flags.contains(OFlags::WRONLY);
         let reads = readable && mount.reads_without_waiting(file.as_fd());
@@ -218,15 +243,13 @@ impl Share {
                 },
             waits: mount.waits(),
         };
-        let file = Arc::new(OpenFile {
+        Arc::new(OpenFile {
             file,
             _permit: permit,
             node,
             mount,
             traits,
-        });
-        let handle = self.handles.add(Open::File(file.clone()));
-        Opened { handle, file }
+        })
     }
 }
 

@@ -1,8 +1,14 @@
 //! Extended attributes, where the share has them, and access control lists among
 //! them, whose ids are translated. No other name of `system.` is passed on: each
 //! means something to the host's kernel that the guest's does not know.
+//!
+//! With a map names are others on the host. What is stored under another name
+//! means nothing to the host's kernel: of access control lists it keeps bytes, and
+//! of security.capability it does not know that a change of the file takes it
+//! away. We do (CVE-2021-20263).
 
-use std::ffi::CStr;
+use std::borrow::Cow;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{FileType, OFlags, XattrFlags, fgetxattr, flistxattr, fremovexattr, fsetxattr};
@@ -11,8 +17,10 @@ use rustix::path::DecInt;
 
 use super::Share;
 use crate::calls;
+use crate::handles::OpenFile;
 use crate::nodes::Found;
 use crate::table::NodeId;
+use crate::{ShareOptions, XattrMap};
 
 /// XATTR_SIZE_MAX and XATTR_LIST_MAX.
 const LARGEST: usize = 64 * 1024;
@@ -39,7 +47,11 @@ impl Share {
     /// # Errors
     /// The host's; ENOSYS where the share has none, ERANGE for a longer one.
     pub fn get_xattr(&self, node: NodeId, name: &CStr, size: u32) -> Result<Xattr, Errno> {
-        self.check_name(name)?;
+        // As of one that is not there: the guest may know its name.
+        let name = &*self.host_name(name).map_err(|errno| match errno {
+            Errno::PERM => Errno::NODATA,
+            other => other,
+        })?;
         let node = self.nodes.get(node)?;
         let mut value = vec![0; (size as usize).min(LARGEST)];
         let path = DecInt::from_fd(&node);
@@ -81,10 +93,16 @@ impl Share {
             got => got?,
         };
         list.truncate(len);
-        let passed = |name: &&[u8]| {
-            CStr::from_bytes_with_nul(name).is_ok_and(|name| self.check_name(name).is_ok())
+        let shown = |name| {
+            let name = CStr::from_bytes_with_nul(name).ok()?;
+            self.check_host_name(name).ok()?;
+            let shown = match &self.options.xattr_map {
+                Some(map) => map.to_guest(name)?,
+                None => name,
+            };
+            Some(shown.to_bytes_with_nul())
         };
-        let names = list.split_inclusive(|byte| *byte == 0).filter(passed);
+        let names = list.split_inclusive(|byte| *byte == 0).filter_map(shown);
         let names: Vec<u8> = names.flatten().copied().collect();
         match size as usize {
             0 => Ok(Xattr::Size(names.len())),
@@ -106,7 +124,7 @@ impl Share {
         flags: u32,
         kill_sgid: bool,
     ) -> Result<(), Errno> {
-        self.check_name(name)?;
+        let name = &*self.host_name(name)?;
         self.writable()?;
         let known = XattrFlags::CREATE | XattrFlags::REPLACE;
         let wanted = XattrFlags::from_bits_retain(flags);
@@ -146,7 +164,7 @@ impl Share {
     /// # Errors
     /// The host's; ENOSYS.
     pub fn remove_xattr(&self, node: NodeId, name: &CStr) -> Result<(), Errno> {
-        self.check_name(name)?;
+        let name = &*self.host_name(name)?;
         self.writable()?;
         let node = self.nodes.get(node)?;
         let path = DecInt::from_fd(&node);
@@ -157,11 +175,24 @@ impl Share {
         }
     }
 
-    fn check_name(&self, name: &CStr) -> Result<(), Errno> {
-        let bytes = name.to_bytes();
+    /// A name as the host has it.
+    fn host_name<'a>(&self, name: &'a CStr) -> Result<Cow<'a, CStr>, Errno> {
         if !self.options.xattr {
             return Err(Errno::NOSYS);
         }
+        if name.is_empty() {
+            return Err(Errno::RANGE);
+        }
+        let name = match &self.options.xattr_map {
+            Some(map) => map.to_host(name)?,
+            None => Cow::Borrowed(name),
+        };
+        self.check_host_name(&name)?;
+        Ok(name)
+    }
+
+    fn check_host_name(&self, name: &CStr) -> Result<(), Errno> {
+        let bytes = name.to_bytes();
         if bytes.is_empty() || bytes.len() > LONGEST {
             return Err(Errno::RANGE);
         }
@@ -182,6 +213,53 @@ impl Share {
             }
             _ => Err(Errno::OPNOTSUPP),
         }
+    }
+}
+
+impl Share {
+    /// A file is about to be written to, by whoever it is: capabilities that are
+    /// stored under a name of ours go, as the kernel takes its own away.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn drop_capabilities_of(&self, file: &OpenFile) -> Result<(), Errno> {
+        let Some(name) = &self.capability else {
+            return Ok(());
+        };
+        self.writable()?;
+        gone(fremovexattr(file, &**name))
+    }
+
+    /// The same before its node's owner or size changes.
+    pub(super) fn drop_capabilities(&self, node: &Found) -> Result<(), Errno> {
+        let Some(name) = &self.capability else {
+            return Ok(());
+        };
+        if node.kind != FileType::RegularFile {
+            return Ok(());
+        }
+        let path = DecInt::from_fd(node);
+        let proc = self.nodes.proc().as_fd();
+        gone(match calls::xattr_remove(proc, path.as_c_str(), name) {
+            Err(Errno::NOSYS) => fremovexattr(self.readable(node)?, &**name),
+            result => result,
+        })
+    }
+
+    /// The name that security.capability has on the host, where it is another.
+    pub(super) fn stored_capability(options: &ShareOptions) -> Option<CString> {
+        const NAME: &CStr = c"security.capability";
+        let map: &XattrMap = options.xattr_map.as_ref()?;
+        let stored = map.to_host(NAME).ok()?;
+        (&*stored != NAME).then(|| stored.into_owned())
+    }
+}
+
+/// What is not there, or cannot be, is gone.
+fn gone(result: Result<(), Errno>) -> Result<(), Errno> {
+    match result {
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+        result => result,
     }
 }
 

@@ -258,6 +258,7 @@ impl<D: Device> Worker<D> {
             }
             Command::Stop(id, reply) => match self.find(id) {
                 Some(active) => {
+                    active.device.hasten();
                     let broken = matches!(active.state, State::Broken);
                     active.state = State::Stopping { reply, broken };
                 }
