@@ -47,6 +47,8 @@ one device:
   --xattr               pass extended attributes on
   --posix-acl           access control lists, too; goes with --xattr
   --no-file-handles     keep a descriptor of each file the guest knows, never a file handle
+  --no-submounts        leave out what is mounted below the directory; a user who may not
+                        has it passed on as if it were part of it
   --uid-map RANGES      user ids of the guest's that are others on the host, such as
                         :0:100000:65536: (first in the guest, first on the host, how many;
                         more ranges follow: :0:100000:1000:1000:5:1:); others have no access
@@ -60,8 +62,8 @@ many devices, at most 64:
   --device KEYS         id=, socket=, dir=, tag=, and optionally num-queues=, queue-size=,
                         cache=, uid-map=, gid-map=, iops=, iops-burst=, bandwidth=,
                         bandwidth-burst=, and on|off for read-only=, writeback=, dont-cache=,
-                        allow-direct-io=, xattr=, posix-acl=, file-handles=; may be repeated;
-                        a comma in a value is written twice
+                        allow-direct-io=, xattr=, posix-acl=, file-handles=, submounts=; may
+                        be repeated; a comma in a value is written twice
 
 the process:
   --workers N           I/O threads, 1 to 64 (default: one per request queue, at most one
