@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use pericarp_tests::parts::Part;
-use rustix::fs::{CWD, FileType, Gid, Mode, Uid, XattrFlags, chown, makedev, mknodat, setxattr};
+use rustix::fs::{CWD, FileType, Mode, Uid, XattrFlags, chown, makedev, mknodat, setxattr};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use super::rig::*;
@@ -236,12 +236,13 @@ fn a_directory_is_a_root(rig: &Rig, how: &[&str]) {
     appended.extend(b"x\n");
     let expected = SEEN.replace("APPENDED", &md5(rig, &appended));
     let seen = run(&[], AS_ROOT).text();
-    assert_eq!(
-        seen.lines().collect::<Vec<_>>(),
-        expected.lines().collect::<Vec<_>>()
-    );
     // Nothing of it is there the next time.
-    assert_eq!(run(&["--user", "1000:1000"], AS_USER).text(), SEEN_BY_USER);
+    let by_user = run(&["--user", "1000:1000"], AS_USER).text();
+    let lines = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(
+        (lines(&seen), lines(&by_user)),
+        (lines(&expected), lines(SEEN_BY_USER))
+    );
     drop(mounted);
     assert_eq!(state(&tree), before, "the directory has changed");
     rig.assert_clean();
@@ -377,6 +378,7 @@ fn a_hostile_guest_changes_nothing_of_its_root() {
     }
     let script = r"#!/bin/sh
         b=/bin/busybox
+        for m in $($b cat /modules/order); do $b insmod /modules/$m; done
         $b mkdir /r /v
         $b mount -t virtiofs root /r || echo HOSTILE no mount
         $b mount -t virtiofs volume1 /v || echo HOSTILE no mount
@@ -401,7 +403,6 @@ fn a_hostile_guest_changes_nothing_of_its_root() {
         t $b mv /r/etc/one /v/one
         $b ln /r/etc/one /v/link 2>/dev/null && echo HOSTILE linked
         echo written > /v/volume && echo HOSTILE volume written
-        $b ls /r/mnt
         echo HOSTILE end
         exit 3
         ";
@@ -465,7 +466,6 @@ fn mistakes_with_directories_are_refused() {
     fs::write(old.join("kernel/modules/order"), "").unwrap();
     let pipe = rig.scratch.path("pipe");
     mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR, 0).unwrap();
-    let file = rig.scratch.file("file", b"x");
     let tree = rig.tree();
     let refused = |root: &Path, message: &str| {
         let line = ["--rootfs", root.to_str().unwrap(), "--assets"];
@@ -485,13 +485,6 @@ fn mistakes_with_directories_are_refused() {
         &format!(
             " '{}': is not a directory; name a directory",
             pipe.display()
-        ),
-    );
-    refused(
-        &file,
-        &format!(
-            " '{}': is a file of 1 bytes, not a directory; use '--rootfs-image' for a disk image",
-            file.display()
         ),
     );
     refused(
