@@ -61,23 +61,16 @@ fn furnish(rig: &Rig) -> PathBuf {
     mode(&tree, 0o755);
     // Of a user who is not root: a program that gives up its rights gives up those of this user.
     let busybox = tree.join("bin/busybox");
-    fs::copy(&busybox, tree.join("bin/busybox-other")).unwrap();
-    chown(
-        &tree.join("bin/busybox-other"),
-        Some(Uid::from_raw(1234)),
-        None,
-    )
-    .unwrap();
-    mode(&tree.join("bin/busybox-other"), 0o4755);
-    fs::copy(&busybox, tree.join("bin/busybox-capable")).unwrap();
+    let other = tree.join("bin/busybox-other");
+    fs::copy(&busybox, &other).unwrap();
+    chown(&other, Some(Uid::from_raw(1234)), None).unwrap();
+    mode(&other, 0o4755);
+    let capable = tree.join("bin/busybox-capable");
+    fs::copy(&busybox, &capable).unwrap();
     let set = |path: &Path, name: &str, value: &[u8]| {
         setxattr(path, name, value, XattrFlags::empty()).unwrap();
     };
-    set(
-        &tree.join("bin/busybox-capable"),
-        "security.capability",
-        &CAPABLE,
-    );
+    set(&capable, "security.capability", &CAPABLE);
     fs::write(etc.join("listed"), "listed\n").unwrap();
     mode(&etc.join("listed"), 0o600);
     set(&etc.join("listed"), "system.posix_acl_access", &LISTED);
