@@ -51,7 +51,8 @@ pub enum TreeError {
     },
 }
 
-/// A directory that is shared, with all that is below and mounted below.
+/// A directory that is shared, with all that is below and, unless it is to be
+/// [`Tree::alone`], mounted below.
 ///
 /// Keep it for as long as it is used: the mount is taken apart with its last
 /// descriptor, of which copies (`dup`) count and descriptors opened below it do
@@ -63,6 +64,7 @@ pub struct Tree {
     file: OwnedFd,
     id: (u64, u64),
     read_only: bool,
+    alone: bool,
     state: State,
 }
 
@@ -107,6 +109,7 @@ impl Tree {
                 file,
                 id,
                 read_only: false,
+                alone: false,
                 state: State::default(),
             })
         };
@@ -117,6 +120,15 @@ impl Tree {
     #[must_use]
     pub fn read_only(mut self) -> Self {
         self.read_only = true;
+        self
+    }
+
+    /// Leaves out what is mounted below it, once it is a mount of its own. In a
+    /// user namespace, which has the mounts of another, it comes along all the
+    /// same.
+    #[must_use]
+    pub fn alone(mut self) -> Self {
+        self.alone = true;
         self
     }
 
@@ -158,17 +170,21 @@ impl Tree {
         self.state.detached && self.state.whole
     }
 
-    /// Replaces the descriptor by a mount of this directory and what is mounted
-    /// below it, without a parent and without a place in any namespace.
+    /// Replaces the descriptor by a mount of this directory and, unless it is to be
+    /// alone, what is mounted below it, without a parent and without a place in any namespace.
     pub(crate) fn detach(&mut self) -> Result<(), ConfineError> {
         let whole = whole_file_systems(&self.path);
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE
-            | OpenTreeFlags::OPEN_TREE_CLOEXEC
-            | OpenTreeFlags::AT_RECURSIVE;
-        let clone = step(
-            "mount the shared directory",
-            open_tree(CWD, &self.path, flags),
-        )?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let recursive = flags | OpenTreeFlags::AT_RECURSIVE;
+        let clone = match self.alone {
+            // Mounts of another user namespace cannot be left out.
+            true => match open_tree(CWD, &self.path, flags) {
+                Err(Errno::INVAL) => open_tree(CWD, &self.path, recursive),
+                other => other,
+            },
+            false => open_tree(CWD, &self.path, recursive),
+        };
+        let clone = step("mount the shared directory", clone)?;
         let seen = rustix::fs::fstat(&clone);
         if id(&step("look at the shared directory", seen)?) != self.id {
             return Err(ConfineError::ReplacedTree {

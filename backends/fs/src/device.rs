@@ -60,6 +60,10 @@ pub struct Settings {
     /// The host keeps no pages of what guests read and write (RWF_DONTCACHE),
     /// where its file system knows how.
     pub dont_cache: bool,
+    /// Guests are not told of other file systems below the directory: they are
+    /// left out, or seem to be part of it. An overlay takes no part of it below
+    /// itself that is a mount of its own.
+    pub alone: bool,
 }
 
 /// What a request keeps open until it ends.

@@ -90,6 +90,10 @@ fn open_tree(device: &DeviceOptions, share: u32) -> Result<(Tree, ShareOptions),
         true => tree.read_only(),
         false => tree,
     };
+    let tree = match device.settings.alone {
+        true => tree.alone(),
+        false => tree,
+    };
     Ok((tree, options))
 }
 

@@ -104,7 +104,12 @@ impl Container {
             config.add_share(share, &shares.mount(&share.tag, share.read_only)?)?;
         }
 
-        let mut root = Root::mount(id, &request.root.clone().unwrap_or_default(), scratch)?;
+        let mut root = Root::mount(
+            id,
+            &request.root.clone().unwrap_or_default(),
+            scratch,
+            shares,
+        )?;
         let rootfs = root.rootfs();
         let mut finish = || -> Result<User, RequestError> {
             config.set_root(&rootfs.to_string_lossy())?;

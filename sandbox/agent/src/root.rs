@@ -1,4 +1,4 @@
-//! A container's root: its disk, and the writable layer over it.
+//! A container's root: its disk or share, and the writable layer over it.
 //!
 //! Mounted before the container is made and unmounted when it is removed, or at power-off. Called
 //! by `container` and `pod`.
@@ -8,20 +8,23 @@
 //! /run/pericarp/scratch/<n>/{upper,work}   a container's writable layer on it
 //! /run/pericarp/containers/<id>/config.json
 //! /run/pericarp/containers/<id>/disk       the disk, when a layer lies over it
+//! /run/pericarp/shares/<tag>               the share, mounted once for all containers
 //! /run/pericarp/containers/<id>/layer      a tmpfs that takes the layer when there is no scratch
 //! /run/pericarp/containers/<id>/rootfs     what the container sees
 //! ```
 
 use std::{
     fs, io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
-use pericarp_api::agent::RootFs;
+use pericarp_api::{agent::RootFs, share::is_tag};
 use rustix::{
+    fs::{Gid, Mode, Uid, chmod, chown},
     io::Errno,
     mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount},
 };
@@ -30,6 +33,7 @@ use crate::{
     boot::STATE,
     disks,
     error::{RequestError, trying},
+    shares::{self, Shares},
     trash,
 };
 
@@ -70,25 +74,16 @@ impl Root {
         id: &str,
         wanted: &RootFs,
         scratch: Option<&Scratch>,
+        shares: &Shares,
     ) -> Result<Self, RequestError> {
-        if !["erofs", "ext4"].contains(&wanted.fs_type.as_str()) {
-            return Err(RequestError::Invalid(format!(
-                "'{}' is no file system for a root: erofs and ext4 are",
-                wanted.fs_type
-            )));
-        }
-        if wanted.writable_layer && !wanted.read_only {
-            return Err(RequestError::Invalid(
-                "a root with a writable layer is mounted read-only".into(),
-            ));
-        }
+        check(wanted)?;
         let directory = Path::new(STATE).join("containers").join(id);
         let mut root = Self {
             directory,
             mounts: Vec::new(),
             layer: None,
         };
-        match root.mount_all(wanted, scratch) {
+        match root.mount_all(wanted, scratch, shares) {
             Ok(()) => Ok(root),
             Err(error) => {
                 // The first error is the one to tell.
@@ -102,21 +97,32 @@ impl Root {
         &mut self,
         wanted: &RootFs,
         scratch: Option<&Scratch>,
+        shares: &Shares,
     ) -> Result<(), RequestError> {
+        if wanted.fs_type == shares::KIND {
+            // Stays mounted, as every share does.
+            let lower = shares.mount(&wanted.source, true)?;
+            return self.cover(&lower, scratch);
+        }
         let mut flags = MountFlags::NODEV;
         if wanted.read_only {
             flags |= MountFlags::RDONLY;
         }
-        let lower = if wanted.writable_layer {
+        let place = if wanted.writable_layer {
             self.directory.join("disk")
         } else {
             self.rootfs()
         };
-        mount_disk(&wanted.disk, &wanted.fs_type, &lower, flags)?;
-        self.mounts.push((lower.clone(), !wanted.read_only));
-        if !wanted.writable_layer {
-            return Ok(());
+        mount_disk(&wanted.source, &wanted.fs_type, &place, flags)?;
+        self.mounts.push((place.clone(), !wanted.read_only));
+        if wanted.writable_layer {
+            self.cover(&place, scratch)?;
         }
+        Ok(())
+    }
+
+    /// Puts a writable layer over what is mounted at `lower`.
+    fn cover(&mut self, lower: &Path, scratch: Option<&Scratch>) -> Result<(), RequestError> {
         let layer = match scratch {
             Some(Scratch(place)) => {
                 let name = new_layer(place).map_err(trying("the writable layer"))?;
@@ -137,9 +143,11 @@ impl Root {
         for part in [&upper, &work] {
             fs::create_dir_all(part).map_err(trying("the writable layer"))?;
         }
+        // The root directory's own owner and mode are the layer's.
+        copy_owner_and_mode(lower, &upper).map_err(trying("the writable layer"))?;
         let rootfs = self.rootfs();
         fs::create_dir_all(&rootfs).map_err(trying("the writable layer"))?;
-        // An id has neither commas nor colons.
+        // Neither an id nor a tag has commas or colons.
         let options = format!(
             "lowerdir={},upperdir={},workdir={}",
             lower.display(),
@@ -153,9 +161,7 @@ impl Root {
             MountFlags::NODEV,
             Some(&*std::ffi::CString::new(options).unwrap_or_default()),
         )
-        .map_err(trying(
-            "the writable layer cannot be put over the root disk",
-        ))?;
+        .map_err(trying("the writable layer cannot be put over the root"))?;
         self.mounts.push((rootfs, false));
         Ok(())
     }
@@ -201,6 +207,43 @@ impl Root {
         }
         outcome
     }
+}
+
+/// What makes no sense, whatever the machine has.
+fn check(wanted: &RootFs) -> Result<(), RequestError> {
+    let share = wanted.fs_type == shares::KIND;
+    if !share && !["erofs", "ext4"].contains(&wanted.fs_type.as_str()) {
+        return Err(RequestError::Invalid(format!(
+            "'{}' is no file system for a root: erofs, ext4 and {} are",
+            wanted.fs_type,
+            shares::KIND
+        )));
+    }
+    if wanted.writable_layer && !wanted.read_only {
+        return Err(RequestError::Invalid(
+            "a root with a writable layer is mounted read-only".into(),
+        ));
+    }
+    if share && !wanted.writable_layer {
+        return Err(RequestError::Invalid(
+            "a share is a root below a writable layer only".into(),
+        ));
+    }
+    if share && !is_tag(&wanted.source) {
+        return Err(RequestError::Invalid(format!(
+            "'{}' is no tag of a share",
+            wanted.source
+        )));
+    }
+    Ok(())
+}
+
+fn copy_owner_and_mode(from: &Path, to: &Path) -> io::Result<()> {
+    let metadata = fs::metadata(from)?;
+    let (user, group) = (Uid::from_raw(metadata.uid()), Gid::from_raw(metadata.gid()));
+    chown(to, Some(user), Some(group))?;
+    chmod(to, Mode::from_raw_mode(metadata.mode()))?;
+    Ok(())
 }
 
 fn mount_disk(
@@ -266,6 +309,50 @@ fn patiently(mut act: impl FnMut() -> Result<(), Errno>) -> Result<(), Errno> {
         match act() {
             Err(Errno::BUSY) if Instant::now() < end => thread::sleep(BUSY_PAUSE),
             other => return other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_root_is_made_of_is_checked() {
+        let root = |source: &str, fs_type: &str, read_only, writable_layer| RootFs {
+            source: source.into(),
+            fs_type: fs_type.into(),
+            read_only,
+            writable_layer,
+            ..RootFs::default()
+        };
+        check(&root("root", "virtiofs", true, true)).unwrap();
+        check(&root("root", "erofs", true, true)).unwrap();
+        check(&root("root", "ext4", false, false)).unwrap();
+        for (bad, message) in [
+            (
+                root("root", "nfs", true, true),
+                "'nfs' is no file system for a root: erofs, ext4 and virtiofs are",
+            ),
+            (
+                root("root", "ext4", false, true),
+                "a root with a writable layer is mounted read-only",
+            ),
+            (
+                root("root", "virtiofs", false, false),
+                "a share is a root below a writable layer only",
+            ),
+            (
+                root("root", "virtiofs", true, false),
+                "a share is a root below a writable layer only",
+            ),
+            (
+                root("../root", "virtiofs", true, true),
+                "'../root' is no tag of a share",
+            ),
+            (root("", "virtiofs", true, true), "'' is no tag of a share"),
+        ] {
+            assert_eq!(check(&bad).unwrap_err().to_string(), message);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Directories of the host: virtio-fs devices, each mounted once and shown to containers as bind
-//! mounts.
+//! mounts, or as their root.
 //!
-//! Called by `container` when one is created and by `pod` at power-off. A share stays mounted while
+//! Called by `container` and `root` when a container is created and by `pod` at power-off. A share stays mounted while
 //! the machine runs, since the next container may be shown it, too. Whether it may be changed is
 //! the host's server's decision; what is mounted read-only here says so earlier.
 //!
@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// Name of the file system.
-const KIND: &str = "virtiofs";
+pub(crate) const KIND: &str = "virtiofs";
 /// How long a device may take to appear.
 const LIMIT: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(5);

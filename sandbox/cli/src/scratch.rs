@@ -34,7 +34,7 @@ pub(crate) struct Unnamed {
 
 impl Unnamed {
     /// A sparse file of this size.
-    pub(crate) fn new(size: u64) -> Result<Self, Failure> {
+    fn new(size: u64) -> Result<Self, Failure> {
         let directory = directory();
         let failed = || during(format!("a temporary file in '{}'", directory.display()));
         let file = open_unnamed(&directory).map_err(failed())?;
@@ -59,7 +59,7 @@ impl Unnamed {
 }
 
 /// Quietly, without a journal: the file system does not outlive its machine.
-pub(crate) fn mkfs_ext4() -> Command {
+fn mkfs_ext4() -> Command {
     let mut command = Command::new(helper::system_program("mkfs.ext4"));
     command
         .args(["-q", "-F", "-b", "4096", "-m", "0", "-O", "^has_journal"])

@@ -143,7 +143,7 @@ impl Machine {
         let request = CreateContainerRequest {
             container: id.into(),
             root: Some(RootFs {
-                disk: wish.disk.into(),
+                source: wish.disk.into(),
                 fs_type: if wish.disk == "root" { "erofs" } else { "ext4" }.into(),
                 read_only: wish.writable_layer,
                 writable_layer: wish.writable_layer,

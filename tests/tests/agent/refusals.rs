@@ -119,7 +119,7 @@ pub(crate) fn nonsense_is_refused(machine: &Machine) {
         container: container.into(),
         spec: spec.as_bytes().to_vec(),
         root: Some(RootFs {
-            disk: disk.into(),
+            source: disk.into(),
             fs_type: kind.into(),
             read_only: true,
             ..RootFs::default()
@@ -144,10 +144,26 @@ pub(crate) fn nonsense_is_refused(machine: &Machine) {
         ("bad", good, "data", "erofs", Code::INVALID_ARGUMENT),
         ("bad", good, "root", "proc", Code::INVALID_ARGUMENT),
         ("bad", good, "", "erofs", Code::INVALID_ARGUMENT),
+        // Not below a layer.
+        ("bad", good, "data", "virtiofs", Code::INVALID_ARGUMENT),
     ] {
         let wanted = request(container, spec, disk, kind);
         let (seen, message) = refused(machine.client().create_container(limited(), &wanted));
         assert_eq!(seen, code, "{container} {spec} {disk} {kind}: {message}");
+    }
+    for (tag, code) in [
+        ("../up", Code::INVALID_ARGUMENT),
+        ("", Code::INVALID_ARGUMENT),
+        ("data,lowerdir=/", Code::INVALID_ARGUMENT),
+        // The serial of a disk is no tag; this machine has no such device.
+        ("root", Code::NOT_FOUND),
+    ] {
+        let mut wanted = request("bad", good, tag, "virtiofs");
+        if let Some(root) = wanted.root.as_mut() {
+            root.writable_layer = true;
+        }
+        let (seen, message) = refused(machine.client().create_container(limited(), &wanted));
+        assert_eq!(seen, code, "root {tag}: {message}");
     }
     for (tag, path, code) in [
         ("../up", "/data", Code::INVALID_ARGUMENT),

@@ -10,6 +10,7 @@ mod bad_input;
 mod detached;
 mod image;
 mod rig;
+mod rootfs;
 mod terminal;
 mod volumes;
 
@@ -139,7 +140,10 @@ fn signals_are_passed_on_and_images_are_locked() {
 
 #[test]
 fn a_directory_is_a_root_and_memory_has_its_limit() {
-    let Some(rig) = Rig::new("a_directory_is_a_root_and_memory_has_its_limit", &VM) else {
+    let Some(rig) = Rig::new(
+        "a_directory_is_a_root_and_memory_has_its_limit",
+        &rootfs::ROOTFS,
+    ) else {
         return;
     };
     let tree = rig.tree();

@@ -209,11 +209,23 @@ impl Rig {
         self.assert_no_process_or_mount();
     }
 
+    /// The same where the test has mounted something below this directory.
+    pub(crate) fn assert_clean_but(&self, directory: &Path) {
+        assert_eq!(self.left_files(), Vec::<PathBuf>::new());
+        self.assert_no_process_or_mount_but(Some(directory));
+    }
+
     pub(crate) fn assert_no_process_or_mount(&self) {
+        self.assert_no_process_or_mount_but(None);
+    }
+
+    fn assert_no_process_or_mount_but(&self, directory: Option<&Path>) {
+        let own = directory.map(|directory| directory.display().to_string());
         let end = Instant::now() + Duration::from_secs(5);
         loop {
             let processes = self.processes("");
-            let mounts = self.left_mounts();
+            let mut mounts = self.left_mounts();
+            mounts.retain(|line| own.as_ref().is_none_or(|own| !line.contains(own)));
             if processes.is_empty() && mounts.is_empty() {
                 return;
             }

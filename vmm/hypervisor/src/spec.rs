@@ -18,8 +18,9 @@ pub const MEMORY_UNIT: u64 = 1 << 20;
 /// Most characters of kernel parameters. The kernel's own limit on x86 is 2047; the driver adds to
 /// them.
 pub const MAX_CMDLINE: usize = 1900;
-/// Most shares a machine may have: what its driver has places for.
-pub const MAX_SHARES: usize = 16;
+/// Most shares a machine may have, a container's root and sixteen volumes: what its driver has places
+/// for.
+pub const MAX_SHARES: usize = 17;
 /// Most bytes of a share's tag (virtio 1.3, 5.11.4).
 pub const MAX_TAG: usize = 36;
 /// A socket address holds no longer path.

@@ -88,7 +88,6 @@ impl FsDevice {
             | feature::ASYNC_DIO
             | feature::PARALLEL_DIROPS
             | feature::MAX_PAGES
-            | feature::SUBMOUNTS
             // Without it a guest asks for an attribute before every write.
             | feature::HANDLE_KILLPRIV_V2
             | feature::INIT_EXT
@@ -99,6 +98,9 @@ impl FsDevice {
             Cache::Auto => feature::AUTO_INVAL_DATA,
             Cache::Always => feature::CACHE_SYMLINKS,
         };
+        if !self.settings.alone {
+            wanted |= feature::SUBMOUNTS;
+        }
         if self.settings.writeback && self.settings.cache != Cache::Never {
             wanted |= feature::WRITEBACK_CACHE;
         }

@@ -11,7 +11,7 @@ use super::{BadOption, DeviceOptions};
 use crate::{Cache, Settings};
 
 /// Keys of `--device`, as messages list them.
-const KEYS: &str = "id, socket, dir, tag, read-only, cache, writeback, dont-cache, allow-direct-io, num-queues, queue-size, xattr, posix-acl, xattrmap, file-handles, uid-map, gid-map, locks, iops, iops-burst, bandwidth or bandwidth-burst";
+const KEYS: &str = "id, socket, dir, tag, read-only, cache, writeback, dont-cache, allow-direct-io, num-queues, queue-size, xattr, posix-acl, xattrmap, file-handles, submounts, uid-map, gid-map, locks, iops, iops-burst, bandwidth or bandwidth-burst";
 
 /// A device under construction: from single options or from `--device`.
 #[derive(Debug, Default)]
@@ -31,6 +31,7 @@ pub(super) struct Draft {
     xattr: Option<bool>,
     posix_acl: Option<bool>,
     file_handles: Option<bool>,
+    submounts: Option<bool>,
     touched: bool,
 }
 
@@ -73,6 +74,7 @@ impl Draft {
             "xattr" => &mut self.xattr,
             "posix-acl" => &mut self.posix_acl,
             "file-handles" => &mut self.file_handles,
+            "submounts" => &mut self.submounts,
             _ => return None,
         })
     }
@@ -82,7 +84,8 @@ impl Draft {
     pub(super) fn turn_on(&mut self, name: &str) -> bool {
         let (flag, on) = match name {
             "--no-file-handles" => (Some(&mut self.file_handles), false),
-            "--file-handles" => (None, true),
+            "--no-submounts" => (Some(&mut self.submounts), false),
+            "--file-handles" | "--submounts" => (None, true),
             _ => (self.flag(name.trim_start_matches('-')), true),
         };
         let Some(flag) = flag else {
@@ -166,6 +169,7 @@ impl Draft {
                 cache,
                 writeback: on(self.writeback),
                 dont_cache: on(self.dont_cache),
+                alone: self.submounts == Some(false),
             },
             read_only: on(self.read_only),
             direct_io: on(self.direct_io),

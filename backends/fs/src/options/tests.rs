@@ -34,6 +34,7 @@ fn one_device_with_defaults() {
             cache: Cache::Auto,
             writeback: false,
             dont_cache: false,
+            alone: false,
         },
         read_only: false,
         direct_io: false,
@@ -66,14 +67,14 @@ fn one_device_with_defaults() {
 fn options_and_keys_mean_the_same() {
     let single = options(
         "--fd 5 --shared-dir /d --tag t --read-only --cache always --writeback --dont-cache \
-         --allow-direct-io --num-queues 3 --queue-size 64 --xattr --posix-acl \
+         --allow-direct-io --num-queues 3 --queue-size 64 --xattr --posix-acl --no-submounts \
          --no-file-handles --xattrmap :map::user.vm.: --locks host --uid-map :0:100000:1000:1000:5:1: --gid-map=:0:7:1: --iops 500 \
          --iops-burst 2K --bandwidth 3M --bandwidth-burst 1G",
     );
     let keys = options(
         "--device id=fs,socket=/s,dir=/d,tag=t,read-only=on,cache=always,writeback=on,\
          dont-cache=on,allow-direct-io=on,num-queues=3,queue-size=64,xattr=on,posix-acl=on,\
-         file-handles=off,xattrmap=:map::user.vm.:,locks=host,uid-map=:0:100000:1000:1000:5:1:,gid-map=:0:7:1:,iops=500,\
+         submounts=off,file-handles=off,xattrmap=:map::user.vm.:,locks=host,uid-map=:0:100000:1000:1000:5:1:,gid-map=:0:7:1:,iops=500,\
          iops-burst=2K,bandwidth=3M,bandwidth-burst=1G",
     );
     let [single] = &single.devices[..] else {
@@ -81,7 +82,7 @@ fn options_and_keys_mean_the_same() {
     };
     assert_eq!(single.socket, SocketOption::Descriptor(5));
     assert_eq!(single.settings.cache, Cache::Always);
-    assert!(single.settings.writeback && single.settings.dont_cache);
+    assert!(single.settings.writeback && single.settings.dont_cache && single.settings.alone);
     assert!(single.read_only && single.direct_io && single.xattr && single.posix_acl);
     assert!(!single.file_handles && single.locks && single.xattr_map.is_some());
     assert_eq!((single.queues, single.queue_size), (3, 64));
@@ -217,7 +218,7 @@ fn every_mistake_names_option_value_rule_and_cure() {
         ),
         (
             "--device shared-dir=/d",
-            "--device \"shared-dir\": unknown key: use id, socket, dir, tag, read-only, cache, writeback, dont-cache, allow-direct-io, num-queues, queue-size, xattr, posix-acl, xattrmap, file-handles, uid-map, gid-map, locks, iops, iops-burst, bandwidth or bandwidth-burst",
+            "--device \"shared-dir\": unknown key: use id, socket, dir, tag, read-only, cache, writeback, dont-cache, allow-direct-io, num-queues, queue-size, xattr, posix-acl, xattrmap, file-handles, submounts, uid-map, gid-map, locks, iops, iops-burst, bandwidth or bandwidth-burst",
         ),
         (
             "--device id=a,socket=/s,dir=/d,tag=t,writeback=on,cache=never",

@@ -287,9 +287,14 @@ fn vm(
     let assets = Assets::find(request.assets.as_deref())
         .map_err(|problem| problems.push(problem))
         .ok()?;
-    if !request.volumes.is_empty() && assets.share_order.is_none() {
+    let option = match root {
+        _ if !request.volumes.is_empty() => Some("--volume"),
+        Some(Root::Directory(_)) => Some("--rootfs"),
+        _ => None,
+    };
+    if let (Some(option), None) = (option, &assets.share_order) {
         let rule = format!("the guest's files have no '{}'", assets::SHARE_ORDER);
-        problems.push(Problem::new("--volume", None, rule, assets::CURE));
+        problems.push(Problem::new(option, None, rule, assets::CURE));
     }
     Some(RuntimePlan::Vm(Box::new(VmPlan {
         disks,

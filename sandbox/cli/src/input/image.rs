@@ -168,6 +168,9 @@ pub(crate) fn check_root_directory(path: &Path) -> Result<PathBuf, Problem> {
         let rule = format!("is a file of {}, not a directory", size(metadata.len()));
         return Err(problem(rule, "use '--rootfs-image' for a disk image"));
     }
+    if !metadata.is_dir() {
+        return Err(problem("is not a directory".into(), "name a directory"));
+    }
     let mut entries = std::fs::read_dir(path)
         .map_err(|error| problem(format!("cannot be read ({error})"), "check its permissions"))?;
     if entries.next().is_none() {

@@ -26,8 +26,9 @@ What it runs on (one of the three):
                             what the command writes is discarded at the end
   --rootfs-image FILE[:ro]  a disk image with an ext4 file system, used in place;
                             with ':ro' it is not changed, and runs may share it
-  --rootfs DIR              a directory; it is not changed: what the command writes
-                            is discarded at the end
+  --rootfs DIR              a directory, without what is mounted below it; it is not
+                            changed, and must not change meanwhile: what the command
+                            writes is discarded at the end
 
 The command:
   -e, --env NAME[=VALUE]    set a variable; without a value it is taken from here

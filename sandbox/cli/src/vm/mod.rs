@@ -9,6 +9,7 @@ mod sidecar;
 mod start;
 
 use std::{
+    path::Path,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -28,14 +29,14 @@ use crate::{
     },
     registry::{CONTAINER, guest_socket},
     report::Timing,
-    rootfs::{self, Disk},
+    rootfs::{self, Disk, Source},
     run::Command,
     rundir::RunDir,
     signals::Signals,
     terminal,
     vm::{
         pod::Pod,
-        sidecar::{Device, Share, Sidecar},
+        sidecar::{Access, Device, Share, Sidecar},
         start::{Phases, Start},
     },
 };
@@ -50,6 +51,8 @@ const MAX_QUEUES: u32 = 4;
 const QUEUE_SIZE: u16 = 128;
 /// A request for a megabyte of a share takes 256 descriptors and a few.
 const SHARE_QUEUE_SIZE: u16 = 1024;
+/// Serial of the disk, or tag of the share, that the container's root comes from.
+const ROOT: &str = "root";
 /// Each machine has a vsock device of its own, so all guests can have the same context id.
 const GUEST_CID: u32 = 3;
 /// How long a guest may take to end its containers, write its disks back and switch itself off.
@@ -85,10 +88,11 @@ pub(crate) fn run(
     rustix::thread::set_no_new_privs(true).map_err(during("no_new_privs"))?;
     timing.note("hypervisor", plan.choice.to_string());
     signals.check()?;
-    let disks = rootfs::for_machine(&root, signals)?;
+    let parts = rootfs::for_machine(&root, signals)?;
     timing.mark("image");
     let initramfs = run_dir.join("initramfs");
-    initramfs::write(&plan.assets, !volumes.is_empty(), &initramfs)?;
+    let has_shares = !volumes.is_empty() || matches!(parts.source, Source::Directory(_));
+    initramfs::write(&plan.assets, has_shares, &initramfs)?;
     timing.mark("prepare");
 
     let queues = u16::try_from(plan.size.cpus.min(MAX_QUEUES)).unwrap_or(1);
@@ -99,8 +103,20 @@ pub(crate) fn run(
         read_only: disk.read_only,
         queues,
     };
-    let mut devices = vec![device("root", &disks.root)];
-    if let Some(scratch) = &disks.scratch {
+    let share = |id: &str, directory: &Path, access| Share {
+        id: id.to_owned(),
+        socket: run_dir.join(&format!("{id}.sock")),
+        directory: directory.to_owned(),
+        access,
+        queues,
+    };
+    let mut devices = Vec::new();
+    let mut shares = Vec::new();
+    match &parts.source {
+        Source::Disk(disk, _) => devices.push(device(ROOT, disk)),
+        Source::Directory(directory) => shares.push(share(ROOT, directory, Access::Root)),
+    }
+    if let Some(scratch) = &parts.scratch {
         devices.push(device("scratch", scratch));
     }
     let mut shown = Vec::new();
@@ -118,20 +134,21 @@ pub(crate) fn run(
             ..Default::default()
         });
     }
-    let shares: Vec<Share> = volumes
-        .iter()
-        .enumerate()
-        .map(|(index, volume)| {
-            let id = format!("volume{}", index + 1);
-            Share {
-                socket: run_dir.join(&format!("{id}.sock")),
-                id,
-                directory: volume.host.clone(),
-                read_only: volume.read_only,
-                queues,
-            }
-        })
-        .collect();
+    let mut mounted = Vec::new();
+    for (index, volume) in volumes.into_iter().enumerate() {
+        let id = format!("volume{}", index + 1);
+        let access = match volume.read_only {
+            true => Access::Reading,
+            false => Access::Writing,
+        };
+        shares.push(share(&id, &volume.host, access));
+        mounted.push(agent::Share {
+            tag: id,
+            path: volume.guest,
+            read_only: volume.read_only,
+            ..Default::default()
+        });
+    }
     let mut sidecars = vec![Sidecar::block(&devices, signals)?];
     if !shares.is_empty() {
         sidecars.push(Sidecar::fs(&shares, signals)?);
@@ -204,7 +221,7 @@ pub(crate) fn run(
         name: name.clone(),
         configure: agent::ConfigureRequest {
             hostname: command.hostname.clone(),
-            scratch_disk: disks
+            scratch_disk: parts
                 .scratch
                 .as_ref()
                 .map_or(String::new(), |_| "scratch".into()),
@@ -213,27 +230,18 @@ pub(crate) fn run(
         create: agent::CreateContainerRequest {
             container: name.container.clone(),
             root: Some(agent::RootFs {
-                disk: "root".into(),
-                fs_type: disks.fs_type.into(),
-                read_only: disks.root.read_only,
+                source: ROOT.into(),
+                fs_type: parts.source.fs_type().into(),
+                read_only: parts.source.is_read_only(),
                 // Mount points are made in it even where the container may change nothing.
-                writable_layer: disks.root.read_only,
+                writable_layer: parts.source.is_read_only(),
                 ..Default::default()
             })
             .into(),
             spec: command.spec.to_string().into_bytes(),
             user: command.user.clone(),
             devices: shown,
-            shares: volumes
-                .into_iter()
-                .zip(shares)
-                .map(|(volume, share)| agent::Share {
-                    tag: share.id,
-                    path: volume.guest,
-                    read_only: volume.read_only,
-                    ..Default::default()
-                })
-                .collect(),
+            shares: mounted,
             streams: Some(wiring.streams()).into(),
             ..Default::default()
         },
@@ -280,7 +288,7 @@ pub(crate) fn run(
     let outcome = pod.end(&guest, outcome);
     timing.mark("power-off");
     // Until here: the backend has the files open, and their locks are ours.
-    drop(disks);
+    drop(parts);
     drop(root);
     outcome
 }

@@ -48,6 +48,17 @@ impl Device {
     }
 }
 
+/// What a guest may do with a directory of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    Reading,
+    Writing,
+    /// Reading, and nobody changes it meanwhile: below a container's writable layer it is asked for
+    /// once, and passed on as a plain container's runtime mounts it, which is without what is
+    /// mounted below it and with its access control lists.
+    Root,
+}
+
 /// One directory of the host.
 #[derive(Debug, Clone)]
 pub(crate) struct Share {
@@ -55,19 +66,23 @@ pub(crate) struct Share {
     pub(crate) id: String,
     pub(crate) socket: PathBuf,
     pub(crate) directory: PathBuf,
-    pub(crate) read_only: bool,
+    pub(crate) access: Access,
     pub(crate) queues: u16,
 }
 
 impl Share {
     fn argument(&self) -> String {
+        let (cache, more) = match self.access {
+            Access::Reading | Access::Writing => ("auto", ""),
+            Access::Root => ("always", ",posix-acl=on,submounts=off"),
+        };
         format!(
-            "id={id},socket={socket},dir={directory},tag={id},read-only={read_only},cache=auto,\
-             num-queues={queues},xattr=on",
+            "id={id},socket={socket},dir={directory},tag={id},read-only={read_only},cache={cache},\
+             num-queues={queues},xattr=on{more}",
             id = self.id,
             socket = quoted(&self.socket),
             directory = quoted(&self.directory),
-            read_only = on_or_off(self.read_only),
+            read_only = on_or_off(self.access != Access::Writing),
             queues = self.queues,
         )
     }
@@ -238,13 +253,24 @@ mod tests {
             id: "volume1".into(),
             socket: "/run/x/volume1.sock".into(),
             directory: "/srv/a,b=c".into(),
-            read_only: false,
+            access: Access::Writing,
             queues: 4,
         };
         assert_eq!(
             share.argument(),
             "id=volume1,socket=/run/x/volume1.sock,dir=/srv/a,,b=c,tag=volume1,read-only=off,\
              cache=auto,num-queues=4,xattr=on"
+        );
+        let root = Share {
+            access: Access::Root,
+            ..share
+        };
+        assert!(
+            root.argument().ends_with(
+                ",read-only=on,cache=always,num-queues=4,xattr=on,posix-acl=on,submounts=off"
+            ),
+            "{}",
+            root.argument()
         );
     }
 

@@ -17,8 +17,8 @@ use crate::{
 const PARAMETERS: &str = "console=ttyS0 no_timer_check cryptomgr.notests";
 
 /// The slots of shares, eight functions each. q35 has 30 free slots on its first bus, which disks and
-/// spare slots fill from below, so shares have the last two and take no more however many they are.
-const SHARE_SLOTS: [u8; MAX_SHARES / FUNCTIONS] = [0x1d, 0x1e];
+/// spare slots fill from below, so shares have the last three and take no more however many they are.
+const SHARE_SLOTS: [u8; MAX_SHARES.div_ceil(FUNCTIONS)] = [0x1d, 0x1e, 0x1c];
 /// Functions of a PCI device.
 const FUNCTIONS: usize = 8;
 
@@ -250,6 +250,11 @@ mod tests {
             devices[8].ends_with(",addr=0x1e.0,multifunction=on"),
             "{}",
             devices[8]
+        );
+        assert!(
+            devices[16].ends_with(",addr=0x1c.0,multifunction=on"),
+            "{}",
+            devices[16]
         );
         let mut places: Vec<&str> = devices
             .iter()
