@@ -21,6 +21,7 @@ mod modules;
 mod project;
 mod setup;
 mod test;
+mod tools;
 
 use std::process::ExitCode;
 
