@@ -8,6 +8,7 @@
 
 mod calls;
 mod client;
+pub mod mounted;
 mod server;
 pub mod wire;
 

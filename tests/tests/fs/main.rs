@@ -8,14 +8,17 @@
 
 mod directories;
 mod escapes;
+mod exerciser;
 mod guests;
 mod hostile;
 mod limits;
 mod messages;
+mod posix;
 mod privileges;
 mod semantics;
 mod slow;
 mod stage;
+mod stress;
 
 use pericarp_tests::fs::{Client, Options, Server};
 
