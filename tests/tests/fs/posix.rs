@@ -36,8 +36,8 @@ entries = [["nobody", "nogroup"], ["daemon", "daemon"]]
 
 /// Fails when a case does that is not known to, or one does not that is. What it
 /// says of cases that are fine is left out. All that it made is gone. The cases
-/// for which the mount is made read-only come first, and by themselves: after
-/// others it is busy, here and with virtiofsd.
+/// for which the mount is made read-only come first, and by themselves: one of
+/// the others (`open::einval_invalid_combination`) leaves a file open for writing.
 const SCRIPT: &str = r#"
 mkdir /tmp/other
 mount -t tmpfs other /tmp/other
