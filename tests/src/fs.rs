@@ -9,6 +9,7 @@
 mod calls;
 mod client;
 mod counts;
+pub mod mounted;
 mod server;
 pub mod wire;
 

@@ -35,6 +35,12 @@ pub enum Part {
     Strace,
     /// Counts instructions.
     Valgrind,
+    /// What POSIX says of names, modes and errors, case by case.
+    Pjdfstest,
+    /// Random reads, writes, maps and cuts of one file, each compared.
+    Fsx,
+    /// All kinds of file calls, at random and many at a time.
+    StressNg,
     /// A program of this workspace, by name.
     Ours(&'static str),
 }
@@ -65,6 +71,9 @@ impl Part {
             Part::Busybox => "busybox",
             Part::Strace => "strace",
             Part::Valgrind => "valgrind",
+            Part::Pjdfstest => "pjdfstest",
+            Part::Fsx => "fsx",
+            Part::StressNg => "stress-ng",
             Part::Ours(name) => name,
         }
     }
@@ -84,6 +93,8 @@ impl Part {
             Part::Busybox => "busybox-static",
             Part::Strace => "strace",
             Part::Valgrind => "valgrind",
+            Part::StressNg => "stress-ng",
+            Part::Pjdfstest | Part::Fsx => return "make it: cargo xtask setup".into(),
             Part::Ours("pericarp-reference-block") => return build("pericarp-tests"),
             Part::Ours("null-fs") => return build("pericarp-benches"),
             Part::Ours(name) => return build(name),
@@ -95,6 +106,15 @@ impl Part {
     pub fn find(self) -> Option<PathBuf> {
         match self {
             Part::Ours(name) => Some(beside_us().join(name)).filter(|path| path.is_file()),
+            // `cargo xtask setup` builds these, into the build directory's `tools`.
+            Part::Pjdfstest | Part::Fsx => [
+                beside_us().join("../tools/bin"),
+                Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/bin"),
+            ]
+            .into_iter()
+            .map(|dir| dir.join(self.program()))
+            .find(|path| path.is_file())
+            .or_else(|| search_path(self.program())),
             part => search_path(part.program()),
         }
     }

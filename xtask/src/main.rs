@@ -21,6 +21,7 @@ mod modules;
 mod project;
 mod setup;
 mod test;
+mod tools;
 
 use std::process::ExitCode;
 
@@ -43,8 +44,9 @@ cargo xtask <command>
            QEMU's; bench compare --help says more
            regress [--base REV] [--seconds-budget N] [--json FILE]: is the data
            plane slower than that of the parent commit? --help says more
-  setup    install the Debian packages the others need and prepare the guest
-           kernel and its programs; demo and test call this themselves
+  setup    install the Debian packages the others need, build two test programs
+           from crates.io, and prepare the guest kernel and its programs; demo
+           and test call this themselves
 ";
 
 fn main() -> ExitCode {

@@ -11,6 +11,7 @@ use crate::apt;
 use crate::assets;
 use crate::command::{self, Failure, capture, find_program};
 use crate::project::Project;
+use crate::tools;
 
 /// A program we call, the Debian 12 package it comes in, and what it is for.
 struct Need {
@@ -111,6 +112,11 @@ const NEEDS: &[Need] = &[
         why: "counts system calls, for the same",
     },
     Need {
+        program: "stress-ng",
+        package: "stress-ng",
+        why: "makes all kinds of file calls in a guest, at random and many at a time",
+    },
+    Need {
         program: "git",
         package: "git",
         why: "has the commit that this one is compared with",
@@ -143,6 +149,7 @@ impl Need {
 pub(crate) fn run(project: &Project) -> Result<(), Failure> {
     install_missing(&NEEDS.iter().collect::<Vec<_>>())?;
     add_toolchain_parts()?;
+    tools::prepare(project)?;
     assets::prepare(project)
 }
 

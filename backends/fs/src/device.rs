@@ -348,6 +348,17 @@ impl Device for FsDevice {
         Err(ConfigRefused { offset, end })
     }
 
+    fn held(&self) -> Vec<(&'static str, u64)> {
+        let (descriptors, nodes, open) = self.share.counts();
+        [
+            ("nodes", nodes),
+            ("node_descriptors", descriptors),
+            ("open_files", open),
+        ]
+        .map(|(name, count)| (name, count.into()))
+        .to_vec()
+    }
+
     fn negotiated(&self, _features: u64) {}
 
     fn abandoned(&self) {

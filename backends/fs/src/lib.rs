@@ -10,4 +10,6 @@ mod options;
 mod wire;
 
 pub use device::{Cache, FsDevice, MAX_TAG, Request, Settings};
-pub use options::{BadOption, Command, DeviceOptions, HELP, Options, SocketOption, parse};
+pub use options::{
+    BadOption, Command, DeviceOptions, HELP, MOST_DESCRIPTORS, Options, SocketOption, parse,
+};

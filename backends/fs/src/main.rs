@@ -20,11 +20,10 @@ use pericarp_control::{Failure, Server as Control, exit_code, print, start_loggi
 use pericarp_fs::{Command, FsDevice, HELP, Options, parse};
 use pericarp_share::{Share, ShareOptions};
 use pericarp_vhost::program::{
-    bind_control, check_cpus, check_sockets, claim, drain, operations, oversee,
-    raise_descriptor_limit, table_size,
+    bind_control, check_cpus, check_sockets, claim, drain, operations, oversee, table_size,
 };
 use pericarp_vhost::{Fleet, Meeting, Pool, PoolOptions, Server, Stop, causes};
-use prepare::{make_device, open_trees};
+use prepare::{descriptor_limit, make_device, open_trees};
 
 const PROGRAM: &str = "pericarp-fs";
 
@@ -55,7 +54,7 @@ fn serve(options: &Options) -> Result<(), Failure> {
     let sockets = options.devices.iter().map(|device| &device.socket);
     check_sockets(sockets, process.control.as_deref())?;
     check_cpus(&process.cpus)?;
-    let trees = open_trees(options, raise_descriptor_limit(u64::MAX))?;
+    let trees = open_trees(options, descriptor_limit(options.descriptors)?)?;
 
     let stop = Stop::new().map_err(|e| Failure::run_time(format_args!("signals: {e}")))?;
     // The high priority queue of each device comes before its request queues.

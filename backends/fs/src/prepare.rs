@@ -6,10 +6,10 @@ use std::os::fd::OwnedFd;
 use log::info;
 use pericarp_confine::{Tree, TreeError};
 use pericarp_control::Failure;
-use pericarp_fs::{DeviceOptions, FsDevice, Options};
+use pericarp_fs::{DeviceOptions, FsDevice, MOST_DESCRIPTORS, Options};
 use pericarp_share::{Share, ShareOptions};
 use pericarp_vhost::causes;
-use pericarp_vhost::program::Keys;
+use pericarp_vhost::program::{Keys, set_descriptor_limit};
 
 use crate::elsewhere;
 
@@ -23,7 +23,25 @@ const FOR_QUEUE: u64 = 4;
 /// With fewer for nodes, or for open files, no directory can be passed on.
 const FEWEST: u64 = 64;
 /// More have no use.
-const MOST: u64 = 1 << 18;
+const MOST: u64 = 1 << 19;
+
+/// Sets how many descriptors there may be, and says how many. A guest has one of
+/// ours for each file it knows, and an error where there is none left: so as many
+/// as the system lets us have, if the operator does not say.
+pub(crate) fn descriptor_limit(asked: Option<u64>) -> Result<u64, Failure> {
+    let Some(asked) = asked else {
+        let most = std::fs::read_to_string("/proc/sys/fs/nr_open").unwrap_or_default();
+        let most = most.trim().parse().unwrap_or(MOST_DESCRIPTORS);
+        return Ok(set_descriptor_limit(most.min(MOST_DESCRIPTORS)));
+    };
+    match set_descriptor_limit(asked) {
+        limit if limit == asked => Ok(limit),
+        limit => {
+            let rule = format!("this user may have {limit}: give no more, or start as who may");
+            Err(Failure::mistake("--rlimit-nofile", asked, rule))
+        }
+    }
+}
 
 /// Opens all directories. `limit` is that of open files.
 pub(crate) fn open_trees(
@@ -36,7 +54,7 @@ pub(crate) fn open_trees(
     let share = budget(limit, devices.len() as u64, queues).ok_or_else(|| {
         let rule = format!(
             "{limit} open files are allowed, too few for so many directories and queues: \
-             raise the limit (ulimit -Hn), or start a process for each"
+             raise the limit (ulimit -Hn, --rlimit-nofile), or start a process for each"
         );
         match devices[0].keys {
             Keys::Options => mistake(&devices[0], &rule),
@@ -141,6 +159,7 @@ mod tests {
         assert_eq!(budget(1024, 5, 10), None);
         assert_eq!(budget(256, 1, 2), None);
         assert_eq!(budget(1 << 20, 64, 128), Some(8154));
-        assert_eq!(budget(u64::MAX, 1, 2), Some(1 << 18));
+        assert_eq!(budget(1 << 20, 1, 2), Some(524_156));
+        assert_eq!(budget(u64::MAX, 1, 2), Some(1 << 19));
     }
 }

@@ -162,6 +162,12 @@ pub trait Device: Debug + Send + Sync + 'static {
     /// A session settled on these features. No queue runs yet.
     fn negotiated(&self, features: u64);
 
+    /// What the driver has of us now, by name: shown with the statistics, never
+    /// asked for on the data path.
+    fn held(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+
     /// The front end went, or had the device reset: whatever the driver has open
     /// is nobody's any more. No queue runs.
     fn abandoned(&self) {}

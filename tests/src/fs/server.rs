@@ -7,17 +7,19 @@
 
 use std::env;
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use rustix::process::{Signal, geteuid};
+use serde_json::{Map, Value};
 
 use super::client::{Client, Wrong};
 use crate::bounded::poll;
 use crate::frontend::Setup;
-use crate::parts::{Part, absent, have, search_path, skip};
-use crate::peer::Footprint;
+use crate::parts::{Part, absent, have, skip};
+use crate::peer::{Footprint, connect};
 use crate::process::{Process, command};
 use crate::scratch::Scratch;
 
@@ -77,10 +79,12 @@ pub struct Options {
     pub direct: bool,
     /// Whatever only ours knows, word for word; not for a peer.
     pub more: &'static [&'static str],
-    /// Answer on [`Server::control`].
-    pub control: bool,
     /// Descriptors that the process may have.
     pub descriptors: Option<u32>,
+    /// What else to say, where both programs have the same words for it.
+    pub extra: &'static [&'static str],
+    /// Answer [`Server::held`] and on [`Server::control`].
+    pub control: bool,
     /// The watchdog's patience.
     pub lifetime: Duration,
 }
@@ -93,8 +97,9 @@ impl Default for Options {
             cache: "never",
             direct: false,
             more: &[],
-            control: false,
             descriptors: None,
+            extra: &[],
+            control: false,
             lifetime: Duration::from_secs(120),
         }
     }
@@ -217,6 +222,23 @@ impl Server {
         Footprint::of(self.process.pid())
     }
 
+    /// What guests have of it, by name, as its control socket tells; `None` of a
+    /// peer.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn held(&self) -> std::io::Result<Option<Map<String, Value>>> {
+        if !self.is_ours() || !self.options.control {
+            return Ok(None);
+        }
+        let mut stream = connect(&self.scratch.path("control.sock"))?;
+        stream.write_all(b"{\"op\":\"stats\"}\n")?;
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line)?;
+        let answer: Value = serde_json::from_str(&line)?;
+        Ok(answer["devices"][0]["held"].as_object().cloned())
+    }
+
     /// Asks it to end and waits; `None` when it does not.
     pub fn stop(&mut self) -> Option<ExitStatus> {
         self.process.signal(Signal::TERM);
@@ -231,9 +253,8 @@ fn start(kind: &Kind, scratch: &Scratch, options: &Options) -> Process {
     command.arg("--shared-dir").arg(scratch.path("dir"));
     command.arg("--tag").arg(TAG);
     if options.control && *kind == Kind::Pericarp {
-        command
-            .arg("--control-path")
-            .arg(scratch.path("control.sock"));
+        let control = scratch.path("control.sock");
+        command.arg("--control-path").arg(control);
     }
     let mut process =
         Process::start(&mut command, options.lifetime).expect("the server can be executed");
@@ -264,23 +285,18 @@ fn is_listening(socket: &Path) -> bool {
 }
 
 fn arguments(kind: &Kind, options: &Options) -> Command {
-    let program = kind.program();
-    let prlimit = search_path("prlimit");
-    let mut command = match (kind, options.descriptors, prlimit) {
-        (Kind::Pericarp, Some(most), Some(prlimit)) => {
-            let mut command = command(&prlimit);
-            command.arg(format!("--nofile={most}:{most}")).arg(program);
-            command
-        }
-        _ => command(&program),
-    };
+    let mut command = command(&kind.program());
     command.arg(format!("--cache={}", options.cache));
     if options.xattr {
         command.arg("--xattr");
     }
+    if let Some(most) = options.descriptors {
+        command.arg(format!("--rlimit-nofile={most}"));
+    }
     if options.direct {
         command.arg("--allow-direct-io");
     }
+    command.args(options.extra);
     match kind {
         Kind::Pericarp => {
             if options.read_only {
@@ -292,9 +308,6 @@ fn arguments(kind: &Kind, options: &Options) -> Command {
             command.args(["--sandbox=chroot", "--killpriv-v2"]);
             if options.read_only {
                 command.arg("--readonly");
-            }
-            if let Some(most) = options.descriptors {
-                command.arg(format!("--rlimit-nofile={most}"));
             }
         }
     }

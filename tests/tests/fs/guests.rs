@@ -10,6 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use pericarp_tests::bounded::Alone;
+use pericarp_tests::fs::mounted::attach;
 use pericarp_tests::fs::{Options, Server, TAG};
 use pericarp_tests::guest::{Assets, emulated, exit_code, initramfs};
 use pericarp_tests::parts::Part;
@@ -215,13 +216,7 @@ fn a_stock_kernel_in_qemu() {
     let script = format!("{mount}{FILES}{LOOPS}cd ..; umount share");
     let image = initramfs(&server.scratch, &assets, &[], &script).unwrap();
     let mut qemu = emulated(&assets, &image, "");
-    let socket = server.socket();
-    qemu.arg("-chardev")
-        .arg(format!("socket,id=fs,path={}", socket.display()))
-        .arg("-device")
-        .arg(format!(
-            "vhost-user-fs-pci,chardev=fs,tag={TAG},queue-size=1024"
-        ));
+    attach(&mut qemu, &server);
     let mut guest = Process::start(&mut qemu, LIMIT).unwrap();
     let ended = guest.wait(LIMIT);
     let console = guest.output().last(60);

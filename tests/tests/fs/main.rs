@@ -8,17 +8,20 @@
 
 mod directories;
 mod escapes;
+mod exerciser;
 mod guests;
 mod hostile;
 mod limits;
 mod locks;
 mod messages;
+mod posix;
 mod privileges;
 mod round_trips;
 mod semantics;
 mod settings;
 mod slow;
 mod stage;
+mod stress;
 mod xattr_map;
 
 use pericarp_tests::fs::{Client, Options, Server};

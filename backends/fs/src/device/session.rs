@@ -78,10 +78,12 @@ impl FsDevice {
         self.share.reset();
     }
 
-    /// What is wanted of a guest that can do it.
+    /// What is wanted of a guest that can do it. Not ATOMIC_O_TRUNC, although it
+    /// would spare an open with O_TRUNC a second request: Linux looks whether the
+    /// file is being executed only when it has been opened, so that what fails
+    /// with ETXTBSY would have emptied a program that runs.
     fn wanted(&self) -> u64 {
         let mut wanted = feature::ASYNC_READ
-            | feature::ATOMIC_O_TRUNC
             | feature::BIG_WRITES
             | feature::DO_READDIRPLUS
             | feature::READDIRPLUS_AUTO

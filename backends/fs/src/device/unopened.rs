@@ -6,7 +6,7 @@
 //!
 //! The price: an open for writing succeeds in a guest that has mounted the
 //! directory for writing, and the write is what fails with EROFS. O_TRUNC is
-//! still told, as a change of size (ATOMIC_O_TRUNC is left out).
+//! still told, as a change of size.
 
 use std::ffi::CStr;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ pub(super) const OPENS_NOTHING: u64 = feature::NO_OPEN | feature::NO_OPENDIR;
 /// What both sides agreed on, without what goes with nothing else of it.
 pub(super) fn settled(agreed: u64) -> u64 {
     if agreed & OPENS_NOTHING == OPENS_NOTHING {
-        agreed & !feature::ATOMIC_O_TRUNC
+        agreed
     } else {
         agreed & !OPENS_NOTHING
     }

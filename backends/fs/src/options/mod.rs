@@ -10,7 +10,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 pub use pericarp_control::command_line::{BadOption, SocketOption};
-use pericarp_control::command_line::{CommandLine, bad, unknown};
+use pericarp_control::command_line::{CommandLine, bad, number, unknown};
 use pericarp_share::{IdMap, XattrMap};
 use pericarp_vhost::Limits;
 use pericarp_vhost::program::{Keys, Process, ProcessDraft, check_apart};
@@ -20,6 +20,12 @@ use draft::Draft;
 
 /// The most devices of one process: they divide its descriptors.
 const MAX_DEVICES: usize = 64;
+
+/// Fewer descriptors are too few for one directory.
+const FEWEST_DESCRIPTORS: u64 = 512;
+/// More than so many descriptors Linux lets nobody have unless it was told to
+/// (`fs.nr_open`).
+pub const MOST_DESCRIPTORS: u64 = 1 << 20;
 
 /// What `--help` prints.
 pub const HELP: &str = "\
@@ -81,6 +87,9 @@ the process:
   --poll-us N           poll before sleeping, where that has been paying: 5 microseconds
                         and one for each request done, at most N, 0 to 1000 (default 20)
   --io-engine ENGINE    auto (default), uring or sync
+  --rlimit-nofile N     most open files, 512 to 1048576 (default: as many as the system lets
+                        this user have): half of them are for files that guests know, half
+                        for those they have open
   --control-path PATH   answer here what one asks and changes while it runs: one JSON
                         object per line, {\"op\":\"stats\"}, and ops version, metrics,
                         limits; HTTP GET /metrics, too
@@ -136,6 +145,8 @@ pub struct DeviceOptions {
 pub struct Options {
     /// At least one.
     pub devices: Vec<DeviceOptions>,
+    /// Descriptors that the process may have.
+    pub descriptors: Option<u64>,
     /// How they are served.
     pub process: Process,
 }
@@ -162,6 +173,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
     let mut single = Draft::default();
     let mut drafts: Vec<Draft> = Vec::new();
     let mut process = ProcessDraft::default();
+    let mut descriptors = None;
     while let Some(name) = line.next_option()? {
         let mut value = || line.value(&name);
         match name.as_str() {
@@ -172,6 +184,10 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
                 let rule = "this version keeps nothing that a successor could go on with: \
                             leave it out";
                 return Err(bad(&name, value()?, rule));
+            }
+            "--rlimit-nofile" => {
+                let most = number(&name, &value()?, FEWEST_DESCRIPTORS, MOST_DESCRIPTORS)?;
+                descriptors = Some(most);
             }
             "--device" => drafts.push(Draft::from_keys("--device", &value()?)?),
             _ => {
@@ -205,7 +221,11 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
     )?;
     let queues = devices.iter().map(|d| usize::from(d.queues)).sum();
     let process = process.finish(queues, devices.iter().map(|d| &d.socket))?;
-    Ok(Command::Serve(Box::new(Options { devices, process })))
+    Ok(Command::Serve(Box::new(Options {
+        devices,
+        descriptors,
+        process,
+    })))
 }
 
 #[cfg(test)]

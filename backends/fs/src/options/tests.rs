@@ -23,7 +23,12 @@ fn options(args: &str) -> Options {
 
 #[test]
 fn one_device_with_defaults() {
-    let Options { devices, process } = options(ONE);
+    let Options {
+        devices,
+        descriptors,
+        process,
+    } = options(ONE);
+    assert_eq!(descriptors, None);
     let device = DeviceOptions {
         keys: Keys::Options,
         id: "fs".to_owned(),
@@ -105,9 +110,10 @@ fn many_devices_share_a_process() {
         "--device id=a,socket=/a,dir=/x,,y,tag=t,num-queues=2 \
          --device id=b,socket=/b,dir=/z,tag=t,xattr=off,file-handles=on \
          --workers 2 --cpus 0,2-3 --poll-us 0 --io-engine sync --control-path /c \
-         --log-level debug --no-confine",
+         --log-level debug --no-confine --rlimit-nofile 4096",
     );
     assert_eq!(options.devices.len(), 2);
+    assert_eq!(options.descriptors, Some(4096));
     assert_eq!(options.devices[0].dir, PathBuf::from("/x,y"));
     assert!(options.devices[1].file_handles);
     let process = Process {
@@ -182,6 +188,10 @@ fn every_mistake_names_option_value_rule_and_cure() {
         (
             "--add-device id=a",
             "--add-device: unknown option; see --help",
+        ),
+        (
+            "--rlimit-nofile 100",
+            "--rlimit-nofile \"100\": not a number from 512 to 1048576",
         ),
         ("--xattr --xattr", "--xattr: given twice: give it once"),
         (

@@ -17,6 +17,8 @@ pub struct Overseen {
     pub id: String,
     /// What there is to see and to set.
     pub oversight: Arc<Oversight>,
+    /// What its driver has of it at this moment ([`Device::held`](crate::Device::held)).
+    pub held: Vec<(&'static str, u64)>,
 }
 
 /// Adds `stats` and `limits` to a program's operations. `devices` are those
@@ -41,7 +43,11 @@ pub fn metrics_of(devices: &[Overseen]) -> String {
         .iter()
         .filter_map(|d| Some((d.id.as_str(), d.oversight.stats.as_ref()?)))
         .collect();
-    stats::prometheus(&counted)
+    let held: Vec<_> = devices
+        .iter()
+        .map(|d| (d.id.as_str(), d.held.as_slice()))
+        .collect();
+    stats::prometheus(&counted, &held)
 }
 
 fn show_stats(devices: &[Overseen], arguments: &Arguments) -> Answer {
@@ -55,11 +61,15 @@ fn show_stats(devices: &[Overseen], arguments: &Arguments) -> Answer {
         .into_iter()
         .map(|device| {
             let queues = device.oversight.stats.as_ref().map(stats::json);
-            json!({
+            let mut shown = json!({
                 "id": device.id,
                 "limits": limits_of(&device.oversight),
                 "queues": queues.unwrap_or(Value::Array(Vec::new())),
-            })
+            });
+            if !device.held.is_empty() {
+                shown["held"] = device.held.iter().copied().collect();
+            }
+            shown
         })
         .collect();
     Ok(Map::from_iter([(
@@ -168,6 +178,7 @@ mod tests {
         let devices = ["a", "b"].map(|id| Overseen {
             id: id.to_owned(),
             oversight: Arc::default(),
+            held: Vec::new(),
         });
         let set = json!({"device": "b", "iops": 100, "bandwidth": 1000, "bandwidth-burst": 5});
         let answer = ask(&devices, set).unwrap();

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use log::{Level, log, warn};
 use pericarp_control::command_line::SocketOption;
 use pericarp_control::{Failure, Operations};
-use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::device::Device;
 use crate::limiter::Limits;
@@ -94,6 +94,19 @@ pub fn raise_descriptor_limit(wanted: u64) -> u64 {
         }
     }
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+/// Sets the limit of descriptors to `wanted`, past the one there is where this
+/// user may; gives how many the program may have now.
+pub fn set_descriptor_limit(wanted: u64) -> u64 {
+    let limit = Rlimit {
+        current: Some(wanted),
+        maximum: Some(wanted),
+    };
+    match setrlimit(Resource::Nofile, limit) {
+        Ok(()) => wanted,
+        Err(_) => raise_descriptor_limit(wanted),
+    }
 }
 
 /// Descriptors that a worker registers: four for each queue, and the files of

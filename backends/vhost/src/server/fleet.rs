@@ -347,6 +347,7 @@ fn overseen<D: Device>(member: &Member<D>) -> Option<Overseen> {
     Some(Overseen {
         id: member.id.clone(),
         oversight: member.oversight.clone()?,
+        held: member.device.held(),
     })
 }
 

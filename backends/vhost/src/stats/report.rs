@@ -132,8 +132,11 @@ const PARTS: [(&str, &str, Part); 4] = [
     ),
 ];
 
+/// What a device's driver has of it, by name.
+type Held<'a> = &'a [(&'static str, u64)];
+
 /// All devices in Prometheus' text format, each with its name.
-pub(crate) fn prometheus(devices: &[(&str, &DeviceStats)]) -> String {
+pub(crate) fn prometheus(devices: &[(&str, &DeviceStats)], held: &[(&str, Held<'_>)]) -> String {
     let mut text = String::new();
     for (name, kind, help, value) in COUNTERS {
         head(&mut text, name, kind, help);
@@ -156,15 +159,28 @@ pub(crate) fn prometheus(devices: &[(&str, &DeviceStats)]) -> String {
             summary(&mut text, name, labels, &value(q).snapshot())
         });
     }
+    if held.iter().any(|(_, held)| !held.is_empty()) {
+        head(&mut text, "held", "gauge", "What the driver has of it now.");
+        for (id, held) in held {
+            for (what, count) in *held {
+                let labels = format!("device=\"{}\",what=\"{what}\"", quoted(id));
+                line(&mut text, "held", &labels, count);
+            }
+        }
+    }
     text
+}
+
+/// A name as a label's value.
+fn quoted(id: &str) -> String {
+    id.replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
 }
 
 fn each(devices: &[(&str, &DeviceStats)], mut write: impl FnMut(&str, &QueueStats, &[&str])) {
     for (id, stats) in devices {
-        let id = id
-            .replace('\\', "\\\\")
-            .replace('"', "\\\"")
-            .replace('\n', "\\n");
+        let id = quoted(id);
         for (index, queue) in stats.queues.iter().enumerate() {
             write(
                 &format!("device=\"{id}\",queue=\"{index}\""),

@@ -3,7 +3,7 @@
 use super::*;
 
 const LINUX: u64 =
-    feature::INIT_EXT | feature::ATOMIC_O_TRUNC | feature::NO_OPEN | feature::NO_OPENDIR;
+    feature::INIT_EXT | feature::NO_OPEN | feature::NO_OPENDIR;
 
 fn guest(cache: Cache, options: ShareOptions) -> Guest {
     let settings = Settings {
@@ -49,8 +49,6 @@ fn only_who_can_neither_change_nor_miss_anything_opens_nothing() {
         let agreed = agreed(&mut guest, asked);
         let both = feature::NO_OPEN | feature::NO_OPENDIR;
         assert_eq!(agreed & both, if nothing { both } else { 0 }, "{asked:x}");
-        // The guest has to say what it cuts off.
-        assert_eq!(agreed & feature::ATOMIC_O_TRUNC == 0, nothing, "{asked:x}");
         let node = word(&guest.lookup(c"f").body, 0);
         for (code, node) in [(opcode::OPEN, node), (opcode::OPENDIR, 1)] {
             let error = guest.ask(code, node, &halves(&[0, 0]), 16).error;
