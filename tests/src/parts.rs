@@ -35,6 +35,8 @@ pub enum Part {
     Strace,
     /// Counts instructions.
     Valgrind,
+    /// The peer that the file server is compared with.
+    Virtiofsd,
     /// A program of this workspace, by name.
     Ours(&'static str),
 }
@@ -65,6 +67,7 @@ impl Part {
             Part::Busybox => "busybox",
             Part::Strace => "strace",
             Part::Valgrind => "valgrind",
+            Part::Virtiofsd => "virtiofsd",
             Part::Ours(name) => name,
         }
     }
@@ -84,6 +87,11 @@ impl Part {
             Part::Busybox => "busybox-static",
             Part::Strace => "strace",
             Part::Valgrind => "valgrind",
+            Part::Virtiofsd => {
+                return "install: apt packages libcap-ng-dev and libseccomp-dev, then cargo \
+                        install virtiofsd"
+                    .to_owned();
+            }
             Part::Ours("pericarp-reference-block") => return build("pericarp-tests"),
             Part::Ours(name) => return build(name),
         };
@@ -94,6 +102,12 @@ impl Part {
     pub fn find(self) -> Option<PathBuf> {
         match self {
             Part::Ours(name) => Some(beside_us().join(name)).filter(|path| path.is_file()),
+            Part::Virtiofsd => search_path(self.program()).or_else(|| {
+                // Where `cargo xtask setup` puts it.
+                let assets = env::var_os("PERICARP_ASSETS").map(PathBuf::from);
+                let assets = assets.unwrap_or_else(|| beside_us().join("../assets"));
+                Some(assets.join("peers/bin/virtiofsd")).filter(|path| path.is_file())
+            }),
             part => search_path(part.program()),
         }
     }

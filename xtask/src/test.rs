@@ -9,12 +9,14 @@ use std::process::{Command, Stdio};
 
 use crate::check;
 use crate::command::{self, Failure, cannot_start, cargo};
+use crate::peers;
 use crate::project::Project;
 use crate::setup;
 
 /// Runs the whole test command.
 pub(crate) fn run(project: &Project) -> Result<(), Failure> {
     setup::run(project)?;
+    peers::prepare(project)?;
     let checked = check::run(project);
     if let Err(failure) = &checked {
         // The tests still run: one call should show everything.

@@ -25,6 +25,11 @@ impl Errand {
     pub fn new(what: impl FnOnce() -> i32 + Send + 'static) -> Self {
         Self(Box::new(what))
     }
+
+    /// Does it on this thread, for who has no helpers; what it says.
+    pub fn run(self) -> i32 {
+        (self.0)()
+    }
 }
 
 impl fmt::Debug for Errand {
@@ -114,7 +119,7 @@ impl Helpers {
         loop {
             if let Some((errand, report)) = state.errands.pop_front() {
                 drop(state);
-                report((errand.0)());
+                report(errand.run());
                 state = self.lock();
                 continue;
             }
@@ -133,7 +138,7 @@ impl Helpers {
     fn serve_one(&self) {
         let next = self.lock().errands.pop_front();
         if let Some((errand, report)) = next {
-            report((errand.0)());
+            report(errand.run());
         }
     }
 

@@ -7,6 +7,8 @@
 
 use std::env;
 use std::fs;
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
@@ -75,6 +77,10 @@ pub struct Options {
     pub cache: &'static str,
     /// Let O_DIRECT through.
     pub direct: bool,
+    /// Access control lists.
+    pub lists: bool,
+    /// Started by this user, whose the directory is, and not by root.
+    pub user: Option<u32>,
     /// Descriptors that the process may have.
     pub descriptors: Option<u32>,
     /// The watchdog's patience.
@@ -88,6 +94,8 @@ impl Default for Options {
             xattr: true,
             cache: "never",
             direct: false,
+            lists: false,
+            user: None,
             descriptors: None,
             lifetime: Duration::from_secs(120),
         }
@@ -113,7 +121,14 @@ impl Server {
     /// # Panics
     /// When the server does not start, or skipping is forbidden.
     pub fn for_test(test: &str, parts: &[Part], options: Options) -> Option<Self> {
-        let kind = Kind::under_test();
+        Self::of(Kind::under_test(), test, parts, options)
+    }
+
+    /// The same with a certain program.
+    ///
+    /// # Panics
+    /// As [`Server::for_test`].
+    pub fn of(kind: Kind, test: &str, parts: &[Part], options: Options) -> Option<Self> {
         if !have(test, parts) || !kind.usable(test) {
             return None;
         }
@@ -123,6 +138,12 @@ impl Server {
         }
         let scratch = Scratch::new();
         fs::create_dir(scratch.path("dir")).expect("a directory to share");
+        if let Some(user) = options.user {
+            // It makes its socket there.
+            for path in [scratch.dir(), &scratch.path("dir")] {
+                chown(path, Some(user), Some(user)).expect("a directory of the user's");
+            }
+        }
         let process = start(&kind, &scratch, &options);
         Some(Server {
             kind,
@@ -131,6 +152,11 @@ impl Server {
             served: false,
             scratch,
         })
+    }
+
+    /// What it was asked for.
+    pub fn options(&self) -> &Options {
+        &self.options
     }
 
     /// The directory it shares.
@@ -201,6 +227,11 @@ impl Server {
         format!("{}; it wrote:\n{tail}", self.process.epitaph())
     }
 
+    /// The process.
+    pub fn pid(&self) -> i32 {
+        self.process.pid()
+    }
+
     /// What it holds now; `None` when it is gone.
     pub fn footprint(&self) -> Option<Footprint> {
         Footprint::of(self.process.pid())
@@ -215,7 +246,14 @@ impl Server {
 
 fn start(kind: &Kind, scratch: &Scratch, options: &Options) -> Process {
     let socket = scratch.path("fs.sock");
-    let mut command = arguments(kind, options);
+    let mut program = kind.program();
+    if options.user.is_some() {
+        // Ours may be where that user has no way to.
+        let copy = scratch.path("program");
+        fs::copy(&program, &copy).expect("a copy of the program");
+        program = copy;
+    }
+    let mut command = arguments(kind, &program, options);
     command.arg("--socket-path").arg(&socket);
     command.arg("--shared-dir").arg(scratch.path("dir"));
     command.arg("--tag").arg(TAG);
@@ -247,8 +285,7 @@ fn is_listening(socket: &Path) -> bool {
         .any(|line| line.ends_with(&*name) && line.split_whitespace().nth(3) == Some(LISTENS))
 }
 
-fn arguments(kind: &Kind, options: &Options) -> Command {
-    let program = kind.program();
+fn arguments(kind: &Kind, program: &Path, options: &Options) -> Command {
     let prlimit = search_path("prlimit");
     let mut command = match (kind, options.descriptors, prlimit) {
         (Kind::Pericarp, Some(most), Some(prlimit)) => {
@@ -256,7 +293,7 @@ fn arguments(kind: &Kind, options: &Options) -> Command {
             command.arg(format!("--nofile={most}:{most}")).arg(program);
             command
         }
-        _ => command(&program),
+        _ => command(program),
     };
     command.arg(format!("--cache={}", options.cache));
     if options.xattr {
@@ -264,6 +301,12 @@ fn arguments(kind: &Kind, options: &Options) -> Command {
     }
     if options.direct {
         command.arg("--allow-direct-io");
+    }
+    if options.lists {
+        command.arg("--posix-acl");
+    }
+    if let Some(user) = options.user {
+        command.uid(user).gid(user);
     }
     match kind {
         Kind::Pericarp => {

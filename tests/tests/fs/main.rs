@@ -12,10 +12,14 @@ mod guests;
 mod hostile;
 mod limits;
 mod messages;
+mod older;
+mod peer;
 mod privileges;
 mod semantics;
 mod slow;
 mod stage;
+mod sweep;
+mod walls;
 
 use pericarp_tests::fs::{Client, Options, Server};
 
