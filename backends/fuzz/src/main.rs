@@ -65,7 +65,10 @@ fn main() -> ExitCode {
 
 fn random(play: fn(&[u8]), seeds: Vec<(String, Vec<u8>)>, time: Duration) {
     let end = Instant::now() + time;
-    let mut generator = Generator::new(1, seeds.into_iter().map(|(_, bytes)| bytes).collect());
+    // The same scripts in every run, unless other ones are asked for.
+    let seed = std::env::var("PERICARP_FUZZ_SEED").ok();
+    let seed = seed.and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    let mut generator = Generator::new(seed, seeds.into_iter().map(|(_, bytes)| bytes).collect());
     let mut count = 0u64;
     // What is being played, for whoever looks at the crash.
     let last = std::env::temp_dir().join(format!("pericarp-fuzz-{}", std::process::id()));

@@ -3,7 +3,7 @@
 //! and read-only shares, with access control lists, and as a user.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, lchown, symlink};
+use std::os::unix::fs::{lchown, symlink};
 
 use pericarp_tests::fs::wire::posix::{KEEP_SIZE, O_RDONLY, O_RDWR, S_IFIFO, SEEK_HOLE};
 use pericarp_tests::fs::wire::{ROOT, WRITE_KILL_SUIDGID, Who, feature, set};
@@ -58,12 +58,13 @@ fn looks(c: &mut Client) {
 fn changes(c: &mut Client, refused: Option<Errno>) {
     let as_told = |outcome: Result<(), Errno>| assert_eq!(outcome.err(), refused);
     let file = c.lookup(ROOT, "file").unwrap().node;
+    let who = c.who;
     let change = |valid| Change {
         valid,
         mode: 0o640,
         size: 7,
-        uid: c.who.uid,
-        gid: c.who.gid,
+        uid: who.uid,
+        gid: who.gid,
         mtime: 1_000_000,
         ..Change::default()
     };
@@ -137,14 +138,15 @@ fn sweep(test: &str, options: Options, refused: Option<Errno>) {
     };
     for features in [feature::LINUX, 0, u64::MAX] {
         prepare(&server);
-        let mut users = vec![Who::ROOT];
-        if server.options().user.is_none() && refused.is_none() {
-            fs::set_permissions(server.dir(), fs::Permissions::from_mode(0o777)).unwrap();
-            users.push(Who {
-                uid: 1000,
-                gid: 1001,
-            });
-        }
+        let user = Who {
+            uid: 1000,
+            gid: 1001,
+        };
+        let users = match server.options().user {
+            // Its ids are all that it has.
+            Some(id) => vec![Who { uid: id, gid: id }],
+            None => vec![Who::ROOT, user],
+        };
         for who in users {
             prepare(&server);
             let mut c = server.connect(&Client::setup()).unwrap();

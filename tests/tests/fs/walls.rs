@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use pericarp_tests::fs::wire::posix::{O_RDWR, O_TRUNC, O_WRONLY, S_IFREG};
-use pericarp_tests::fs::wire::{Body, ENTRY, ROOT, op};
+use pericarp_tests::fs::wire::{Body, ROOT, op};
 use pericarp_tests::fs::{Options, Server, Wrong, init_body, refused};
 use pericarp_tests::parts::absent;
 use rustix::fs::XattrFlags;
@@ -43,7 +43,7 @@ fn the_server_is_confined_unless_told_otherwise() {
         assert_eq!(field(&status, "NoNewPrivs:"), "1");
         let files: u64 = [0, 1, 2, 3, 4, 6, 7, 27, 31]
             .iter()
-            .map(|bit| 1 << bit)
+            .map(|bit| 1u64 << bit)
             .sum();
         for set in ["CapPrm:", "CapEff:", "CapInh:", "CapAmb:"] {
             let set = u64::from_str_radix(&field(&status, set), 16).unwrap();
@@ -167,7 +167,6 @@ fn file_capabilities_go_with_any_change() {
     c.fallocate(tool, fh, 0, 100, 0).unwrap();
     assert!(!blessed(), "kept after an allocation");
     bless().unwrap();
-    let entry = c.link(tool, ROOT, "other").unwrap();
-    assert_eq!((entry.node, ENTRY), (tool, 128));
+    assert_eq!(c.link(tool, ROOT, "other").unwrap().node, tool);
     assert!(blessed(), "another name is no change");
 }

@@ -59,7 +59,6 @@ pub(super) mod code {
     pub(crate) const FORGET: u32 = 2;
     pub(crate) const OPEN: u32 = 14;
     pub(crate) const READ: u32 = 15;
-    pub(crate) const WRITE: u32 = 16;
     pub(crate) const RELEASE: u32 = 18;
     pub(crate) const INIT: u32 = 26;
     pub(crate) const OPENDIR: u32 = 27;
@@ -320,7 +319,6 @@ impl Body {
 }
 
 /// The body of a request of this number.
-#[expect(clippy::too_many_lines, reason = "a line or two for each request")]
 pub(super) fn body(code: u32, known: &Known, s: &mut Script<'_>) -> Vec<u8> {
     let mut body = Body(Vec::new());
     let b = &mut body;

@@ -119,7 +119,11 @@ impl Flight {
         let reply = self.named.written(&rig.memory, written as usize);
         let reply = reply.expect("the reply is in memory");
         assert!(written >= OUT_HEADER, "no reply: {self:?}");
-        assert_eq!(little(&reply[..4]), u64::from(written), "its length: {self:?}");
+        assert_eq!(
+            little(&reply[..4]),
+            u64::from(written),
+            "its length: {self:?}"
+        );
         assert_eq!(little(&reply[8..16]), header.unique, "its number: {self:?}");
         let error = little(&reply[4..8]) as u32 as i32;
         assert!((-133..=0).contains(&error), "errno {error}: {self:?}");

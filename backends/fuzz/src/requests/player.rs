@@ -6,7 +6,7 @@ mod steps;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{OpenOptionsExt, symlink};
 use std::sync::Arc;
 
 use pericarp_fs::{FsDevice, Request};
@@ -251,7 +251,15 @@ impl<'r, 's> Player<'r, 's> {
     fn host(&mut self) {
         let share = self.rig.share();
         let path = |name: &str| share.join(name);
-        // The guest may have made anything of these names.
+        // The guest may have made anything of these names: a fifo, or a link.
+        let file = |name: &str| {
+            fs::File::options()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW)
+                .open(share.join(name))
+        };
         let _ = match self.script.u8() % 8 {
             _ if self.read_only => Ok(()),
             0 => fs::rename(path("dir"), path("moved"))
@@ -259,11 +267,8 @@ impl<'r, 's> Player<'r, 's> {
             1 => fs::remove_file(path("file")).and_then(|()| symlink("../secret", path("file"))),
             2 => fs::rename(path("fifo"), path("file")),
             3 => fs::remove_file(path("file")),
-            4 => fs::write(path("new"), [1; 5000]),
-            5 => fs::File::options()
-                .write(true)
-                .open(path("file"))
-                .and_then(|file| file.set_len(10)),
+            4 => file("new").and_then(|file| file.set_len(5000)),
+            5 => file("file").and_then(|file| file.set_len(10)),
             6 => fs::rename(path("dir/inner"), path("file")),
             _ => fs::remove_file(path("dir/inner")).and_then(|()| fs::remove_dir(path("dir"))),
         };

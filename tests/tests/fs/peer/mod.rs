@@ -13,6 +13,8 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
+use pericarp_tests::fs::wire::posix::O_TRUNC;
+use pericarp_tests::fs::wire::set;
 use pericarp_tests::fs::{Client, Kind, Options, Server};
 use pericarp_tests::parts::{Part, have};
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
@@ -57,7 +59,7 @@ fn every_answer_is_the_peers_or_better() {
     // The same logs in every run: a difference is one of the code.
     let random = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     let mut runner = TestRunner::new_with_rng(config, random);
-    let logs = proptest::collection::vec(act(), 40..ACTS);
+    let logs = proptest::collection::vec(act(), 1..ACTS);
     let verdict = runner.run(&logs, |log| {
         let mut clients = clients.borrow_mut();
         let (a, b) = &mut *clients;
@@ -102,23 +104,71 @@ fn play_one(
 }
 
 /// Whether two answers are the same, or ours is the one that is right.
+///
+/// Left out of the logs, because it leaves other trees behind: WRITE_KILL_SUIDGID
+/// and its like of SETATTR, after which the peer (1.14) has been seen to keep
+/// both bits once other requests had come before, and which our own tests are
+/// about (`privileges`); FALLOC_FL_COLLAPSE_RANGE and
+/// INSERT_RANGE, which no guest sends and the peer passes on; flags of RENAME2 that
+/// renameat2 does not know, which the peer drops and we refuse; a mode and an owner
+/// in one SETATTR, where the peer changes the owner last, which takes the bits
+/// that the new mode has just given, and notify_change gives them; a size by a
+/// handle that may not write, which a guest sends for O_TRUNC of a file that it
+/// opens for reading, and the peer has EINVAL for; FLUSH, which is
+/// ENOSYS here where nothing has to be done, so that guests stop asking; TMPFILE,
+/// which the peer does not know.
 fn agree(act: &Act, ours: &Answered, theirs: &Answered) -> bool {
-    let _ = act;
     if ours == theirs {
         return true;
     }
-    let errnos = (ours.as_ref().err(), theirs.as_ref().err());
-    match (act, errnos) {
-        _ if matches!(
-            (ours, theirs),
-            (Ok(Answer::Broken(_)), _) | (_, Ok(Answer::Broken(_)))
-        ) =>
+    let (our_errno, their_errno) = (ours.as_ref().err(), theirs.as_ref().err());
+    match act {
+        _ if [ours, theirs]
+            .iter()
+            .any(|a| matches!(a, Ok(Answer::Broken(_)))) =>
         {
             false
         }
-        // Opening a symbolic link or a special file: ELOOP and EACCES say which,
-        // the peer has EBADF for both.
-        (Act::Open(..), (Some(&Errno::LOOP | &Errno::ACCESS), Some(_))) => true,
+        // Guests open directories by OPENDIR alone. ELOOP and EACCES say what
+        // else is no file, where the peer has EBADF for all of it.
+        Act::Open(..) | Act::Create(..) if our_errno == Some(&Errno::ISDIR) => true,
+        Act::Open(..) | Act::Create(..)
+            if matches!(our_errno, Some(&(Errno::LOOP | Errno::ACCESS))) =>
+        {
+            their_errno.is_some()
+        }
+        // Cut by O_TRUNC: the peer tells how long it was before.
+        Act::Create(_, _, flags, _) if flags & O_TRUNC != 0 => match (ours, theirs) {
+            (
+                Ok(Answer::Attributes(mode, links, 0, uid, gid, _)),
+                Ok(Answer::Attributes(m, l, _, u, g, _)),
+            ) => (mode, links, uid, gid) == (m, l, u, g),
+            _ => false,
+        },
+        // Reading a symbolic link or another file as a directory is ENOTDIR; as
+        // one to cut, EINVAL or EISDIR. The peer has EBADF or ELOOP.
+        Act::List(..) => our_errno == Some(&Errno::NOTDIR) && their_errno.is_some(),
+        Act::Change(_, changes) | Act::ChangeOpen(_, changes) => {
+            let sized = changes.valid & set::SIZE != 0;
+            // EFBIG for what no file can be, EINVAL for what is none.
+            let told = matches!(
+                our_errno,
+                Some(&(Errno::FBIG | Errno::INVAL | Errno::ISDIR))
+            );
+            sized && told && their_errno.is_some()
+        }
+        // mknod(2) of a directory is EPERM and of nonsense EINVAL; a guest's
+        // kernel asks for neither.
+        Act::MakeNode(_, _, mode, _) => {
+            mode & 0o170_000 == 0o040_000 && our_errno.is_some() && their_errno.is_some()
+        }
+        // readlink(2); readlinkat of no name has ENOENT for what is no link.
+        Act::ReadLink(_) => our_errno == Some(&Errno::INVAL) && their_errno.is_some(),
+        // Which of two mistakes is found first.
+        Act::Link(..) => our_errno.is_some() && their_errno.is_some(),
+        // The first class of the owner, the group and the others that the caller
+        // is in decides, as the host's kernel has it; the peer looks at all.
+        Act::Access(..) => our_errno == Some(&Errno::ACCESS) && theirs.is_ok(),
         _ => false,
     }
 }

@@ -1,6 +1,7 @@
 //! Two sessions that are asked the same, and what each has given out.
 
-use pericarp_tests::fs::wire::{Attr, ROOT, WRITE_KILL_SUIDGID, Who, set};
+use pericarp_tests::fs::wire::posix::{O_APPEND, O_RDWR, O_WRONLY};
+use pericarp_tests::fs::wire::{Attr, ROOT, Who, set};
 use pericarp_tests::fs::{Change, Client, Space, Wrong};
 use rustix::io::Errno;
 
@@ -28,13 +29,20 @@ pub(super) type Answered = Result<Answer, Errno>;
 /// Node or handle, of ours and of theirs.
 type Both = (u64, u64);
 
+/// Something open.
+#[derive(Clone, Copy)]
+struct Open {
+    node: Both,
+    handle: Both,
+    writable: bool,
+}
+
 /// A session with each.
 pub(super) struct Pair<'c> {
     ours: &'c mut Client,
     theirs: &'c mut Client,
     nodes: Vec<Both>,
-    /// What is open: node and handle.
-    open: Vec<(Both, Both)>,
+    open: Vec<Open>,
 }
 
 /// What an act gives out besides its answer.
@@ -63,11 +71,11 @@ fn told<T>(result: Result<T, Wrong>, answer: impl FnOnce(T) -> Answer) -> Answer
 impl<'c> Pair<'c> {
     /// Both begin in the directory `log`.
     pub(super) fn new(ours: &'c mut Client, theirs: &'c mut Client) -> Self {
-        let mut first = |client: &mut Client| {
+        let first = |client: &mut Client| {
             client.who = Who::ROOT;
             client.lookup(ROOT, "log").unwrap().node
         };
-        let first = (first(ours), first(theirs));
+        let first = (first(&mut *ours), first(&mut *theirs));
         Self {
             ours,
             theirs,
@@ -78,7 +86,7 @@ impl<'c> Pair<'c> {
 
     /// Gives all back.
     pub(super) fn end(self) {
-        for (node, handle) in self.open {
+        for Open { node, handle, .. } in self.open {
             let _ = self.ours.release(node.0, handle.0);
             let _ = self.theirs.release(node.1, handle.1);
         }
@@ -94,11 +102,18 @@ impl<'c> Pair<'c> {
             return (Ok(Answer::Done), Ok(Answer::Done));
         }
         let node = |place: usize| self.nodes[place % self.nodes.len()];
-        let open = |place: usize| match self.open.len() {
-            // Whose answer is not of interest, as long as it is the same.
-            0 => (self.nodes[0], (1 << 40, 1 << 40)),
+        // A handle that nobody has is looked up differently by both, and is of no
+        // interest.
+        let nothing = Open {
+            node: self.nodes[0],
+            handle: (0, 0),
+            writable: false,
+        };
+        let opened = |place: usize| match self.open.len() {
+            0 => nothing,
             count => self.open[place % count],
         };
+        let open = |place: usize| (opened(place).node, opened(place).handle);
         let (one, two) = match *act {
             Act::Lookup(p, _)
             | Act::Forget(p)
@@ -133,6 +148,15 @@ impl<'c> Pair<'c> {
             Act::Copy((p, _), (q, _), _) => (open(p), open(q)),
             Act::Who(_) => (open(0), open(0)),
         };
+        if self.open.is_empty() && act.is_of_something_open() {
+            return (Ok(Answer::Done), Ok(Answer::Done));
+        }
+        if let Act::ChangeOpen(place, changes) = act
+            && changes.valid & set::SIZE != 0
+            && !opened(*place).writable
+        {
+            return (Ok(Answer::Done), Ok(Answer::Done));
+        }
         let mine = |((node, _), (handle, _)): (Both, Both)| (node, handle);
         let peers = |((_, node), (_, handle)): (Both, Both)| (node, handle);
         let (ours, a) = ask(self.ours, act, mine(one), mine(two));
@@ -147,17 +171,24 @@ impl<'c> Pair<'c> {
             self.nodes.push((a, b));
         }
         if let (Some(a), Some(b)) = (a.handle, b.handle) {
-            self.open.push(((a.0, b.0), (a.1, b.1)));
+            let (Act::Open(_, flags) | Act::Create(_, _, flags, _)) = act else {
+                return;
+            };
+            self.open.push(Open {
+                node: (a.0, b.0),
+                handle: (a.1, b.1),
+                writable: flags & (O_WRONLY | O_RDWR) != 0,
+            });
         }
         if let Act::Release(_) = act {
-            self.open.retain(|open| open.1 != one.1);
+            self.open.retain(|open| open.handle != one.1);
         }
     }
 
     /// Takes one lookup back of what is not open. The first stays known.
     fn forget(&mut self, place: usize) {
         let node = self.nodes[place];
-        if place > 0 && !self.open.iter().any(|open| open.0 == node) {
+        if place > 0 && !self.open.iter().any(|open| open.node == node) {
             self.nodes.remove(place);
             self.ours.forget(node.0, 1).unwrap();
             self.theirs.forget(node.1, 1).unwrap();
@@ -167,7 +198,6 @@ impl<'c> Pair<'c> {
 
 type Target = (u64, u64);
 
-#[expect(clippy::too_many_lines, reason = "a few lines for each request")]
 fn ask(c: &mut Client, act: &Act, one: Target, two: Target) -> (Answered, Given) {
     let (node, handle) = one;
     let mut given = Given::default();
@@ -230,9 +260,9 @@ fn ask(c: &mut Client, act: &Act, one: Target, two: Target) -> (Answered, Given)
             Answer::Done
         }),
         Act::Read(_, offset, size) => told(c.read(node, handle, *offset, *size), Answer::Bytes),
-        Act::Write(_, offset, data, kill) => {
-            let flags = if *kill { WRITE_KILL_SUIDGID } else { 0 };
-            let written = c.write_with(node, handle, *offset, data, flags);
+        Act::Write(_, offset, data, flags, append) => {
+            c.file_flags = if *append { O_RDWR | O_APPEND } else { O_RDWR };
+            let written = c.write_with(node, handle, *offset, data, *flags);
             told(written, |count| Answer::Number(count.into()))
         }
         Act::Release(_) => told(c.release(node, handle), done),
