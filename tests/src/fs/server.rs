@@ -319,9 +319,11 @@ fn arguments(kind: &Kind, program: &Path, options: &Options) -> Command {
             if options.read_only {
                 command.arg("--readonly");
             }
-            if let Some(most) = options.descriptors {
-                command.arg(format!("--rlimit-nofile={most}"));
-            }
+            match options.descriptors {
+                Some(most) => command.arg(format!("--rlimit-nofile={most}")),
+                // A file without a name stays what it is, as it does with ours.
+                None => command.arg("--inode-file-handles=never"),
+            };
         }
     }
     command
