@@ -10,6 +10,7 @@ pub(crate) mod xattrs;
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{
@@ -27,7 +28,7 @@ use crate::handles::{Handle, Handles};
 use crate::mounts::Mount;
 use crate::name;
 use crate::nodes::{Found, Nodes};
-use crate::table::{Identity, NodeId, Permit};
+use crate::table::{Budget, Identity, NodeId, Permit};
 use crate::{Attributes, Entry, FileSystem, ShareError, ShareOptions};
 
 /// How often a call is made again that raced with a change on the host.
@@ -45,6 +46,8 @@ pub struct Share {
     handles: Handles,
     options: ShareOptions,
     writeback: AtomicBool,
+    /// For directories that are being read.
+    batches: Arc<Budget>,
 }
 
 impl Share {
@@ -112,6 +115,7 @@ impl Share {
             handles: Handles::new(options.open_files),
             options,
             writeback: AtomicBool::new(false),
+            batches: Budget::new(directories::BATCHES),
         })
     }
 
