@@ -58,7 +58,7 @@ fn rings_then_requests_then_sessions() {
     let scripts = corpus("rings", rings::play, rings::seeds());
     random(scripts, count(), rings::play);
     let scripts = corpus("requests", requests::play, requests::seeds());
-    random(scripts, count() / 10, requests::play);
+    random(scripts, count() / 20, requests::play);
     let scripts = corpus("sessions", sessions::play, sessions::seeds());
     random(scripts, count() * 3 / 200, sessions::play);
 }

@@ -50,7 +50,7 @@ impl Share {
                 let file = self.readable(&node)?;
                 match value.is_empty() {
                     // Into nothing rustix says that nothing came.
-                    true => fgetxattr(file, name, &mut vec![0; LARGEST][..])?,
+                    true => fgetxattr(file, name, &mut vec![0u8; LARGEST][..])?,
                     false => fgetxattr(file, name, &mut value[..])?,
                 }
             }

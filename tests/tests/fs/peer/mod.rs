@@ -24,7 +24,7 @@ use acts::{Act, act};
 use play::{Answer, Answered, Pair};
 
 /// Logs, and acts in each: some ten thousand requests to each server.
-const LOGS: u32 = 100;
+const LOGS: u32 = 150;
 const ACTS: usize = 160;
 
 /// Both servers; `None` is a skipped test.
