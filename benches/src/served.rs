@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pericarp_tests::bounded::poll;
-use pericarp_tests::parts::{Part, missing, search_path};
+use pericarp_tests::parts::{Part, missing};
 use pericarp_tests::process::{Process, command};
 use pericarp_tests::relay::Relay;
 use pericarp_tests::scratch::Scratch;
@@ -47,11 +47,7 @@ impl Server {
         match self {
             Self::Pericarp => missing(&[Part::PERICARP_FS]),
             Self::Null => missing(&[NULL_FS]),
-            Self::Virtiofsd(_) => search_path("virtiofsd").is_none().then(|| {
-                "virtiofsd missing (install: apt packages libcap-ng-dev and libseccomp-dev, \
-                 then cargo install virtiofsd)"
-                    .to_owned()
-            }),
+            Self::Virtiofsd(_) => missing(&[Part::Virtiofsd]),
         }
     }
 
@@ -59,7 +55,7 @@ impl Server {
         match self {
             Self::Pericarp => Part::PERICARP_FS.find(),
             Self::Null => NULL_FS.find(),
-            Self::Virtiofsd(_) => search_path("virtiofsd"),
+            Self::Virtiofsd(_) => Part::Virtiofsd.find(),
         }
     }
 

@@ -41,6 +41,8 @@ pub enum Part {
     Fsx,
     /// All kinds of file calls, at random and many at a time.
     StressNg,
+    /// The peer that the file server is compared with.
+    Virtiofsd,
     /// A program of this workspace, by name.
     Ours(&'static str),
 }
@@ -74,6 +76,7 @@ impl Part {
             Part::Pjdfstest => "pjdfstest",
             Part::Fsx => "fsx",
             Part::StressNg => "stress-ng",
+            Part::Virtiofsd => "virtiofsd",
             Part::Ours(name) => name,
         }
     }
@@ -94,7 +97,9 @@ impl Part {
             Part::Strace => "strace",
             Part::Valgrind => "valgrind",
             Part::StressNg => "stress-ng",
-            Part::Pjdfstest | Part::Fsx => return "make it: cargo xtask setup".into(),
+            Part::Pjdfstest | Part::Fsx | Part::Virtiofsd => {
+                return "make it: cargo xtask setup".into();
+            }
             Part::Ours("pericarp-reference-block") => return build("pericarp-tests"),
             Part::Ours("null-fs") => return build("pericarp-benches"),
             Part::Ours(name) => return build(name),
@@ -107,7 +112,7 @@ impl Part {
         match self {
             Part::Ours(name) => Some(beside_us().join(name)).filter(|path| path.is_file()),
             // `cargo xtask setup` builds these, into the build directory's `tools`.
-            Part::Pjdfstest | Part::Fsx => [
+            Part::Pjdfstest | Part::Fsx | Part::Virtiofsd => [
                 beside_us().join("../tools/bin"),
                 Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/bin"),
             ]

@@ -1,4 +1,5 @@
-//! `cargo xtask check`: formatting, clippy, documentation and the house rules.
+//! `cargo xtask check`: formatting, clippy, documentation, the house rules, and
+//! whether the tests that documents name exist.
 //!
 //! Every step runs even when an earlier one found something, so that one call
 //! shows all there is to mend. The last line is the summary.
@@ -7,6 +8,7 @@ use std::process::Command;
 
 use crate::command::{self, Failure, cargo};
 use crate::house;
+use crate::named;
 use crate::project::Project;
 
 /// Runs all checks.
@@ -46,9 +48,12 @@ pub(crate) fn run(project: &Project) -> Result<(), Failure> {
     step("documentation", command::run(&mut doc));
 
     step("house rules", house::inspect(&project.root));
+    step("names of tests", named::inspect(&project.root));
 
     if failed.is_empty() {
-        println!("check: formatting, clippy, documentation and house rules are clean");
+        println!(
+            "check: formatting, clippy, documentation, house rules and names of tests are clean"
+        );
         Ok(())
     } else {
         Err(format!("check found something in: {}", failed.join(", ")).into())

@@ -14,7 +14,7 @@ use crate::project::Project;
 use crate::test;
 
 const HOST: &str = "x86_64-unknown-linux-gnu";
-const TARGETS: [&str; 2] = ["rings", "sessions"];
+const TARGETS: [&str; 3] = ["rings", "requests", "sessions"];
 /// What cargo-fuzz passes for libFuzzer.
 const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
@@ -22,11 +22,13 @@ const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-l
     -Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing \
     -Cdebug-assertions -Coverflow-checks";
 /// Crates with unsafe code on the data path, and those that drive it.
-const UNSAFE_CRATES: [&str; 5] = [
+const UNSAFE_CRATES: [&str; 7] = [
     "pericarp-ring",
     "pericarp-uring",
     "pericarp-vhost",
     "pericarp-block",
+    "pericarp-share",
+    "pericarp-fs",
     "pericarp-fuzz",
 ];
 
@@ -65,7 +67,7 @@ impl Options {
                 "--target" => {
                     let known = TARGETS.into_iter().find(|t| *t == value);
                     options.targets = vec![known.ok_or(format!(
-                        "--target '{value}': no such target; use rings or sessions"
+                        "--target '{value}': no such target; use rings, requests or sessions"
                     ))?];
                 }
                 "--replay" => options.replay = Some(value.into()),
@@ -82,7 +84,7 @@ impl Options {
                 file.display()
             )),
             Some(_) if options.targets.len() > 1 => {
-                Err("--replay: whose script is it? add --target rings or sessions".into())
+                Err("--replay: whose script is it? add --target rings, requests or sessions".into())
             }
             _ => Ok(options),
         }

@@ -48,7 +48,7 @@ fn broken_rules(text: &str) -> Vec<String> {
 }
 
 /// All Rust files below `dir`, without hidden directories and build output.
-fn collect(dir: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
+pub(crate) fn collect(dir: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         let path = entry.path();

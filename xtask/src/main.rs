@@ -18,6 +18,7 @@ mod house;
 mod janitor;
 mod kernel;
 mod modules;
+mod named;
 mod project;
 mod setup;
 mod test;
@@ -34,19 +35,20 @@ cargo xtask <command>
   demo     run one command under runc and in a virtual machine of its own, then
            the same fio job in each, and print both tables
   test     check, build and run every test; the last line is the total
-  check    formatting, clippy, documentation and the house rules
-  fuzz     [--seconds N] [--target rings|sessions] [--replay FILE]: hostile
-           guests and front ends made by libFuzzer under the address sanitizer,
-           60 seconds in all; random ones where there is no nightly toolchain
+  check    formatting, clippy, documentation, the house rules, and whether the tests
+           that documents name exist
+  fuzz     [--seconds N] [--target rings|requests|sessions] [--replay FILE]:
+           hostile guests and front ends made by libFuzzer under the address
+           sanitizer, 60 seconds in all; random ones without a nightly toolchain
   asan     the data plane's tests under the address sanitizer (nightly)
   bench    compare [--profile P,..] [--targets T,..] [--rounds N] [--quick] ...:
            fio on the host, under runc, and in guests on our block backend and on
            QEMU's; bench compare --help says more
            regress [--base REV] [--seconds-budget N] [--json FILE]: is the data
            plane slower than that of the parent commit? --help says more
-  setup    install the Debian packages the others need, build two test programs
-           from crates.io, and prepare the guest kernel and its programs; demo
-           and test call this themselves
+  setup    install the Debian packages the others need, build what tests run of
+           crates.io, and prepare the guest kernel and its programs; demo and test
+           do what they need of this themselves
 ";
 
 fn main() -> ExitCode {
@@ -68,7 +70,7 @@ fn main() -> ExitCode {
         return bench::compare::run(rest);
     }
     let command: fn(&Project) -> Result<(), Failure> = match words.as_slice() {
-        ["setup"] => setup::run,
+        ["setup"] => |project| setup::run(project).and_then(|()| tools::prepare(project)),
         ["check"] => check::run,
         ["test"] => test::run,
         ["demo"] => demo::run,

@@ -11,7 +11,6 @@ use crate::apt;
 use crate::assets;
 use crate::command::{self, Failure, capture, find_program};
 use crate::project::Project;
-use crate::tools;
 
 /// A program we call, the Debian 12 package it comes in, and what it is for.
 struct Need {
@@ -149,7 +148,6 @@ impl Need {
 pub(crate) fn run(project: &Project) -> Result<(), Failure> {
     install_missing(&NEEDS.iter().collect::<Vec<_>>())?;
     add_toolchain_parts()?;
-    tools::prepare(project)?;
     assets::prepare(project)
 }
 

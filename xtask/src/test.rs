@@ -11,10 +11,12 @@ use crate::check;
 use crate::command::{self, Failure, cannot_start, cargo};
 use crate::project::Project;
 use crate::setup;
+use crate::tools;
 
 /// Runs the whole test command.
 pub(crate) fn run(project: &Project) -> Result<(), Failure> {
     setup::run(project)?;
+    tools::prepare(project)?;
     let checked = check::run(project);
     if let Err(failure) = &checked {
         // The tests still run: one call should show everything.

@@ -2,7 +2,7 @@
 //! into `target/tools/bin`. They are tools as QEMU and fio are: nothing of
 //! theirs is part of ours.
 //!
-//! Called by `setup`.
+//! Called by `test`, and by `main` for `setup`. The demo needs none of them.
 
 use std::path::Path;
 
@@ -10,37 +10,62 @@ use crate::apt;
 use crate::command::{self, Failure, cargo};
 use crate::project::Project;
 
-/// Crate, version, and what it is for.
-const TOOLS: &[(&str, &str, &str)] = &[
-    (
-        "pjdfstest",
-        "0.2.2",
-        "asks a file system for what POSIX says of names, modes and errors",
-    ),
-    (
-        "fsx",
-        "0.3.2",
-        "reads, writes, maps and cuts a file at random and compares",
-    ),
-];
+/// A program of a crate of the same name.
+struct Tool {
+    name: &'static str,
+    version: &'static str,
+    why: &'static str,
+    /// What it is built with: a header, and the package that has it.
+    needs: &'static [(&'static str, &'static str)],
+}
 
-/// What pjdfstest is linked with, and the package it comes in.
-const LIBRARY: (&str, &str) = ("/usr/include/sys/acl.h", "libacl1-dev");
+const TOOLS: &[Tool] = &[
+    Tool {
+        name: "pjdfstest",
+        version: "0.2.2",
+        why: "asks a file system for what POSIX says of names, modes and errors",
+        needs: &[("/usr/include/sys/acl.h", "libacl1-dev")],
+    },
+    Tool {
+        name: "fsx",
+        version: "0.3.2",
+        why: "reads, writes, maps and cuts a file at random and compares",
+        needs: &[],
+    },
+    Tool {
+        name: "virtiofsd",
+        version: "1.14.0",
+        why: "the peer whose answers are compared with those of our file server",
+        needs: &[
+            ("/usr/include/cap-ng.h", "libcap-ng-dev"),
+            ("/usr/include/seccomp.h", "libseccomp-dev"),
+        ],
+    },
+];
 
 /// Builds what is missing.
 pub(crate) fn prepare(project: &Project) -> Result<(), Failure> {
     let root = project.target.join("tools");
     let missing: Vec<_> = TOOLS
         .iter()
-        .filter(|(name, version, _)| !is_there(&root, name, version))
+        .filter(|tool| !is_there(&root, tool.name, tool.version))
         .collect();
     if missing.is_empty() {
         return Ok(());
     }
-    if !Path::new(LIBRARY.0).exists() {
-        apt::install(&[LIBRARY.1])?;
+    let packages: Vec<_> = missing
+        .iter()
+        .flat_map(|tool| tool.needs)
+        .filter(|(header, _)| !Path::new(header).exists())
+        .map(|(_, package)| *package)
+        .collect();
+    if !packages.is_empty() {
+        apt::install(&packages)?;
     }
-    for (name, version, why) in missing {
+    for Tool {
+        name, version, why, ..
+    } in missing
+    {
         println!("setup: builds {name} {version}: {why}");
         command::run(
             cargo()

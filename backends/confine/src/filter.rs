@@ -361,3 +361,6 @@ fn any_of(argument: u8, values: &[u64]) -> Result<Vec<SeccompRule>, BackendError
         .map(|value| rule(&[is(argument, *value)?]))
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -97,6 +97,8 @@ pub struct Request {
     left: u64,
     moved: u64,
     retries: u8,
+    /// A write that goes to the end of the file.
+    append: bool,
     account: Account,
     /// Of an errand alone.
     call: Option<Box<Call>>,

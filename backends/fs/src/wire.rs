@@ -136,6 +136,8 @@ pub(crate) const RELEASE_UNLOCKS: u32 = 1 << 1;
 pub(crate) const LOCK: usize = 24;
 /// GETATTR: by the open file.
 pub(crate) const GETATTR_HANDLE: u32 = 1;
+/// WRITE: pages that the guest had cached, which belong where they are.
+pub(crate) const WRITE_CACHE: u32 = 1 << 0;
 /// WRITE: take setuid and setgid away.
 pub(crate) const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 /// FSYNC: data alone.

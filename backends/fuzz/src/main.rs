@@ -6,9 +6,10 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use pericarp_fuzz::random::Generator;
-use pericarp_fuzz::{rings, sessions};
+use pericarp_fuzz::{requests, rings, sessions};
 
-const HELP: &str = "pericarp-fuzz rings|sessions (--seconds N | --replay FILE | --write-seeds DIR)";
+const HELP: &str =
+    "pericarp-fuzz rings|requests|sessions (--seconds N | --replay FILE | --write-seeds DIR)";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -22,9 +23,10 @@ fn main() -> ExitCode {
     };
     let (play, seeds): (fn(&[u8]), _) = match name {
         "rings" => (rings::play, rings::seeds()),
+        "requests" => (requests::play, requests::seeds()),
         "sessions" => (sessions::play, sessions::seeds()),
         _ => {
-            eprintln!("pericarp-fuzz: '{name}': no such target; use rings or sessions");
+            eprintln!("pericarp-fuzz: '{name}': no such target; use rings, requests or sessions");
             return ExitCode::from(2);
         }
     };
@@ -63,7 +65,10 @@ fn main() -> ExitCode {
 
 fn random(play: fn(&[u8]), seeds: Vec<(String, Vec<u8>)>, time: Duration) {
     let end = Instant::now() + time;
-    let mut generator = Generator::new(1, seeds.into_iter().map(|(_, bytes)| bytes).collect());
+    // The same scripts in every run, unless other ones are asked for.
+    let seed = std::env::var("PERICARP_FUZZ_SEED").ok();
+    let seed = seed.and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    let mut generator = Generator::new(seed, seeds.into_iter().map(|(_, bytes)| bytes).collect());
     let mut count = 0u64;
     // What is being played, for whoever looks at the crash.
     let last = std::env::temp_dir().join(format!("pericarp-fuzz-{}", std::process::id()));

@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use pericarp_fuzz::random::Generator;
-use pericarp_fuzz::{rings, sessions};
+use pericarp_fuzz::{requests, rings, sessions};
 
 fn corpus(target: &str, play: fn(&[u8]), seeds: Vec<(String, Vec<u8>)>) -> Vec<Vec<u8>> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -45,18 +45,20 @@ fn random(scripts: Vec<Vec<u8>>, count: usize, play: fn(&[u8])) {
     }
 }
 
-/// Random scripts of `rings`, and a sixtieth of that of `sessions`, which
+/// Random scripts of `rings`, and a fraction of that of the others, which
 /// take longer; `cargo xtask asan` asks for fewer.
 fn count() -> usize {
     let asked = std::env::var("PERICARP_FUZZ_SCRIPTS").ok();
     asked.map_or(100_000, |count| count.parse().unwrap())
 }
 
-/// One test: the second half counts descriptors of the whole process.
+/// One test: the later parts count descriptors of the whole process.
 #[test]
-fn rings_then_sessions() {
+fn rings_then_requests_then_sessions() {
     let scripts = corpus("rings", rings::play, rings::seeds());
     random(scripts, count(), rings::play);
+    let scripts = corpus("requests", requests::play, requests::seeds());
+    random(scripts, count() / 20, requests::play);
     let scripts = corpus("sessions", sessions::play, sessions::seeds());
     random(scripts, count() * 3 / 200, sessions::play);
 }

@@ -45,8 +45,6 @@ pub struct Traits {
     pub readable: bool,
     /// Open for writing.
     pub writable: bool,
-    /// Writes go to the end, whatever their offset.
-    pub append: bool,
     /// O_DIRECT: length, offset and memory must be aligned.
     pub direct: bool,
     /// Reads take RWF_NOWAIT.

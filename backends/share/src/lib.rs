@@ -38,14 +38,15 @@
 //! (`unshare(CLONE_FS)`), which stays 0. A filter for system calls has to allow
 //! those of [`credentials`] on every thread that calls.
 //!
-//! # Write-back caches
+//! # Appending
 //!
-//! A guest that caches writes ([`Share::set_writeback`]) reads what it has open
-//! for writing and computes the end of the file itself. Files are then opened
-//! for both, and without O_APPEND, so that a late write goes where the guest
-//! meant it. Without such a cache O_APPEND stays: the host appends in one step,
-//! whatever the offset of the request says, and the ring may reorder appends of
-//! one file as it may any writes.
+//! No file is opened with O_APPEND, whatever the guest says. It may take the
+//! flag back later without a word (fcntl), and pages of a mapping that it writes
+//! back through the same open file belong where they are, not at the end. Who
+//! writes adds RWF_APPEND to each write that is to go there.
+//!
+//! A guest that caches writes ([`Share::set_writeback`]) also reads what it has
+//! open for writing: its files are opened for both.
 
 mod attributes;
 mod calls;

@@ -12,6 +12,7 @@ pub(crate) mod xattrs;
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{
@@ -29,7 +30,7 @@ use crate::handles::{Handle, Handles};
 use crate::mounts::Mount;
 use crate::name;
 use crate::nodes::{Found, Nodes};
-use crate::table::{Identity, NodeId, Permit};
+use crate::table::{Budget, Identity, NodeId, Permit};
 use crate::{Attributes, Entry, FileSystem, ShareError, ShareOptions};
 use locks::Owners;
 use unopened::Unopened;
@@ -53,6 +54,8 @@ pub struct Share {
     capability: Option<CString>,
     options: ShareOptions,
     writeback: AtomicBool,
+    /// For directories that are being read.
+    batches: Arc<Budget>,
 }
 
 impl Share {
@@ -123,6 +126,7 @@ impl Share {
             capability: Self::stored_capability(&options),
             options,
             writeback: AtomicBool::new(false),
+            batches: Budget::new(directories::BATCHES),
         })
     }
 

@@ -9,6 +9,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -36,6 +37,20 @@ impl Errand {
     /// once, on the worker's thread, and keeps the report for as long.
     pub fn awaited(keep: impl FnOnce(Report) + Send + 'static) -> Self {
         Self(What::Await(Box::new(keep)))
+    }
+
+    /// Does it on this thread, for who has no helpers; what it says.
+    pub fn run(self) -> i32 {
+        match self.0 {
+            What::Do(call) => call(),
+            What::Await(keep) => {
+                let (tell, told) = sync_channel(1);
+                keep(Box::new(move |result| {
+                    let _ = tell.send(result);
+                }));
+                told.recv().unwrap_or(-libc::EIO)
+            }
+        }
     }
 }
 

@@ -8,6 +8,8 @@
 use std::env;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
@@ -79,6 +81,10 @@ pub struct Options {
     pub direct: bool,
     /// Whatever only ours knows, word for word; not for a peer.
     pub more: &'static [&'static str],
+    /// Access control lists.
+    pub lists: bool,
+    /// Started by this user, whose the directory is, and not by root.
+    pub user: Option<u32>,
     /// Descriptors that the process may have.
     pub descriptors: Option<u32>,
     /// What else to say, where both programs have the same words for it.
@@ -97,6 +103,8 @@ impl Default for Options {
             cache: "never",
             direct: false,
             more: &[],
+            lists: false,
+            user: None,
             descriptors: None,
             extra: &[],
             control: false,
@@ -124,7 +132,14 @@ impl Server {
     /// # Panics
     /// When the server does not start, or skipping is forbidden.
     pub fn for_test(test: &str, parts: &[Part], options: Options) -> Option<Self> {
-        let kind = Kind::under_test();
+        Self::of(Kind::under_test(), test, parts, options)
+    }
+
+    /// The same with a certain program.
+    ///
+    /// # Panics
+    /// As [`Server::for_test`].
+    pub fn of(kind: Kind, test: &str, parts: &[Part], options: Options) -> Option<Self> {
         if !have(test, parts) || !kind.usable(test) {
             return None;
         }
@@ -134,6 +149,12 @@ impl Server {
         }
         let scratch = Scratch::new();
         fs::create_dir(scratch.path("dir")).expect("a directory to share");
+        if let Some(user) = options.user {
+            // It makes its socket there.
+            for path in [scratch.dir(), &scratch.path("dir")] {
+                chown(path, Some(user), Some(user)).expect("a directory of the user's");
+            }
+        }
         let process = start(&kind, &scratch, &options);
         Some(Server {
             kind,
@@ -142,6 +163,11 @@ impl Server {
             served: false,
             scratch,
         })
+    }
+
+    /// What it was asked for.
+    pub fn options(&self) -> &Options {
+        &self.options
     }
 
     /// The directory it shares.
@@ -217,6 +243,11 @@ impl Server {
         format!("{}; it wrote:\n{tail}", self.process.epitaph())
     }
 
+    /// The process.
+    pub fn pid(&self) -> i32 {
+        self.process.pid()
+    }
+
     /// What it holds now; `None` when it is gone.
     pub fn footprint(&self) -> Option<Footprint> {
         Footprint::of(self.process.pid())
@@ -248,7 +279,14 @@ impl Server {
 
 fn start(kind: &Kind, scratch: &Scratch, options: &Options) -> Process {
     let socket = scratch.path("fs.sock");
-    let mut command = arguments(kind, options);
+    let mut program = kind.program();
+    if options.user.is_some() {
+        // Ours may be where that user has no way to.
+        let copy = scratch.path("program");
+        fs::copy(&program, &copy).expect("a copy of the program");
+        program = copy;
+    }
+    let mut command = arguments(kind, &program, options);
     command.arg("--socket-path").arg(&socket);
     command.arg("--shared-dir").arg(scratch.path("dir"));
     command.arg("--tag").arg(TAG);
@@ -284,8 +322,16 @@ fn is_listening(socket: &Path) -> bool {
         .any(|line| line.ends_with(&*name) && line.split_whitespace().nth(3) == Some(LISTENS))
 }
 
-fn arguments(kind: &Kind, options: &Options) -> Command {
-    let mut command = command(&kind.program());
+fn arguments(kind: &Kind, program: &Path, options: &Options) -> Command {
+    let prlimit = search_path("prlimit");
+    let mut command = match (kind, options.descriptors, prlimit) {
+        (Kind::Pericarp, Some(most), Some(prlimit)) => {
+            let mut command = command(&prlimit);
+            command.arg(format!("--nofile={most}:{most}")).arg(program);
+            command
+        }
+        _ => command(program),
+    };
     command.arg(format!("--cache={}", options.cache));
     if options.xattr {
         command.arg("--xattr");
@@ -297,6 +343,12 @@ fn arguments(kind: &Kind, options: &Options) -> Command {
         command.arg("--allow-direct-io");
     }
     command.args(options.extra);
+    if options.lists {
+        command.arg("--posix-acl");
+    }
+    if let Some(user) = options.user {
+        command.uid(user).gid(user);
+    }
     match kind {
         Kind::Pericarp => {
             if options.read_only {
@@ -309,6 +361,11 @@ fn arguments(kind: &Kind, options: &Options) -> Command {
             if options.read_only {
                 command.arg("--readonly");
             }
+            match options.descriptors {
+                Some(most) => command.arg(format!("--rlimit-nofile={most}")),
+                // A file without a name stays what it is, as it does with ours.
+                None => command.arg("--inode-file-handles=never"),
+            };
         }
     }
     command

@@ -112,6 +112,8 @@ pub mod set {
     pub const KILL_SUIDGID: u32 = 1 << 11;
 }
 
+/// In WRITE's flags: pages that were cached.
+pub const WRITE_CACHE: u32 = 1 << 0;
 /// In WRITE's flags: the writer may not keep set-user-ID bits.
 pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 

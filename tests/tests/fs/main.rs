@@ -14,6 +14,8 @@ mod hostile;
 mod limits;
 mod locks;
 mod messages;
+mod older;
+mod peer;
 mod posix;
 mod privileges;
 mod round_trips;
@@ -22,6 +24,8 @@ mod settings;
 mod slow;
 mod stage;
 mod stress;
+mod sweep;
+mod walls;
 mod xattr_map;
 
 use pericarp_tests::fs::{Client, Options, Server};

@@ -8,7 +8,7 @@ use pericarp_tests::fs::wire::posix::{
     KEEP_SIZE, O_APPEND, O_RDONLY, O_RDWR, O_TRUNC, O_WRONLY, PUNCH_HOLE, S_IFLNK, S_IFMT, S_IFREG,
     SEEK_DATA, SEEK_HOLE, XATTR_CREATE, XATTR_REPLACE,
 };
-use pericarp_tests::fs::wire::{Body, ROOT, Who, op, set};
+use pericarp_tests::fs::wire::{Body, ROOT, WRITE_CACHE, Who, op, set};
 use pericarp_tests::fs::{Change, Options, Pieces, Shape, refused};
 use pericarp_tests::parts::absent;
 use rustix::io::Errno;
@@ -124,6 +124,30 @@ fn appends_go_to_the_end() {
     c.write(file.node, fh, 8, b"four").unwrap();
     let log = fs::read_to_string(server.path("log")).unwrap();
     assert_eq!(log, "one two three four");
+}
+
+/// A guest may take O_APPEND back without a word, and writes pages of a mapping
+/// back through whatever is open for writing.
+#[test]
+fn appending_is_of_each_write() {
+    let Some((server, mut c)) = session("appending_is_of_each_write", Options::default()) else {
+        return;
+    };
+    fs::write(server.path("log"), b"one two").unwrap();
+    let file = c.lookup(ROOT, "log").unwrap();
+    let fh = c.open(file.node, O_RDWR | O_APPEND).unwrap();
+    // Pages that were cached belong where they are.
+    c.file_flags = O_RDWR | O_APPEND;
+    c.write_with(file.node, fh, 0, b"ONE", WRITE_CACHE).unwrap();
+    // The flag was cleared by fcntl.
+    c.file_flags = O_RDWR;
+    c.write(file.node, fh, 4, b"TWO").unwrap();
+    // And set for what was opened without.
+    let other = c.open(file.node, O_WRONLY).unwrap();
+    c.file_flags = O_WRONLY | O_APPEND;
+    c.write(file.node, other, 0, b" three").unwrap();
+    let log = fs::read_to_string(server.path("log")).unwrap();
+    assert_eq!(log, "ONE TWO three");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use pericarp_share::{Errno, Handle, OpenFile};
 use pericarp_vhost::{FileRef, Place, Step};
 
 use super::{FsDevice, Kept, Request};
-use crate::wire::{FSYNC_DATA, Fields, Header, Reply, WRITE_KILL_SUIDGID, opcode};
+use crate::wire::{FSYNC_DATA, Fields, Header, Reply, WRITE_CACHE, WRITE_KILL_SUIDGID, opcode};
 
 /// RWF_DONTCACHE, since Linux 6.14.
 const RWF_DONTCACHE: i32 = 0x80;
@@ -39,7 +39,7 @@ type Begun = Result<Option<Step>, Errno>;
 
 impl FsDevice {
     pub(super) fn read(&self, node: u64, chain: &mut Chain<'_>, request: &mut Request) -> Begun {
-        let (handle, offset, size, _) = Self::transfer(chain)?;
+        let (handle, offset, size, ..) = Self::transfer(chain)?;
         let file = self.file(node, handle)?;
         if !file.traits().readable {
             return Err(Errno::BADF);
@@ -52,7 +52,7 @@ impl FsDevice {
     }
 
     pub(super) fn write(&self, chain: &mut Chain<'_>, request: &mut Request) -> Begun {
-        let (handle, offset, size, flags) = Self::transfer(chain)?;
+        let (handle, offset, size, flags, opened) = Self::transfer(chain)?;
         let file = self.share.file(Handle(handle))?;
         if !file.traits().writable {
             return Err(Errno::BADF);
@@ -62,16 +62,21 @@ impl FsDevice {
         }
         chain.limit_readable(size);
         self.share.drop_capabilities_of(&file)?;
-        if flags & WRITE_KILL_SUIDGID != 0 {
+        // A write of nothing is none.
+        if flags & WRITE_KILL_SUIDGID != 0 && size > 0 {
             self.share.kill_privileges_of(&file)?;
         }
+        // To the end as the host knows it, in one step; what was written to a
+        // mapping belongs where it is, however the file is open.
+        request.append = opened & libc::O_APPEND as u32 != 0 && flags & WRITE_CACHE == 0;
         request.operation = Operation::Write;
         request.place = place(&file, true);
         self.begin(chain, request, file, (offset, size))
     }
 
-    /// `fuse_read_in` and `fuse_write_in`: handle, offset, size, flags.
-    fn transfer(chain: &mut Chain<'_>) -> Result<(u64, u64, u64, u32), Errno> {
+    /// `fuse_read_in` and `fuse_write_in`: handle, offset, size, flags, and those
+    /// that the file has in the guest now.
+    fn transfer(chain: &mut Chain<'_>) -> Result<(u64, u64, u64, u32, u32), Errno> {
         let mut body = [0; 40];
         if !chain.read(&mut body) {
             return Err(Errno::INVAL);
@@ -79,9 +84,10 @@ impl FsDevice {
         let mut fields = Fields(&body);
         let (handle, offset) = (fields.u64()?, fields.u64()?);
         let (size, flags) = (u64::from(fields.u32()?), fields.u32()?);
+        let (_lock_owner, opened) = (fields.u64()?, fields.u32()?);
         // An offset of -1 would mean the position of the file.
         within(offset, size)?;
-        Ok((handle, offset, size, flags))
+        Ok((handle, offset, size, flags, opened))
     }
 
     fn begin(
@@ -185,7 +191,11 @@ impl FsDevice {
             Operation::Write if len > 0 => Step::Write {
                 file,
                 offset,
-                flags,
+                flags: if request.append {
+                    flags | libc::RWF_APPEND
+                } else {
+                    flags
+                },
                 buffer: buffer(chain.readable_aligned(512, 1)),
             },
             Operation::Read | Operation::Write => Self::moved(chain, request),

@@ -16,7 +16,7 @@ use pericarp_vhost::FileRef;
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::*;
-use crate::wire::{ENTRY, MAX_TRANSFER, feature};
+use crate::wire::{ENTRY, MAX_TRANSFER, WRITE_CACHE, feature};
 
 const MEMORY: u64 = 0x40_0000;
 const REQUEST: u64 = 0x1_0000;
@@ -296,6 +296,49 @@ fn a_failure_after_some_bytes_is_a_short_transfer() {
         let step = guest.resume(step, -libc::EIO);
         assert_eq!(guest.finish(step).error, -libc::EIO);
     }
+}
+
+#[test]
+fn each_write_says_whether_it_goes_to_the_end() {
+    let mut guest = Guest::mounted();
+    std::fs::write(guest.path("f"), b"x").unwrap();
+    let handle = guest.open(c"f", libc::O_RDWR | libc::O_APPEND);
+    let append = libc::O_APPEND as u32;
+    for (opened, how, wanted) in [
+        (append, 0, libc::RWF_APPEND),
+        (append, WRITE_CACHE, 0),
+        (0, 0, 0),
+    ] {
+        let mut request = header(IN_HEADER + 44, opcode::WRITE, 1);
+        request.extend(words(&[handle, 0]));
+        request.extend(halves(&[4, how, 0, 0, opened, 0]));
+        request.extend(b"data");
+        let step = guest.offer(&request, &[84], &[16 + 8]);
+        let Step::Write { flags, .. } = step else {
+            panic!("{step:?}");
+        };
+        assert_eq!(flags, wanted, "open with {opened:o}, {how}");
+        let step = guest.resume(step, 4);
+        assert_eq!(guest.finish(step).error, 0);
+    }
+}
+
+#[test]
+fn a_write_of_nothing_takes_no_bits() {
+    use std::os::unix::fs::PermissionsExt;
+    let mut guest = Guest::mounted();
+    let path = guest.path("f");
+    std::fs::write(&path, b"x").unwrap();
+    let set = std::fs::Permissions::from_mode(0o6755);
+    std::fs::set_permissions(&path, set).unwrap();
+    let handle = guest.open(c"f", libc::O_RDWR);
+    let mut request = header(IN_HEADER + 40, opcode::WRITE, 1);
+    request.extend(words(&[handle, 0]));
+    request.extend(halves(&[0, 1 << 2, 0, 0, 0, 0]));
+    let step = guest.offer(&request, &[80], &[16 + 8]);
+    assert_eq!(guest.finish(step).error, 0);
+    let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o6755);
 }
 
 #[test]

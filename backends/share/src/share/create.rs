@@ -50,7 +50,11 @@ impl Share {
         umask: u32,
         rdev: u32,
     ) -> Result<Entry, Errno> {
-        let kind = FileType::from_raw_mode(mode);
+        // None at all is a file, as mknod(2) has it.
+        let kind = match mode & libc::S_IFMT {
+            0 => FileType::RegularFile,
+            _ => FileType::from_raw_mode(mode),
+        };
         let device = match kind {
             FileType::RegularFile | FileType::Fifo | FileType::Socket => 0,
             FileType::CharacterDevice | FileType::BlockDevice => decode_device(rdev),

@@ -16,10 +16,15 @@ use crate::handles::{Handle, Open};
 use crate::mounts::Mount;
 use crate::name;
 use crate::nodes::Found;
-use crate::table::{Identity, NodeId, Permit};
+use crate::table::{Budget, Identity, NodeId, Permit};
 
 /// What is read of a directory at once: some 400 entries.
 const BATCH: usize = 16 * 1024;
+/// Open directories that keep what was read and not asked for yet, some 40 KiB
+/// each. A guest may have hundreds of thousands open: the others read anew.
+pub(crate) const BATCHES: u32 = 256;
+/// The cursor of a directory that has to be read anew: no cookie.
+const NOWHERE: u64 = u64::MAX;
 
 /// An entry of a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +50,7 @@ pub struct OpenDirectory {
     identity: Identity,
     mount: Arc<Mount>,
     cursor: Mutex<Cursor>,
+    batches: Arc<Budget>,
 }
 
 /// What was read of a directory and not asked for yet.
@@ -56,6 +62,8 @@ struct Cursor {
     next: usize,
     /// Where it stands.
     position: u64,
+    /// The right to keep it.
+    kept: Option<Permit>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -90,6 +98,7 @@ impl Share {
             identity: node.identity,
             mount: node.mount,
             cursor: Mutex::default(),
+            batches: self.batches.clone(),
         })
     }
 
@@ -209,16 +218,28 @@ impl OpenDirectory {
         offset: u64,
         sink: &mut dyn FnMut(DirEntry<'_>) -> bool,
     ) -> Result<(), Errno> {
+        if offset > i64::MAX as u64 {
+            return Err(Errno::INVAL);
+        }
         let mut cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
         // From the start always anew: that is what rewinddir promises.
         if offset == 0 || offset != cursor.position {
-            if offset > i64::MAX as u64 {
-                return Err(Errno::INVAL);
-            }
             *cursor = Cursor::default();
+            cursor.position = NOWHERE;
             seek(&self.file, SeekFrom::Start(offset))?;
             cursor.position = offset;
         }
+        let result = self.give(&mut cursor, sink);
+        cursor.settle(&self.batches);
+        result
+    }
+
+    /// Entries from where the cursor stands.
+    fn give(
+        &self,
+        cursor: &mut Cursor,
+        sink: &mut dyn FnMut(DirEntry<'_>) -> bool,
+    ) -> Result<(), Errno> {
         let mut given = false;
         loop {
             let Some(item) = cursor.items.get(cursor.next).copied() else {
@@ -251,6 +272,24 @@ impl OpenDirectory {
 }
 
 impl Cursor {
+    /// Lets what is used up go, and what is left where too many have some.
+    fn settle(&mut self, batches: &Arc<Budget>) {
+        let left = self.next < self.items.len();
+        if left && self.kept.is_none() {
+            self.kept = batches.take();
+        }
+        let position = match left {
+            true if self.kept.is_some() => return,
+            // The descriptor stands behind what is dropped.
+            true => NOWHERE,
+            false => self.position,
+        };
+        *self = Self {
+            position,
+            ..Self::default()
+        };
+    }
+
     /// Reads on where the descriptor stands. False at the end.
     fn fill(&mut self, file: &OwnedFd) -> Result<bool, Errno> {
         self.items.clear();

@@ -19,11 +19,11 @@ const UNNAMED: i32 = libc::O_TMPFILE & !libc::O_DIRECTORY;
 
 /// All that a guest may ask for. O_CREAT, O_EXCL, O_NOCTTY, O_NOFOLLOW and
 /// O_NONBLOCK mean nothing for a node that is known to be a file; O_NOATIME is
-/// the owner's, and the owner is the guest's to know.
+/// the owner's, and the owner is the guest's to know. O_APPEND is of each write:
+/// see the crate's own page.
 const PASSED: OFlags = OFlags::RDONLY
     .union(OFlags::WRONLY)
     .union(OFlags::RDWR)
-    .union(OFlags::APPEND)
     .union(OFlags::TRUNC)
     .union(OFlags::DSYNC)
     .union(OFlags::SYNC)
@@ -193,12 +193,9 @@ impl Share {
         if !self.options.direct_io {
             wanted.remove(OFlags::DIRECT);
         }
-        if self.writeback.load(Ordering::Relaxed) {
-            wanted.remove(OFlags::APPEND);
-            if wanted.contains(OFlags::WRONLY) {
-                wanted.remove(OFlags::WRONLY);
-                wanted |= OFlags::RDWR;
-            }
+        if self.writeback.load(Ordering::Relaxed) && wanted.contains(OFlags::WRONLY) {
+            wanted.remove(OFlags::WRONLY);
+            wanted |= OFlags::RDWR;
         }
         Ok(wanted)
     }
@@ -232,7 +229,6 @@ impl Share {
         let traits = Traits {
             readable,
             writable,
-            append: flags.contains(OFlags::APPEND),
             direct,
             reads_without_waiting: reads,
             // ext4 takes the flag for direct writes and refuses it for others.

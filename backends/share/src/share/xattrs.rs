@@ -58,7 +58,14 @@ impl Share {
         let proc = self.nodes.proc().as_fd();
         let got = calls::xattr_get(proc, path.as_c_str(), name, &mut value);
         let len = match got {
-            Err(Errno::NOSYS) => fgetxattr(self.readable(&node)?, name, &mut value[..])?,
+            Err(Errno::NOSYS) => {
+                let file = self.readable(&node)?;
+                match value.is_empty() {
+                    // Into nothing rustix says that nothing came.
+                    true => fgetxattr(file, name, &mut vec![0u8; LARGEST][..])?,
+                    false => fgetxattr(file, name, &mut value[..])?,
+                }
+            }
             got => got?,
         };
         if value.is_empty() {

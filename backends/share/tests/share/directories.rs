@@ -53,6 +53,28 @@ fn cookies_survive_deletions() {
     assert_eq!(fs::read_dir(scratch.root()).unwrap().count(), 0);
 }
 
+/// More of them than may keep what was read of them and not asked for.
+#[test]
+fn many_directories_read_side_by_side_lose_nothing() {
+    let scratch = Scratch::new();
+    for number in 0..300 {
+        scratch.file(&format!("f{number}"), "");
+    }
+    let share = scratch.share_with(|o| (o.descriptors, o.open_files) = (64, 400));
+    let handles: Vec<_> = (0..350).map(|_| share.open_dir(ROOT).unwrap()).collect();
+    let mut seen = vec![(BTreeSet::new(), 0); handles.len()];
+    for _ in 0..8 {
+        for (handle, (seen, offset)) in handles.iter().zip(&mut seen) {
+            let (names, next) = some(&share, *handle, *offset, 50);
+            for name in names {
+                assert!(seen.insert(name.clone()), "{name:?} twice");
+            }
+            *offset = next;
+        }
+    }
+    assert!(seen.iter().all(|(seen, _)| seen.len() == 302));
+}
+
 #[test]
 fn any_cookie_seen_can_be_gone_back_to() {
     let scratch = Scratch::new();

@@ -1,9 +1,10 @@
 //! Open files.
 
 use std::fs;
+use std::io::IoSlice;
 
 use pericarp_share::{Errno, NodeId};
-use rustix::io::{pread, pwrite};
+use rustix::io::{ReadWriteFlags, pread, pwrite, pwritev2};
 
 use crate::scratch::{Scratch, me, share};
 
@@ -66,23 +67,23 @@ fn flags_are_those_that_mean_something() {
 }
 
 #[test]
-fn appends_go_to_the_end_unless_the_guest_caches_writes() {
+fn appending_is_of_each_write_and_not_of_the_open_file() {
     let scratch = Scratch::new();
     scratch.file("f", "abc");
     let share = scratch.share();
     let node = share.lookup(ROOT, c"f").unwrap().node;
     let flags = libc::O_WRONLY | libc::O_APPEND;
-    let opened = share.open_file(node, flags, false).unwrap();
-    assert!(opened.file.traits().append);
-    pwrite(&*opened.file, b"d", 0).unwrap();
-    assert_eq!(fs::read(scratch.path("f")).unwrap(), b"abcd");
-    share.set_writeback(true);
-    let opened = share.open_file(node, flags, false).unwrap();
-    let traits = opened.file.traits();
-    assert!(!traits.append && traits.readable && traits.writable);
-    pwrite(&*opened.file, b"X", 0).unwrap();
-    assert_eq!(pread(&*opened.file, &mut [0; 9], 0), Ok(4));
-    assert_eq!(fs::read(scratch.path("f")).unwrap(), b"Xbcd");
+    for writeback in [false, true] {
+        share.set_writeback(writeback);
+        let opened = share.open_file(node, flags, false).unwrap();
+        assert_eq!(opened.file.traits().readable, writeback);
+        assert!(opened.file.traits().writable);
+        // Where it is meant to go, or to the end for who says so.
+        pwrite(&*opened.file, b"X", 0).unwrap();
+        let end = ReadWriteFlags::APPEND;
+        pwritev2(&*opened.file, &[IoSlice::new(b"d")], 0, end).unwrap();
+    }
+    assert_eq!(fs::read(scratch.path("f")).unwrap(), b"Xbcdd");
 }
 
 #[test]

@@ -2,8 +2,7 @@
 
 use super::*;
 
-const LINUX: u64 =
-    feature::INIT_EXT | feature::NO_OPEN | feature::NO_OPENDIR;
+const LINUX: u64 = feature::INIT_EXT | feature::NO_OPEN | feature::NO_OPENDIR;
 
 fn guest(cache: Cache, options: ShareOptions) -> Guest {
     let settings = Settings {
