@@ -84,7 +84,8 @@ fn furnish(rig: &Rig) -> PathBuf {
         )
         .unwrap();
     };
-    node("null", FileType::CharacterDevice, makedev(1, 3));
+    // The host's memory: shown, and opened by nobody.
+    node("mem", FileType::CharacterDevice, makedev(1, 1));
     node("pipe", FileType::Fifo, 0);
     tree
 }
@@ -133,8 +134,8 @@ const AS_ROOT: &str = r#"
     echo dangling=$(readlink /etc/dangling) $(no cat /etc/dangling)
     echo secret=$(cat /etc/secret) $(busybox stat -c %a /etc/secret)
     echo links=$(busybox stat -c %h /etc/one) $([ /etc/one -ef /etc/two ] && echo same)
-    why='Permission denied'
-    echo null=$(busybox stat -c '%F %t,%T' /etc/null) $(no cat /etc/null)
+    echo mem=$(busybox stat -c '%F %t,%T' /etc/mem) \
+        $(head -c 1 /etc/mem > /dev/null 2>&1 && echo read || echo refused)
     echo through > /etc/pipe &
     echo pipe=$(cat /etc/pipe)
     echo below=$(ls /mnt)
@@ -166,7 +167,7 @@ absolute=linked relative=linked
 dangling=nowhere No such file or directory
 secret=secret 0
 links=2 same
-null=character special file 1,3 Permission denied
+mem=character special file 1,1 refused
 pipe=through
 below=
 appended=APPENDED - 3145737
@@ -372,7 +373,8 @@ fn a_hostile_guest_changes_nothing_of_its_root() {
     let script = r"#!/bin/sh
         b=/bin/busybox
         for m in $($b cat /modules/order); do $b insmod /modules/$m; done
-        $b mkdir /r /v
+        $b mkdir /r /v /proc
+        $b mount -t proc proc /proc
         $b mount -t virtiofs root /r || echo HOSTILE no mount
         $b mount -t virtiofs volume1 /v || echo HOSTILE no mount
         $b mount -o remount,rw /r || echo HOSTILE no remount
