@@ -165,7 +165,7 @@ fn agree(act: &Act, ours: &Answered, theirs: &Answered) -> bool {
         // readlink(2); readlinkat of no name has ENOENT for what is no link.
         Act::ReadLink(_) => our_errno == Some(&Errno::INVAL) && their_errno.is_some(),
         // Which of two mistakes is found first.
-        Act::Link(..) => our_errno.is_some() && their_errno.is_some(),
+        Act::Link(..) | Act::Rename(..) => our_errno.is_some() && their_errno.is_some(),
         // The first class of the owner, the group and the others that the caller
         // is in decides, as the host's kernel has it; the peer looks at all.
         Act::Access(..) => our_errno == Some(&Errno::ACCESS) && theirs.is_ok(),
