@@ -47,6 +47,16 @@
 //! whatever the offset of the request says, and the ring may reorder appends of
 //! one file as it may any writes.
 
+//!
+//! # Successors
+//!
+//! A share that has a [`State`] ([`Share::remember`]) writes down what its guest
+//! knows and has open; one that is made with it after the process was killed
+//! goes on with all of it but files without a name. Which requests are done
+//! again, and whether they were done already, is for the caller to find out: a
+//! [`Slot`] for each of them keeps its notes, [`Share::glimpse`] and
+//! [`Share::entry_again`] tell what became of a name.
+
 mod attributes;
 mod calls;
 pub mod credentials;
@@ -57,6 +67,7 @@ mod name;
 mod nodes;
 mod options;
 mod share;
+mod state;
 mod table;
 
 pub use attributes::{Attributes, Entry, FileSystem, SetAttributes, Time};
@@ -67,5 +78,7 @@ pub use options::{ShareError, ShareOptions};
 pub use rustix::io::Errno;
 pub use share::Share;
 pub use share::directories::{DirEntry, OpenDirectory};
+pub use share::restore::{Glimpse, Restored};
 pub use share::xattrs::Xattr;
+pub use state::{IDENTITY_BYTES, Intent, Phase, Slot, State, StateError};
 pub use table::NodeId;

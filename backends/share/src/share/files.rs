@@ -55,7 +55,7 @@ impl Share {
             let _less = WithoutFsetid::when(cuts)?;
             self.reopen(&node, wanted)?
         };
-        Ok(self.add_file(file, permit, node.id, wanted, node.mount))
+        self.add_file(file, permit, node.id, wanted, node.mount)
     }
 
     /// A file by the handle that a guest gives.
@@ -199,7 +199,20 @@ impl Share {
         node: NodeId,
         flags: OFlags,
         mount: Arc<Mount>,
-    ) -> Opened {
+    ) -> Result<Opened, Errno> {
+        let file = Arc::new(Self::opened_file(file, permit, node, flags, mount));
+        let handle = self.handles.add(Open::File(file.clone()), flags.bits())?;
+        Ok(Opened { handle, file })
+    }
+
+    /// What has to be known of an open file.
+    pub(super) fn opened_file(
+        file: OwnedFd,
+        permit: Permit,
+        node: NodeId,
+        flags: OFlags,
+        mount: Arc<Mount>,
+    ) -> OpenFile {
         let direct = flags.contains(OFlags::DIRECT);
         let readable = !flags.contains(OFlags::WRONLY);
         let reads = readable && mount.reads_without_waiting(file.as_fd());
@@ -218,15 +231,13 @@ impl Share {
                 },
             waits: mount.waits(),
         };
-        let file = Arc::new(OpenFile {
+        OpenFile {
             file,
             _permit: permit,
             node,
             mount,
             traits,
-        });
-        let handle = self.handles.add(Open::File(file.clone()));
-        Opened { handle, file }
+        }
     }
 }
 
