@@ -135,6 +135,7 @@ pub struct State {
     offset: u64,
     queues: u16,
     queue_size: u16,
+    areas: Areas,
     growth: Mutex<()>,
     /// Places for moves that nobody uses.
     moves: Mutex<Vec<u16>>,
@@ -198,6 +199,7 @@ impl State {
             offset,
             queues,
             queue_size,
+            areas,
             growth: Mutex::default(),
             moves: Mutex::new((0..MOVES as u16).collect()),
         };
@@ -231,10 +233,6 @@ impl State {
     /// Notes what was agreed on.
     pub fn set_session(&self, session: u64) {
         self.set(SESSION_AT, session);
-    }
-
-    fn areas(&self) -> Areas {
-        Areas::of(self.queues, self.queue_size)
     }
 
     fn word(&self, at: usize) -> &AtomicU64 {

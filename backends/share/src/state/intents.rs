@@ -73,7 +73,7 @@ impl State {
         let number = usize::from(queue) * usize::from(self.queue_size) + usize::from(head);
         Some(Slot {
             state: self,
-            at: self.areas().slots + number * SLOT,
+            at: self.areas.slots + number * SLOT,
         })
     }
 }

@@ -83,7 +83,7 @@ pub(crate) struct Move {
 
 impl State {
     fn node_at(&self, index: u32) -> usize {
-        self.areas().nodes + index as usize * NODE
+        self.areas.nodes + index as usize * NODE
     }
 
     /// Room for the record of a node.
@@ -91,7 +91,7 @@ impl State {
         if index >= MOST_NODES {
             return Err(Errno::NFILE);
         }
-        self.reserve(NODES_RESERVED, self.areas().nodes, NODE, index as usize)
+        self.reserve(NODES_RESERVED, self.areas.nodes, NODE, index as usize)
             .map_err(|_| Errno::NFILE)
     }
 
@@ -234,7 +234,7 @@ impl State {
     }
 
     fn move_at(&self, entry: u16) -> usize {
-        self.areas().moves + usize::from(entry) * MOVE
+        self.areas.moves + usize::from(entry) * MOVE
     }
 
     /// Moves that a predecessor did not end, and forgets them.
@@ -302,7 +302,7 @@ impl State {
     }
 
     fn open_at(&self, place: u32) -> usize {
-        self.areas().open + place as usize * OPEN
+        self.areas.open + place as usize * OPEN
     }
 
     /// Room for the record of something open.
@@ -310,7 +310,7 @@ impl State {
         if place >= MOST_OPEN {
             return Err(Errno::NFILE);
         }
-        self.reserve(OPEN_RESERVED, self.areas().open, OPEN, place as usize)
+        self.reserve(OPEN_RESERVED, self.areas.open, OPEN, place as usize)
             .map_err(|_| Errno::NFILE)
     }
 
