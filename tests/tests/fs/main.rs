@@ -13,6 +13,7 @@ mod hostile;
 mod limits;
 mod messages;
 mod privileges;
+mod restart;
 mod semantics;
 mod slow;
 mod stage;

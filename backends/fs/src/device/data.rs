@@ -64,6 +64,11 @@ impl FsDevice {
         }
         request.operation = Operation::Write;
         request.place = place(&file, true);
+        if file.traits().append && request.recorded.is_some() {
+            let done = self.appended(request, &file, chain, size)?;
+            request.moved = done;
+            return self.begin(chain, request, file, (offset, size - done));
+        }
         self.begin(chain, request, file, (offset, size))
     }
 
