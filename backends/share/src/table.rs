@@ -320,8 +320,11 @@ impl Table {
                 return Ok(Interned::Node(id));
             }
             // The number is another file's now. Whoever has the old id may keep
-            // it; names lead to the new one.
+            // it; names lead to the new one, in a successor, too.
             shard.by_identity.remove(&new.identity);
+            if let Some(state) = &self.state {
+                state.clear_node(NodeId::of(index, slot, generation).index());
+            }
         }
         let more = |nodes: u32| (nodes < self.limit).then(|| nodes + 1);
         if self

@@ -170,3 +170,39 @@ proptest! {
         }
     }
 }
+
+/// A kill closes all descriptors, so that a number may be given away while the
+/// guest still knows the node of the file that had it.
+#[test]
+fn a_successor_finds_one_file_by_a_number() {
+    let memory = crate::state::tests::memory();
+    let state = Arc::new(State::open(memory, 0, (2, 16), [0; 64]).unwrap());
+    let begin = || {
+        let mut table = Table::new(100);
+        table.remember(state.clone());
+        table
+    };
+    let intern = |table: &Table, born| {
+        let noted = Noted {
+            born,
+            ..Noted::default()
+        };
+        match table.intern(&record(5), None, &noted) {
+            Ok(Interned::Node(id)) => id,
+            other => panic!("{other:?}"),
+        }
+    };
+    let old = intern(&begin(), 1);
+    let table = begin();
+    let lost = Record {
+        hold: Hold::Place,
+        ..record(5)
+    };
+    assert!(table.put_back(old, 1, lost));
+    table.put_back_all(&state);
+    let new = intern(&table, 2);
+    assert_ne!(new, old);
+    assert!(table.get(old).is_some());
+    let stored: Vec<_> = state.stored().map(|(_, stored)| stored.id).collect();
+    assert_eq!(stored, [new]);
+}
