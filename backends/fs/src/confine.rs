@@ -11,15 +11,23 @@ use pericarp_vhost::program::log_confinement;
 
 /// Confines the process to these directories, whose descriptors are others
 /// afterwards. `sockets` are removed at the end, `descriptors` is an open
-/// `/proc/self/fd`, and `handles` says whether file handles are wanted.
+/// `/proc/self/fd`, `handles` says whether file handles are wanted, and `keeps` whether
+/// requests in flight are kept for a successor.
 pub(crate) fn confine(
     sockets: &mut [SocketFile],
     trees: &mut [Tree],
     descriptors: &mut OwnedFd,
     handles: bool,
+    keeps: bool,
 ) -> Result<(), Failure> {
     let profile = Profile {
-        syscalls: &[],
+        // Of the records of requests in flight: their memory and its lock. Where
+        // more of a state is written than has room, fallocate makes some, which
+        // every sidecar may.
+        syscalls: match keeps {
+            true => &[libc::SYS_memfd_create, libc::SYS_ftruncate, libc::SYS_flock],
+            false => &[],
+        },
         ioctls: &[],
         registrations: &[],
         namespaces: Namespaces::ALL,

@@ -8,6 +8,7 @@
 //! A request that cannot be understood is answered with EINVAL if there is room
 //! for an answer, and with nothing if there is none; the device goes on.
 
+mod again;
 mod calls;
 mod data;
 mod listing;
@@ -26,6 +27,7 @@ use pericarp_share::{Errno, OpenDirectory, OpenFile, Share};
 use pericarp_vhost::{Account, ConfigRefused, Device, Errand, Place, Step};
 
 use crate::wire::{Header, IN_HEADER, OUT_HEADER, Reply, opcode};
+use again::Recorded;
 use data::Operation;
 use locks::Wanted;
 use session::Session;
@@ -79,6 +81,7 @@ struct Call {
     header: Header,
     body: Vec<u8>,
     room: usize,
+    recorded: Option<Recorded>,
     answer: Arc<Mutex<Option<Result<Reply, Errno>>>>,
     /// Of one that waits for a lock.
     wanted: Option<Wanted>,
@@ -88,6 +91,8 @@ struct Call {
 #[derive(Debug, Default)]
 pub struct Request {
     unique: u64,
+    /// Where it is on record for a successor.
+    recorded: Option<Recorded>,
     operation: Operation,
     kept: Option<Kept>,
     place: Place,
@@ -127,13 +132,14 @@ impl FsDevice {
         let mut bytes = [0; MAX_TAG];
         let length = tag.len().min(MAX_TAG);
         bytes[..length].copy_from_slice(&tag.as_bytes()[..length]);
+        let session = Session::of(&share);
         Self {
             share,
             tag: bytes,
             queues,
             queue_size,
             settings,
-            session: Session::default(),
+            session,
             waits: Waits::new(queue_size),
             dont_cache: AtomicBool::new(settings.dont_cache),
         }
@@ -162,7 +168,7 @@ impl FsDevice {
             // These have no answer.
             opcode::FORGET | opcode::BATCH_FORGET | opcode::INTERRUPT => {
                 if body.is_some() {
-                    self.forget(&header, chain);
+                    self.forget(&header, chain, request.recorded);
                 }
                 return Self::end(request, 0);
             }
@@ -224,12 +230,13 @@ impl FsDevice {
                     header: *header,
                     body,
                     room,
+                    recorded: request.recorded,
                     ..Call::default()
                 };
                 request.call = Some(Box::new(call));
                 Ok(Reply::default())
             }
-            _ => self.call(header, &body, room),
+            _ => self.call(header, &body, room, request.recorded),
         }
     }
 
@@ -363,8 +370,16 @@ impl Device for FsDevice {
 
     fn negotiated(&self, _features: u64) {}
 
+    /// With a state that outlives the process, a guest may come back behind
+    /// another connection: what it had open is forgotten when one mounts.
     fn abandoned(&self) {
-        self.close();
+        if self.share.state().is_none() {
+            self.close();
+        }
+    }
+
+    fn recorded(&self, request: &mut Request, queue: u16, head: u16, again: bool) {
+        request.recorded = Some(Recorded::new(queue, head, again));
     }
 
     fn files(&self) -> &[OwnedFd] {
@@ -393,11 +408,11 @@ impl Device for FsDevice {
         if let Some(wanted) = call.wanted.take() {
             return self.lock_errand(call, wanted);
         }
-        let (header, room) = (call.header, call.room);
+        let (header, room, recorded) = (call.header, call.room, call.recorded);
         let body = mem::take(&mut call.body);
         let answer = Arc::clone(&call.answer);
         Errand::new(move || {
-            let found = self.call(&header, &body, room);
+            let found = self.call(&header, &body, room, recorded);
             *answer.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
             0
         })

@@ -22,8 +22,10 @@ use pericarp_share::{Share, ShareOptions};
 use pericarp_vhost::program::{
     bind_control, check_cpus, check_sockets, claim, drain, operations, oversee, table_size,
 };
-use pericarp_vhost::{Fleet, Meeting, Pool, PoolOptions, Server, Stop, causes};
-use prepare::{descriptor_limit, make_device, open_trees};
+use pericarp_vhost::{
+    CrashSafety, Fleet, Meeting, Pool, PoolOptions, Reopener, Server, Stop, causes,
+};
+use prepare::{Kept, descriptor_limit, make_device, open_kept, open_trees};
 
 const PROGRAM: &str = "pericarp-fs";
 
@@ -55,6 +57,7 @@ fn serve(options: &Options) -> Result<(), Failure> {
     check_sockets(sockets, process.control.as_deref())?;
     check_cpus(&process.cpus)?;
     let trees = open_trees(options, descriptor_limit(options.descriptors)?)?;
+    let kept = open_kept(options)?;
 
     let stop = Stop::new().map_err(|e| Failure::run_time(format_args!("signals: {e}")))?;
     // The high priority queue of each device comes before its request queues.
@@ -75,7 +78,7 @@ fn serve(options: &Options) -> Result<(), Failure> {
     .map_err(|e| Failure::run_time(causes(&e)))?;
 
     let mut sockets = Vec::new();
-    let result = bind_and_run(options, trees, pool, &stop, &mut sockets);
+    let result = bind_and_run(options, trees, kept, pool, &stop, &mut sockets);
     for socket in sockets {
         if let Err(e) = socket.remove() {
             warn!("cannot remove a socket: {e}");
@@ -95,6 +98,7 @@ fn remember(path: &Path, sockets: &mut Vec<SocketFile>) -> Result<(), Failure> {
 fn bind_and_run(
     options: &Options,
     (mut trees, shares): (Vec<Tree>, Vec<ShareOptions>),
+    Kept { states, records }: Kept,
     pool: Pool<FsDevice>,
     stop: &Stop,
     sockets: &mut Vec<SocketFile>,
@@ -124,19 +128,38 @@ fn bind_and_run(
     let mut descriptors = descriptors.map_err(|e| Failure::run_time(causes(&e)))?;
     if process.confine {
         let handles = shares.iter().any(|share| share.file_handles);
-        confine::confine(sockets, &mut trees, &mut descriptors, handles)?;
+        let keeps = options.state_file.is_some();
+        confine::confine(sockets, &mut trees, &mut descriptors, handles, keeps)?;
     } else {
         warn!("not confined, as asked");
     }
 
+    let mut reopener = None;
+    if options.state_file.is_some() {
+        // Front ends may keep requests in flight where there is what these mean.
+        let failed = |e| Failure::run_time(format_args!("descriptors: {e}"));
+        let through = descriptors.try_clone().map_err(failed)?;
+        reopener = Some(Arc::new(Reopener::through(through)));
+    }
+    let mut states = states.into_iter();
     let mut servers = Vec::new();
     let parts = endpoints.into_iter().zip(&trees).zip(shares);
     for (index, (device, ((endpoint, tree), share))) in
         options.devices.iter().zip(parts).enumerate()
     {
-        let fs = Arc::new(make_device(device, tree, &descriptors, share)?);
+        let fs = Arc::new(make_device(
+            device,
+            tree,
+            &descriptors,
+            share,
+            states.next(),
+        )?);
         let oversight = oversee(&device.limits, &*fs, process.control.as_deref());
-        let server = Server::new(endpoint, fs, index as u16, &pool).overseen(oversight);
+        let mut server = Server::new(endpoint, fs, index as u16, &pool).overseen(oversight);
+        server.keep_records(CrashSafety {
+            reopener: reopener.clone(),
+            file: records.as_ref().and_then(|file| file.device(index)),
+        });
         servers.push((device.id.as_str(), server));
     }
     let failed = |e| Failure::run_time(format_args!("threads: {e}"));

@@ -1,15 +1,16 @@
 //! What `main` makes of the options before anything changes: the directories,
 //! open, and how each is passed on. Each mistake of the operator's is one line.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 
-use log::info;
+use log::{info, warn};
 use pericarp_confine::{Tree, TreeError};
 use pericarp_control::Failure;
 use pericarp_fs::{DeviceOptions, FsDevice, MOST_DESCRIPTORS, Options};
-use pericarp_share::{Share, ShareOptions};
-use pericarp_vhost::causes;
+use pericarp_share::{Share, ShareOptions, State, StateError};
 use pericarp_vhost::program::{Keys, set_descriptor_limit};
+use pericarp_vhost::{InflightFile, InflightFileError, RecordOf, causes, identity_of, own_file};
 
 use crate::elsewhere;
 
@@ -123,6 +124,77 @@ fn mistake(device: &DeviceOptions, rule: &str) -> Failure {
     Failure::mistake(option, device.dir.display(), rule)
 }
 
+/// What the process keeps for its successor.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    /// The state of each directory, if it is kept.
+    pub(crate) states: Vec<State>,
+    /// Requests in flight.
+    pub(crate) records: Option<InflightFile>,
+}
+
+/// Opens the files for a successor that the options name.
+pub(crate) fn open_kept(options: &Options) -> Result<Kept, Failure> {
+    let Some(path) = &options.state_file else {
+        return Ok(Kept::default());
+    };
+    let wrong = |rule: &dyn std::fmt::Display| {
+        Failure::mistake("--state-file", path.display(), rule.to_string())
+    };
+    // The high priority queues count, too.
+    let shape = |device: &DeviceOptions| (device.queues + 1, device.queue_size);
+    let bytes = |device: &DeviceOptions| {
+        let (queues, size) = shape(device);
+        State::bytes(queues, size)
+    };
+    let total = options.devices.iter().map(bytes).sum();
+    let file = own_file(path, total).map_err(|e| match e {
+        InflightFileError::Other => wrong(&OTHER),
+        other => wrong(&other),
+    })?;
+    let mut kept = Kept::default();
+    let mut offset = 0;
+    for device in &options.devices {
+        let copy = file.try_clone().map_err(|e| wrong(&e))?;
+        let state = open_state(copy, offset, device, shape(device));
+        kept.states.push(state.map_err(|rule| wrong(&rule))?);
+        offset += bytes(device);
+    }
+    if let Some(path) = &options.process.inflight_file {
+        let devices: Vec<RecordOf<'_>> = options
+            .devices
+            .iter()
+            .map(|device| RecordOf {
+                id: &device.id,
+                store: &device.dir,
+                queues: device.queues + 1,
+                queue_size: device.queue_size,
+            })
+            .collect();
+        let records = InflightFile::open(path, &devices);
+        let records =
+            records.map_err(|rule| Failure::mistake("--inflight-file", path.display(), rule));
+        kept.records = Some(records?);
+    }
+    Ok(kept)
+}
+
+const OTHER: &str = "it holds something else than the state of these directories: remove it if \
+                     no virtual machine depends on it, or give another file";
+
+fn open_state(
+    file: File,
+    offset: u64,
+    device: &DeviceOptions,
+    shape: (u16, u16),
+) -> Result<State, String> {
+    let identity = identity_of(&device.id, &device.dir);
+    State::open(file, offset, shape, identity).map_err(|error| match error {
+        StateError::Other => OTHER.to_owned(),
+        other => format!("{other}: give a file on a memory file system such as /run"),
+    })
+}
+
 /// The device over a directory, with an open `/proc/self/fd`. It needs no path:
 /// the process may be confined.
 pub(crate) fn make_device(
@@ -130,6 +202,7 @@ pub(crate) fn make_device(
     tree: &Tree,
     descriptors: &OwnedFd,
     options: ShareOptions,
+    state: Option<State>,
 ) -> Result<FsDevice, Failure> {
     let failed = |e: std::io::Error| Failure::run_time(format_args!("descriptors: {e}"));
     let root = tree.descriptor().try_clone_to_owned().map_err(failed)?;
@@ -138,6 +211,21 @@ pub(crate) fn make_device(
         .map_err(|e| Failure::run_time(format_args!("{}: {}", device.dir.display(), causes(&e))))?;
     let (descriptors, dir) = (share.options().descriptors, device.dir.display());
     info!("{dir}: at most {descriptors} descriptors for its nodes, as many open files");
+    let share = match state {
+        None => share,
+        Some(state) => {
+            let (share, found) = share.remember(state);
+            let (nodes, open, id) = (found.nodes, found.open, &device.id);
+            if nodes > 0 || open > 0 {
+                info!("device {id}: goes on with {nodes} files that its guest knows, {open} open");
+            }
+            if found.lost > 0 {
+                let lost = found.lost;
+                warn!("device {id}: {lost} files that were open are not to be had any more");
+            }
+            share
+        }
+    };
     let (queues, size) = (device.queues, device.queue_size);
     Ok(FsDevice::new(
         share,

@@ -144,6 +144,8 @@ pub(crate) const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 pub(crate) const FSYNC_DATA: u32 = 1;
 /// SETXATTR: an access control list takes setgid away.
 pub(crate) const SETXATTR_ACL_KILL_SGID: u32 = 1;
+/// SETXATTR: bytes of flags and padding, where both sides agreed on them.
+pub(crate) const SETXATTR_EXTENDED: usize = 8;
 /// Attributes: another mount is here.
 pub(crate) const ATTRIBUTE_SUBMOUNT: u32 = 1;
 /// The kind of extension that names groups of the caller.

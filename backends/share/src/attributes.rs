@@ -11,6 +11,7 @@ const MNT_ID_UNIQUE: u32 = 0x4000;
 
 /// All we ask of `statx`. The identity is part of it: no second call for it.
 pub(crate) const WANTED: StatxFlags = StatxFlags::BASIC_STATS
+    .union(StatxFlags::BTIME)
     .union(StatxFlags::MNT_ID)
     .union(StatxFlags::from_bits_retain(MNT_ID_UNIQUE));
 
@@ -151,6 +152,26 @@ pub(crate) fn identity(stat: &Statx) -> Identity {
         device: u64::from(stat.stx_dev_major) << 32 | u64::from(stat.stx_dev_minor),
         ino: stat.stx_ino,
     }
+}
+
+/// When the file was made, in nanoseconds; 0 where its file system does not say.
+pub(crate) fn born(stat: &Statx) -> u64 {
+    match stat.stx_mask & StatxFlags::BTIME.bits() {
+        0 => 0,
+        _ => nanoseconds(stat.stx_btime),
+    }
+}
+
+/// When the file changed last in any way, in nanoseconds.
+pub(crate) fn changed(stat: &Statx) -> u64 {
+    nanoseconds(stat.stx_ctime)
+}
+
+fn nanoseconds(time: rustix::fs::StatxTimestamp) -> u64 {
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    seconds
+        .saturating_mul(1_000_000_000)
+        .saturating_add(time.tv_nsec.into())
 }
 
 /// include/linux/kdev_t.h, `new_encode_dev`.

@@ -30,6 +30,19 @@ pub(crate) struct FileHandle {
     bytes: Box<[u8]>,
 }
 
+impl FileHandle {
+    /// As it is written down.
+    pub(crate) fn parts(&self) -> (c_int, &[u8]) {
+        (self.kind, &self.bytes)
+    }
+
+    /// As it was written down; at most as many bytes as a handle can have.
+    pub(crate) fn from_parts(kind: c_int, bytes: &[u8]) -> Self {
+        let bytes = bytes[..bytes.len().min(HANDLE_SIZE)].into();
+        Self { kind, bytes }
+    }
+}
+
 fn check(result: c_long) -> Result<c_long, Errno> {
     if result < 0 {
         let error = std::io::Error::last_os_error();

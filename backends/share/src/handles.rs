@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use crate::NodeId;
 use crate::mounts::Mount;
 use crate::share::directories::OpenDirectory;
+use crate::state::{OpenRecord, State};
 use crate::table::{Budget, Permit};
 
 /// An open file or directory as the guest names it. One that comes in may be
@@ -80,10 +81,21 @@ pub(crate) enum Open {
     Directory(Arc<OpenDirectory>),
 }
 
+impl Open {
+    fn node(&self) -> NodeId {
+        match self {
+            Self::File(file) => file.node,
+            Self::Directory(directory) => directory.node(),
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Slots {
     slots: Vec<(u32, Option<Open>)>,
     free: Vec<u32>,
+    /// How often a place that is new was used before this process.
+    before: u32,
 }
 
 /// All that is open.
@@ -91,6 +103,8 @@ struct Slots {
 pub(crate) struct Handles {
     slots: RwLock<Slots>,
     budget: Arc<Budget>,
+    /// What a successor needs is written there.
+    state: Option<Arc<State>>,
 }
 
 impl Handles {
@@ -98,7 +112,13 @@ impl Handles {
         Self {
             slots: RwLock::default(),
             budget: Budget::new(limit),
+            state: None,
         }
+    }
+
+    /// Writes to this state from now on.
+    pub(crate) fn remember(&mut self, state: Arc<State>) {
+        self.state = Some(state);
     }
 
     /// The right to open one file more.
@@ -111,19 +131,69 @@ impl Handles {
         self.budget.taken()
     }
 
-    pub(crate) fn add(&self, open: Open) -> Handle {
+    /// Gives what was opened with these flags a number.
+    ///
+    /// # Errors
+    /// ENFILE where there is no room to write it down.
+    pub(crate) fn add(&self, open: Open, flags: u32) -> Result<Handle, Errno> {
         let mut all = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        let next = all.free.last().copied().unwrap_or(all.slots.len() as u32);
+        if let Some(state) = &self.state {
+            state.reserve_open(next)?;
+        }
         let place = match all.free.pop() {
             Some(place) => place,
             None => {
                 // Their number is bounded by that of permits.
-                all.slots.push((1, None));
+                let first = all.before + 1;
+                all.slots.push((first, None));
                 (all.slots.len() - 1) as u32
             }
         };
         let slot = &mut all.slots[place as usize];
+        let number = u64::from(slot.0) << 32 | u64::from(place);
+        if let Some(state) = &self.state {
+            state.raise_open_generation(slot.0);
+            let record = OpenRecord {
+                number,
+                node: open.node(),
+                flags,
+                directory: matches!(open, Open::Directory(_)),
+            };
+            state.put_open(place, record);
+        }
         slot.1 = Some(open);
-        Handle(u64::from(slot.0) << 32 | u64::from(place))
+        Ok(Handle(number))
+    }
+
+    /// Puts what a predecessor had open where it was, once for each place; `None`
+    /// for what cannot be opened any more. Then nobody gets an earlier number.
+    pub(crate) fn put_back(&self, opened: Vec<(OpenRecord, Option<Open>)>) {
+        let Some(state) = &self.state else {
+            return;
+        };
+        let mut all = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        let Slots {
+            slots,
+            free,
+            before,
+        } = &mut *all;
+        *before = state.open_generation();
+        for (record, open) in opened {
+            let (place, generation) = split(Handle(record.number));
+            if slots.len() <= place {
+                slots.resize_with(place + 1, || (*before + 1, None));
+            }
+            match open {
+                Some(open) => slots[place] = (generation, Some(open)),
+                None => state.clear_open(place as u32),
+            }
+        }
+        let unused = slots
+            .iter()
+            .enumerate()
+            .filter(|(_, slot)| slot.1.is_none());
+        free.extend(unused.map(|(place, _)| place as u32));
     }
 
     pub(crate) fn file(&self, handle: Handle) -> Result<Arc<OpenFile>, Errno> {
@@ -159,6 +229,9 @@ impl Handles {
             return Err(Errno::BADF);
         }
         let open = slot.1.take().ok_or(Errno::BADF)?;
+        if let Some(state) = &self.state {
+            state.clear_open(place as u32);
+        }
         if let Some(next) = generation.checked_add(1) {
             slot.0 = next;
             all.free.push(place as u32);
@@ -169,10 +242,13 @@ impl Handles {
     pub(crate) fn clear(&self) {
         let mut gone = Vec::new();
         let mut all = self.slots.write().unwrap_or_else(PoisonError::into_inner);
-        let Slots { slots, free } = &mut *all;
+        let Slots { slots, free, .. } = &mut *all;
         for (place, slot) in slots.iter_mut().enumerate() {
             let Some(open) = slot.1.take() else { continue };
             gone.push(open);
+            if let Some(state) = &self.state {
+                state.clear_open(place as u32);
+            }
             if let Some(next) = slot.0.checked_add(1) {
                 slot.0 = next;
                 free.push(place as u32);

@@ -48,6 +48,16 @@
 //! A guest that caches writes ([`Share::set_writeback`]) also reads what it has
 //! open for writing: its files are opened for both.
 
+//!
+//! # Successors
+//!
+//! A share that has a [`State`] ([`Share::remember`]) writes down what its guest
+//! knows and has open; one that is made with it after the process was killed
+//! goes on with all of it but files without a name. Which requests are done
+//! again, and whether they were done already, is for the caller to find out: a
+//! [`Slot`] for each of them keeps its notes, [`Share::glimpse`] and
+//! [`Share::entry_again`] tell what became of a name.
+
 mod attributes;
 mod calls;
 pub mod credentials;
@@ -58,6 +68,7 @@ mod name;
 mod nodes;
 mod options;
 mod share;
+mod state;
 mod table;
 mod xattr_map;
 
@@ -70,6 +81,8 @@ pub use rustix::io::Errno;
 pub use share::Share;
 pub use share::directories::{DirEntry, OpenDirectory};
 pub use share::locks::{LockKind, RangeLock};
+pub use share::restore::{Glimpse, Restored};
 pub use share::xattrs::Xattr;
+pub use state::{IDENTITY_BYTES, Intent, Phase, Slot, State, StateError};
 pub use table::NodeId;
 pub use xattr_map::{XattrMap, XattrMapError};

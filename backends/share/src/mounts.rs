@@ -83,6 +83,11 @@ impl Mount {
         mount
     }
 
+    /// What its inode numbers are mixed with.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
     /// Nodes on it can do without a descriptor.
     pub(crate) fn has_handles(&self) -> bool {
         self.handles.load(Ordering::Relaxed)
@@ -176,6 +181,12 @@ impl Mount {
 /// Mount and device.
 type MountId = (u64, u64);
 
+/// The number of a mount that is new.
+fn next(known: &HashMap<MountId, (u64, Weak<Mount>)>) -> u64 {
+    let numbers = known.values().map(|(number, _)| number + 1);
+    numbers.max().unwrap_or(0)
+}
+
 /// All mounts reached.
 #[derive(Debug)]
 pub(crate) struct Mounts {
@@ -193,6 +204,13 @@ impl Mounts {
         }
     }
 
+    /// Gives a mount the number that it had in a predecessor.
+    pub(crate) fn number(&self, identity: &Identity, number: u64) {
+        let mut known = self.by_id.write().unwrap_or_else(PoisonError::into_inner);
+        let key = (identity.mount, identity.device);
+        known.entry(key).or_insert((number, Weak::new()));
+    }
+
     /// The mount of a file.
     pub(crate) fn of(
         &self,
@@ -205,7 +223,7 @@ impl Mounts {
         let known = self.by_id.read().unwrap_or_else(PoisonError::into_inner);
         let (number, mount) = match known.get(&key) {
             Some((number, mount)) => (*number, mount.upgrade()),
-            None => (known.len() as u64, None),
+            None => (next(&known), None),
         };
         drop(known);
         if let Some(mount) = mount {
@@ -215,7 +233,7 @@ impl Mounts {
         // same time one is enough, and the number is given under the lock.
         let mut new = Mount::new(number, file, kind, proc, self.handles);
         let mut known = self.by_id.write().unwrap_or_else(PoisonError::into_inner);
-        let next = known.len() as u64;
+        let next = next(&known);
         let place = known.entry(key).or_insert((next, Weak::new()));
         if let Some(mount) = place.1.upgrade() {
             return mount;

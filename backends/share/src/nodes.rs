@@ -11,6 +11,7 @@ use rustix::path::DecInt;
 use crate::attributes::{WANTED, identity, kind};
 use crate::calls::handle_of;
 use crate::mounts::{Mount, Mounts};
+use crate::state::{Noted, Spot};
 use crate::table::{Budget, Held, Hold, Identity, Interned, NodeId, Permit, Record, Table};
 use crate::{ShareError, ShareOptions};
 
@@ -43,6 +44,8 @@ pub(crate) struct Nodes {
     /// `/proc/self/fd`; see the crate's own page.
     proc: OwnedFd,
 }
+
+mod regain;
 
 impl Nodes {
     pub(crate) fn new(
@@ -102,6 +105,7 @@ impl Nodes {
         }
         let record = self.table.get(id).ok_or(Errno::STALE)?;
         let held = match &record.hold {
+            Hold::Place => return self.regain(id),
             Hold::Descriptor(held) => held.clone(),
             Hold::Handle(handle) => {
                 let permit = self.permit()?;
@@ -124,9 +128,13 @@ impl Nodes {
         })
     }
 
-    /// One lookup more of a node that has a descriptor.
-    pub(crate) fn known(&self, identity: &Identity) -> Option<(NodeId, Arc<Mount>)> {
-        self.table.known(identity)
+    /// One lookup more of a node that has a descriptor, seen at this place.
+    pub(crate) fn known(
+        &self,
+        identity: &Identity,
+        spot: Option<Spot<'_>>,
+    ) -> Option<(NodeId, Arc<Mount>)> {
+        self.table.known(identity, spot)
     }
 
     /// The right to open one descriptor more for a node. Nodes that were not
@@ -147,13 +155,14 @@ impl Nodes {
         }
     }
 
-    /// One lookup more of this file.
+    /// One lookup more of this file, which was made at that time and seen at that
+    /// place.
     pub(crate) fn intern(
         &self,
         file: OwnedFd,
         permit: Permit,
-        identity: Identity,
-        kind: FileType,
+        (identity, kind, born): (Identity, FileType, u64),
+        spot: Option<Spot<'_>>,
     ) -> Result<(NodeId, Arc<Mount>), Errno> {
         let mount = self.mounts.of(&identity, file.as_fd(), kind, &self.proc);
         let held = Held::new(file, Some(permit));
@@ -163,11 +172,20 @@ impl Nodes {
             mount: mount.clone(),
             hold: Hold::Descriptor(held.clone()),
         };
-        let mut interned = self.table.intern(&record, None)?;
+        let mut noted = Noted {
+            spot,
+            handle: None,
+            born,
+            mount: mount.number(),
+        };
+        if self.table.state().is_some() && mount.has_handles() {
+            noted.handle = handle_of(&*held).ok();
+        }
+        let mut interned = self.table.intern(&record, None, &noted)?;
         if interned == Interned::Compare {
             let handle = handle_of(&*held);
             let handle = handle.as_ref().map_err(|errno| *errno);
-            interned = self.table.intern(&record, Some(handle))?;
+            interned = self.table.intern(&record, Some(handle), &noted)?;
         }
         match interned {
             Interned::Node(id) => Ok((id, mount)),

@@ -7,6 +7,7 @@ pub(crate) mod directories;
 mod files;
 pub(crate) mod locks;
 mod namespace;
+pub(crate) mod restore;
 mod unopened;
 pub(crate) mod xattrs;
 
@@ -23,13 +24,14 @@ use rustix::io::Errno;
 use rustix::path::DecInt;
 use rustix::thread::CapabilitySet;
 
-use crate::attributes::{WANTED, identity, kind};
+use crate::attributes::{WANTED, born, identity, kind};
 use crate::calls;
 use crate::credentials::{As, Caller};
 use crate::handles::{Handle, Handles};
 use crate::mounts::Mount;
 use crate::name;
 use crate::nodes::{Found, Nodes};
+use crate::state::Spot;
 use crate::table::{Budget, Identity, NodeId, Permit};
 use crate::{Attributes, Entry, FileSystem, ShareError, ShareOptions};
 use locks::Owners;
@@ -39,9 +41,25 @@ use unopened::Unopened;
 const ATTEMPTS: usize = 16;
 
 /// Nothing leads out of the directory that a name is looked up in.
-const CONFINED: ResolveFlags = ResolveFlags::BENEATH
+pub(crate) const CONFINED: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_MAGICLINKS)
     .union(ResolveFlags::NO_SYMLINKS);
+
+/// The directory that a name is looked up in.
+#[derive(Debug, Clone, Copy)]
+struct Within {
+    node: NodeId,
+    identity: Identity,
+}
+
+impl Within {
+    fn of(found: &Found) -> Self {
+        Self {
+            node: found.id,
+            identity: found.identity,
+        }
+    }
+}
 
 /// A directory tree that is passed on. One serves all threads.
 #[derive(Debug)]
@@ -159,7 +177,7 @@ impl Share {
     pub fn lookup(&self, parent: NodeId, name: &CStr) -> Result<Entry, Errno> {
         let name = name::check(name)?;
         let parent = self.directory(parent)?;
-        self.lookup_in(parent.as_fd(), &parent.identity, name, None)
+        self.lookup_in(parent.as_fd(), Within::of(&parent), name, None)
     }
 
     /// Takes `count` lookups of a node back. The root is never forgotten.
@@ -285,15 +303,19 @@ impl Share {
     fn lookup_in(
         &self,
         parent: BorrowedFd<'_>,
-        within: &Identity,
+        within: Within,
         name: &CStr,
         mut permit: Option<Permit>,
     ) -> Result<Entry, Errno> {
+        let spot = Some(Spot {
+            parent: within.node,
+            name,
+        });
         for _ in 0..ATTEMPTS {
             let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
             let stat = statx(parent, name, flags, WANTED)?;
-            if let Some((node, mount)) = self.nodes.known(&identity(&stat)) {
-                return Ok(self.entry(node, &mount, &stat, within));
+            if let Some((node, mount)) = self.nodes.known(&identity(&stat), spot) {
+                return Ok(self.entry(node, &mount, &stat, &within.identity));
             }
             let right = match permit.take() {
                 Some(right) => right,
@@ -309,16 +331,22 @@ impl Share {
                 }
                 Err(errno) => return Err(errno),
             };
-            return self.intern(file, right, within);
+            return self.intern(file, right, &within.identity, spot);
         }
         Err(Errno::AGAIN)
     }
 
     /// A lookup of what an O_PATH descriptor names.
-    fn intern(&self, file: OwnedFd, permit: Permit, within: &Identity) -> Result<Entry, Errno> {
+    fn intern(
+        &self,
+        file: OwnedFd,
+        permit: Permit,
+        within: &Identity,
+        spot: Option<Spot<'_>>,
+    ) -> Result<Entry, Errno> {
         let stat = statx(&file, c"", AtFlags::EMPTY_PATH, WANTED)?;
-        let identity = identity(&stat);
-        let (node, mount) = self.nodes.intern(file, permit, identity, kind(&stat))?;
+        let what = (identity(&stat), kind(&stat), born(&stat));
+        let (node, mount) = self.nodes.intern(file, permit, what, spot)?;
         Ok(self.entry(node, &mount, &stat, within))
     }
 

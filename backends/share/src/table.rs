@@ -16,6 +16,7 @@ use rustix::io::Errno;
 
 use crate::calls::FileHandle;
 use crate::mounts::Mount;
+use crate::state::{Noted, Spot, State};
 
 const SHARD_BITS: u32 = 4;
 const SHARDS: usize = 1 << SHARD_BITS;
@@ -43,6 +44,11 @@ impl NodeId {
     pub(crate) fn generation(self) -> u32 {
         (self.0 >> 32) as u32
     }
+
+    /// Where the node's record is in the state.
+    pub(crate) fn index(self) -> u32 {
+        (self.0 as u32).wrapping_sub(1 << SHARD_BITS)
+    }
 }
 
 /// What makes two names the same file. The device is needed beside the mount
@@ -55,8 +61,9 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
+    /// Without the mount, whose number is another after a restart.
     fn shard(&self) -> usize {
-        let mixed = self.ino ^ self.device.rotate_left(20) ^ self.mount.rotate_left(40);
+        let mixed = self.ino ^ self.device.rotate_left(20);
         (mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - SHARD_BITS)) as usize
     }
 }
@@ -127,6 +134,8 @@ impl AsFd for Held {
 pub(crate) enum Hold {
     Descriptor(Arc<Held>),
     Handle(Arc<FileHandle>),
+    /// Nothing yet: a predecessor had it. Its place is in the state.
+    Place,
 }
 
 /// A copy of what the table knows of a node.
@@ -161,6 +170,8 @@ struct Shard {
     by_identity: HashMap<Identity, u32>,
     newest: u32,
     oldest: u32,
+    /// The generation of a slot that is new.
+    first: u32,
 }
 
 /// What became of a file that was looked up.
@@ -180,7 +191,11 @@ pub(crate) struct Table {
     nodes: AtomicU32,
     limit: u32,
     turn: AtomicUsize,
+    /// What a successor needs is written there.
+    state: Option<Arc<State>>,
 }
+
+mod restore;
 
 impl Table {
     pub(crate) fn new(limit: u32) -> Self {
@@ -191,6 +206,7 @@ impl Table {
                 by_identity: HashMap::new(),
                 newest: NONE,
                 oldest: NONE,
+                first: 1,
             })
         };
         Self {
@@ -198,6 +214,7 @@ impl Table {
             nodes: AtomicU32::new(0),
             limit,
             turn: AtomicUsize::new(0),
+            state: None,
         }
     }
 
@@ -224,7 +241,11 @@ impl Table {
 
     /// One lookup more of the node with this identity, if a descriptor of it is
     /// held: only then is it still the same file.
-    pub(crate) fn known(&self, identity: &Identity) -> Option<(NodeId, Arc<Mount>)> {
+    pub(crate) fn known(
+        &self,
+        identity: &Identity,
+        spot: Option<Spot<'_>>,
+    ) -> Option<(NodeId, Arc<Mount>)> {
         let index = identity.shard();
         let mut shard = self.shard(index);
         let slot = *shard.by_identity.get(identity)?;
@@ -235,9 +256,22 @@ impl Table {
             return None;
         }
         node.lookups = node.lookups.saturating_add(1);
-        let mount = node.record.mount.clone();
+        let (mount, lookups) = (node.record.mount.clone(), node.lookups);
         shard.touch(slot);
-        Some((NodeId::of(index, slot, generation), mount))
+        let id = NodeId::of(index, slot, generation);
+        self.seen(id, lookups, spot);
+        Some((id, mount))
+    }
+
+    /// Writes down that a node was looked up. Its shard is locked.
+    fn seen(&self, id: NodeId, lookups: u64, spot: Option<Spot<'_>>) {
+        let Some(state) = &self.state else {
+            return;
+        };
+        state.set_lookups(id.index(), lookups);
+        if let Some(spot) = spot {
+            state.see(id.index(), id, spot);
+        }
     }
 
     /// One lookup more of this file, which becomes a node if it is none.
@@ -246,6 +280,7 @@ impl Table {
         &self,
         new: &Record,
         handle: Option<Result<&FileHandle, Errno>>,
+        noted: &Noted<'_>,
     ) -> Result<Interned, Errno> {
         let index = new.identity.shard();
         let mut replaced = None;
@@ -260,22 +295,36 @@ impl Table {
                 (Hold::Handle(_), None) => return Ok(Interned::Compare),
                 (Hold::Handle(old), Some(Ok(now))) => **old == *now,
                 (Hold::Handle(_), Some(Err(_))) => false,
+                (Hold::Place, _) => self.is_still(
+                    NodeId::of(index, slot, generation),
+                    node.record.kind == new.kind,
+                    noted.born,
+                ),
             };
             if same {
                 node.lookups = node.lookups.saturating_add(1);
-                if matches!(node.record.hold, Hold::Handle(_)) {
-                    replaced = Some(std::mem::replace(&mut node.record.hold, new.hold.clone()));
-                    shard.list(slot);
-                } else {
+                let lookups = node.lookups;
+                if matches!(node.record.hold, Hold::Descriptor(_)) {
                     shard.touch(slot);
+                } else {
+                    replaced = Some(std::mem::replace(&mut node.record.hold, new.hold.clone()));
+                    node.record.mount = new.mount.clone();
+                    if new.mount.has_handles() {
+                        shard.list(slot);
+                    }
                 }
+                let id = NodeId::of(index, slot, generation);
+                self.seen(id, lookups, noted.spot);
                 drop(shard);
                 drop(replaced);
-                return Ok(Interned::Node(NodeId::of(index, slot, generation)));
+                return Ok(Interned::Node(id));
             }
             // The number is another file's now. Whoever has the old id may keep
-            // it; names lead to the new one.
+            // it; names lead to the new one, in a successor, too.
             shard.by_identity.remove(&new.identity);
+            if let Some(state) = &self.state {
+                state.clear_node(NodeId::of(index, slot, generation).index());
+            }
         }
         let more = |nodes: u32| (nodes < self.limit).then(|| nodes + 1);
         if self
@@ -284,6 +333,12 @@ impl Table {
             .is_err()
         {
             return Err(Errno::NFILE);
+        }
+        if let Some(state) = &self.state
+            && let Err(errno) = state.reserve_node(NodeId::of(index, shard.next(), 0).index())
+        {
+            self.nodes.fetch_sub(1, Ordering::Relaxed);
+            return Err(errno);
         }
         let slot = shard.add(Node {
             record: new.clone(),
@@ -294,7 +349,12 @@ impl Table {
             shard.list(slot);
         }
         let generation = shard.slots[slot as usize].generation;
-        Ok(Interned::Node(NodeId::of(index, slot, generation)))
+        let id = NodeId::of(index, slot, generation);
+        if let Some(state) = &self.state {
+            state.raise_generation(index, generation);
+            state.put_node(id.index(), id, &new.identity, new.kind, noted);
+        }
+        Ok(Interned::Node(id))
     }
 
     /// Takes lookups back; at none the node is gone. More than there were are as
@@ -308,7 +368,14 @@ impl Table {
             return;
         };
         node.lookups = node.lookups.saturating_sub(count);
-        if node.lookups == 0 {
+        let lookups = node.lookups;
+        if let Some(state) = &self.state {
+            match lookups {
+                0 => state.clear_node(id.index()),
+                _ => state.set_lookups(id.index(), lookups),
+            }
+        }
+        if lookups == 0 {
             let gone = shard.remove(slot as u32);
             self.nodes.fetch_sub(1, Ordering::Relaxed);
             drop(shard);
@@ -328,6 +395,9 @@ impl Table {
             self.nodes.fetch_sub(gone.len() as u32, Ordering::Relaxed);
             drop(shard);
             drop(gone);
+        }
+        if let Some(state) = &self.state {
+            state.clear();
         }
     }
 
@@ -357,6 +427,11 @@ impl Table {
             return;
         };
         let mut shard = self.shard(index);
+        if let Some(state) = &self.state
+            && shard.node(slot, generation).is_some()
+        {
+            state.put_handle(id.index(), &handle);
+        }
         // Used or promoted meanwhile makes no difference: any descriptor of the
         // node is of the same file. A listed one is to be kept.
         let old = match shard.node(slot, generation) {
@@ -393,13 +468,19 @@ impl Shard {
         slot.node.as_mut()
     }
 
+    /// The slot that is used next.
+    fn next(&self) -> u32 {
+        let free = self.free.last().copied();
+        free.unwrap_or(self.slots.len() as u32)
+    }
+
     fn add(&mut self, node: Node) -> u32 {
         if let Some(slot) = self.free.pop() {
             self.slots[slot as usize].node = Some(node);
             return slot;
         }
         self.slots.push(Slot {
-            generation: 1,
+            generation: self.first,
             node: Some(node),
             listed: false,
             newer: NONE,

@@ -198,6 +198,12 @@ pub trait Device: Debug + Send + Sync + 'static {
         false
     }
 
+    /// A request is about to start whose place in its queue is on record for a
+    /// successor, and `again` if it was a predecessor's. What the device notes
+    /// of it under queue and head is kept until the driver has its answer.
+    #[inline]
+    fn recorded(&self, _request: &mut Self::Request, _queue: u16, _head: u16, _again: bool) {}
+
     /// A request arrived. `loaded` tells whether its chain is sound.
     fn start(
         &self,

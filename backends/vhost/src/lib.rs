@@ -39,7 +39,10 @@ pub use limiter::Limits;
 pub use oversight::{Overseen, Oversight, Told, device_named, metrics_of, with_operations};
 pub use pericarp_uring::Place;
 pub use pool::{Pool, PoolError, PoolOptions, Running};
-pub use records::{CrashSafety, InflightFile, InflightFileError, RecordOf, Records, Reopener};
+pub use records::{
+    CrashSafety, InflightFile, InflightFileError, RecordOf, Records, Reopener, identity_of,
+    own_file,
+};
 pub use server::{Change, Endpoint, EndpointError, Fleet, FleetError, Server};
 pub use stop::{Ending, Stop};
 

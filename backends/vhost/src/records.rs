@@ -113,6 +113,11 @@ impl Reopener {
         Ok(Self(openat(CWD, "/proc/self/fd", flags, Mode::empty())?))
     }
 
+    /// Goes through an open `/proc/self/fd`, of a process that is confined.
+    pub fn through(directory: OwnedFd) -> Self {
+        Self(directory)
+    }
+
     /// Opens it for reading and writing. The caller has made sure that this
     /// is memory, whose open cannot wait for anybody.
     pub(crate) fn reopen(&self, fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
@@ -181,39 +186,16 @@ impl InflightFile {
     /// # Errors
     /// [`InflightFileError`]; a file that exists is unchanged then.
     pub fn open(path: &Path, devices: &[RecordOf<'_>]) -> Result<Self, InflightFileError> {
-        let mut options = OpenOptions::new();
-        options
-            .read(true)
-            .write(true)
-            // Nothing that could wait, and no link that somebody laid there.
-            .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW);
-        let owner = options.clone().create(true).mode(0o600).open(path);
-        let owner = owner.map_err(|e| match e.raw_os_error() {
-            Some(libc::EISDIR | libc::ELOOP | libc::ENXIO) => InflightFileError::NotAFile,
-            _ => InflightFileError::Open(e),
-        })?;
-        let found = owner.metadata().map_err(InflightFileError::Open)?;
-        if !found.is_file() {
-            return Err(InflightFileError::NotAFile);
-        }
-        if !owned(&owner)? {
-            return Err(InflightFileError::Live);
-        }
-        // As it is now that nobody else can be making it.
-        let found = owner.metadata().map_err(InflightFileError::Open)?;
         let total: u64 = devices.iter().map(bytes).sum();
-        match found.len() {
-            0 => owner.set_len(total).map_err(InflightFileError::Use)?,
-            len if len == total => {}
-            _ => return Err(InflightFileError::Other),
-        }
+        let owner = own_file(path, total)?;
+        let found = owner.metadata().map_err(InflightFileError::Open)?;
         // Memory that faults for want of room would be the end of us.
         let all = rustix::fs::FallocateFlags::empty();
         match rustix::fs::fallocate(&owner, all, 0, total) {
             Ok(()) | Err(Errno::OPNOTSUPP) => {}
             Err(errno) => return Err(InflightFileError::Use(errno.into())),
         }
-        let fence = options.open(path).map_err(InflightFileError::Open)?;
+        let fence = opening().open(path).map_err(InflightFileError::Open)?;
         let again = fence.metadata().map_err(InflightFileError::Open)?;
         if (again.dev(), again.ino()) != (found.dev(), found.ino()) {
             return Err(InflightFileError::Open(Errno::STALE.into()));
@@ -286,6 +268,44 @@ impl InflightFile {
     }
 }
 
+fn opening() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options
+        .read(true)
+        .write(true)
+        // Nothing that could wait, and no link that somebody laid there.
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW);
+    options
+}
+
+/// Opens a file that outlives the process, for this process alone as long as it
+/// lives: makes it where it is not there, `total` bytes long, with mode 0600.
+///
+/// # Errors
+/// [`InflightFileError`]; a file that exists is unchanged then.
+pub fn own_file(path: &Path, total: u64) -> Result<File, InflightFileError> {
+    let owner = opening().create(true).mode(0o600).open(path);
+    let owner = owner.map_err(|e| match e.raw_os_error() {
+        Some(libc::EISDIR | libc::ELOOP | libc::ENXIO) => InflightFileError::NotAFile,
+        _ => InflightFileError::Open(e),
+    })?;
+    let found = owner.metadata().map_err(InflightFileError::Open)?;
+    if !found.is_file() {
+        return Err(InflightFileError::NotAFile);
+    }
+    if !owned(&owner)? {
+        return Err(InflightFileError::Live);
+    }
+    // As it is now that nobody else can be making it.
+    let found = owner.metadata().map_err(InflightFileError::Open)?;
+    match found.len() {
+        0 => owner.set_len(total).map_err(InflightFileError::Use)?,
+        len if len == total => {}
+        _ => return Err(InflightFileError::Other),
+    }
+    Ok(owner)
+}
+
 /// Takes the lock that ends with the process, not with its I/O. Whoever was
 /// killed a moment ago may still have it.
 fn owned(file: &File) -> Result<bool, InflightFileError> {
@@ -315,9 +335,14 @@ fn bytes(device: &RecordOf<'_>) -> u64 {
     InflightMemory::bytes(device.queues, device.queue_size).next_multiple_of(4096)
 }
 
-/// What tells a device from others: its store and its name.
 fn identity(device: &RecordOf<'_>) -> [u8; IDENTITY_BYTES] {
-    let store = std::fs::canonicalize(device.store).unwrap_or_else(|_| device.store.to_owned());
+    identity_of(device.id, device.store)
+}
+
+/// What tells a device from others, in a file that outlives the process: its
+/// store and its name.
+pub fn identity_of(id: &str, store: &Path) -> [u8; IDENTITY_BYTES] {
+    let store = std::fs::canonicalize(store).unwrap_or_else(|_| store.to_owned());
     // FNV-1a: the same in every build.
     let hash = store
         .as_os_str()
@@ -329,7 +354,7 @@ fn identity(device: &RecordOf<'_>) -> [u8; IDENTITY_BYTES] {
     let mut identity = [0; IDENTITY_BYTES];
     let (first, rest) = identity.split_at_mut(8);
     first.copy_from_slice(&hash.to_le_bytes());
-    for (to, from) in rest.iter_mut().zip(device.id.bytes()) {
+    for (to, from) in rest.iter_mut().zip(id.bytes()) {
         *to = from;
     }
     identity

@@ -3,11 +3,13 @@
 //! in descriptors of any shape. The calls by name are in `calls.rs`.
 
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::io::Errno;
 use thiserror::Error;
 
 use super::wire::{Agreed, Answer, Header, IN_HEADER, OUT_HEADER, Who};
+use crate::bounded::poll;
 use crate::frontend::{ADJACENT, Chain, Driver, DriverError, Setup, TABLE, UNTOUCHED, Used};
 
 /// Guest memory of the request that is alone.
@@ -311,6 +313,41 @@ impl Client {
             all.push((slot, Answer::parse(used.len, room)));
         }
         Ok(all)
+    }
+
+    /// What has come of all that was begun, without waiting for it.
+    ///
+    /// # Errors
+    /// When something comes that was not begun.
+    pub fn come(&mut self) -> Result<Vec<(u16, Answer)>, Wrong> {
+        let mut all = Vec::new();
+        for used in self.driver.rings[self.queue].take() {
+            let slot = used.head as u16;
+            if slot >= SLOTS {
+                let said = format!("head {} completed for no reason", used.head);
+                return Err(Wrong::Malformed(said));
+            }
+            let area = self.driver.peek(SLOT(slot) + 0x1000, 0x1000)?;
+            let room = area.get(..used.len as usize).unwrap_or(&area);
+            all.push((slot, Answer::parse(used.len, room)));
+        }
+        Ok(all)
+    }
+
+    /// Goes on with a successor of the server; the guest notices nothing.
+    ///
+    /// # Errors
+    /// When it is not there in time, or refuses a step.
+    pub fn reconnect(&mut self, socket: &Path) -> Result<(), Wrong> {
+        let mut last = Ok(());
+        let connected = poll(Duration::from_secs(20), || {
+            last = self.driver.reconnect(socket);
+            last.is_ok().then_some(())
+        });
+        match connected {
+            Some(()) => Ok(()),
+            None => last.map_err(Wrong::from),
+        }
     }
 
     /// Bytes of the indirect table of slot 0, for tests that build their own.

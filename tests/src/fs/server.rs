@@ -85,6 +85,12 @@ pub struct Options {
     pub lists: bool,
     /// Started by this user, whose the directory is, and not by root.
     pub user: Option<u32>,
+    /// Keep what guests know for a successor, and say what is done again.
+    pub state: bool,
+    /// Keep requests in flight in a file, too.
+    pub records: bool,
+    /// Which engine does I/O; the best if empty.
+    pub engine: &'static str,
     /// Descriptors that the process may have.
     pub descriptors: Option<u32>,
     /// What else to say, where both programs have the same words for it.
@@ -105,6 +111,9 @@ impl Default for Options {
             more: &[],
             lists: false,
             user: None,
+            state: false,
+            records: false,
+            engine: "",
             descriptors: None,
             extra: &[],
             control: false,
@@ -227,6 +236,19 @@ impl Server {
         self.served = false;
     }
 
+    /// Kills it and has another one in its place, which may come before the dead
+    /// process is gone.
+    pub fn succeed(&mut self) {
+        self.process.signal(Signal::KILL);
+        let successor = start(&self.kind, &self.scratch, &self.options);
+        drop(std::mem::replace(&mut self.process, successor));
+    }
+
+    /// Whether it wrote a line with this in it.
+    pub fn said(&self, text: &str) -> bool {
+        self.process.output().find(text).is_some()
+    }
+
     /// True for the program that this project makes.
     pub fn is_ours(&self) -> bool {
         self.kind == Kind::Pericarp
@@ -293,6 +315,16 @@ fn start(kind: &Kind, scratch: &Scratch, options: &Options) -> Process {
     if options.control && *kind == Kind::Pericarp {
         let control = scratch.path("control.sock");
         command.arg("--control-path").arg(control);
+    }
+    if options.state {
+        command.arg("--state-file").arg(scratch.path("state"));
+        command.arg("--log-level=info");
+    }
+    if options.records {
+        command.arg("--inflight-file").arg(scratch.path("records"));
+    }
+    if !options.engine.is_empty() {
+        command.arg("--io-engine").arg(options.engine);
     }
     let mut process =
         Process::start(&mut command, options.lifetime).expect("the server can be executed");

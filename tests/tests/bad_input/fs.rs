@@ -277,9 +277,9 @@ const TABLE: &[Bad] = &[
             "--socket-path=@/s",
             "--shared-dir=@/dir",
             "--tag=t",
-            "--state-file=@/state",
+            "--state-file=@/dir",
         ],
-        &["--state-file", "@/state"],
+        &["--state-file", "@/dir"],
     ),
     bad(
         "a file for requests in flight",

@@ -18,6 +18,7 @@ mod older;
 mod peer;
 mod posix;
 mod privileges;
+mod restart;
 mod round_trips;
 mod semantics;
 mod settings;

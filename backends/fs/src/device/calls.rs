@@ -3,11 +3,10 @@
 //! A reply that does not fit is refused before anything is done, so that a guest
 //! cannot lose track of what it has.
 
-use std::ffi::CStr;
-
 use pericarp_ring::Chain;
-use pericarp_share::{Caller, Entry, Errno, Handle, NodeId, Opened, SetAttributes, Time, Xattr};
+use pericarp_share::{Caller, Entry, Errno, Handle, NodeId, SetAttributes, Time, Xattr};
 
+use super::again::{Asked, Recorded, renaming};
 use super::{Cache, FsDevice};
 use crate::wire::{
     ATTRIBUTES, ENTRY, Fields, GETATTR_HANDLE, Header, LOCK, Reply, SETXATTR_ACL_KILL_SGID,
@@ -24,7 +23,13 @@ const FIGURES: usize = 80;
 const MOST_COPIED: u64 = 8 << 20;
 
 impl FsDevice {
-    pub(super) fn call(&self, header: &Header, body: &[u8], room: usize) -> Result<Reply, Errno> {
+    pub(super) fn call(
+        &self,
+        header: &Header,
+        body: &[u8],
+        room: usize,
+        recorded: Option<Recorded>,
+    ) -> Result<Reply, Errno> {
         let mut fields = Fields(body);
         let mut caller = header.caller;
         // Agreed or not, they are no part of a name or a value.
@@ -33,6 +38,21 @@ impl FsDevice {
         if room < reply_size(header.opcode) {
             return Err(Errno::INVAL);
         }
+        let asked = Asked {
+            header,
+            caller: &caller,
+            fields,
+        };
+        self.call_recorded(recorded, asked, room)
+    }
+
+    /// Does what a request asks for.
+    pub(super) fn act(&self, asked: Asked<'_>, room: usize) -> Result<Reply, Errno> {
+        let Asked {
+            header,
+            caller,
+            mut fields,
+        } = asked;
         let node = NodeId(header.node);
         let fields = &mut fields;
         match header.opcode {
@@ -46,10 +66,10 @@ impl FsDevice {
                 Ok(Reply(target))
             }
             opcode::MKNOD | opcode::MKDIR | opcode::SYMLINK | opcode::LINK => {
-                let entry = self.make(header.opcode, &caller, node, fields)?;
+                let entry = self.make(header.opcode, caller, node, fields)?;
                 Ok(self.entry(&entry))
             }
-            opcode::CREATE | opcode::TMPFILE => self.create(header.opcode, &caller, node, fields),
+            opcode::CREATE | opcode::TMPFILE => self.create(header.opcode, caller, node, fields),
             opcode::UNLINK => done(self.share.unlink(node, fields.name()?)),
             opcode::RMDIR => done(self.share.remove_dir(node, fields.name()?)),
             opcode::RENAME | opcode::RENAME2 => self.rename(header.opcode, node, fields),
@@ -58,13 +78,11 @@ impl FsDevice {
                 let (flags, also) = (fields.u32()? as i32, fields.u32()?);
                 let kill = also & open::KILL_SUIDGID != 0;
                 let opened = self.share.open_file(node, flags, kill)?;
-                Ok(self.opened(Reply::with_capacity(OPENED), &opened))
+                Ok(self.opened(Reply::with_capacity(OPENED), opened.handle))
             }
             opcode::OPENDIR => {
                 let handle = self.share.open_dir(node)?;
-                let mut reply = Reply::with_capacity(OPENED);
-                reply.u64(handle.0).u32(self.directory_flags()).u32(0);
-                Ok(reply)
+                Ok(self.opened_dir(handle))
             }
             opcode::RELEASE => self.release(fields),
             opcode::RELEASEDIR => done(self.share.close_dir(Handle(fields.u64()?))),
@@ -76,7 +94,7 @@ impl FsDevice {
                 reply.file_system(&figures);
                 Ok(reply)
             }
-            opcode::ACCESS => done(self.share.access(&caller, node, fields.u32()? as i32)),
+            opcode::ACCESS => done(self.share.access(caller, node, fields.u32()? as i32)),
             // There is nothing to write back.
             opcode::FLUSH if self.opens_nothing() => Err(Errno::NOSYS),
             opcode::FLUSH => self.flush(fields),
@@ -103,31 +121,38 @@ impl FsDevice {
 
     /// FORGET, BATCH_FORGET, and INTERRUPT: whatever does not wait for a lock goes
     /// on to its end.
-    pub(super) fn forget(&self, header: &Header, chain: &mut Chain<'_>) {
+    pub(super) fn forget(
+        &self,
+        header: &Header,
+        chain: &mut Chain<'_>,
+        recorded: Option<Recorded>,
+    ) {
         let mut eight = [0; 8];
-        match header.opcode {
-            opcode::FORGET if chain.read(&mut eight) => {
-                let count = u64::from_le_bytes(eight);
-                self.share.forget(NodeId(header.node), count);
-            }
-            opcode::INTERRUPT if self.forwards_locks() && chain.read(&mut eight) => {
+        if !chain.read(&mut eight) {
+            return;
+        }
+        if header.opcode == opcode::INTERRUPT {
+            if self.forwards_locks() {
                 self.waits.interrupt(u64::from_le_bytes(eight));
             }
-            opcode::BATCH_FORGET if chain.read(&mut eight) => {
-                let [a, b, c, d, ..] = eight;
-                let mut one = [0; 16];
-                for _ in 0..u32::from_le_bytes([a, b, c, d]) {
-                    if !chain.read(&mut one) {
-                        break;
-                    }
-                    let mut fields = Fields(&one);
-                    if let (Ok(node), Ok(count)) = (fields.u64(), fields.u64()) {
-                        self.share.forget(NodeId(node), count);
-                    }
-                }
-            }
-            _ => {}
+            return;
         }
+        let mut left = match header.opcode {
+            opcode::FORGET => 1,
+            _ => u64::from_le_bytes(eight) & 0xffff_ffff,
+        };
+        self.forget_recorded(recorded, header, || {
+            left = left.checked_sub(1)?;
+            if header.opcode == opcode::FORGET {
+                return Some((NodeId(header.node), u64::from_le_bytes(eight)));
+            }
+            let mut one = [0; 16];
+            if !chain.read(&mut one) {
+                return None;
+            }
+            let mut fields = Fields(&one);
+            Some((NodeId(fields.u64().ok()?), fields.u64().ok()?))
+        });
     }
 
     fn lookup(&self, parent: NodeId, fields: &mut Fields<'_>) -> Result<Reply, Errno> {
@@ -148,8 +173,14 @@ impl FsDevice {
         reply
     }
 
-    fn opened(&self, mut reply: Reply, opened: &Opened) -> Reply {
-        reply.u64(opened.handle.0).u32(self.file_flags()).u32(0);
+    pub(super) fn opened(&self, mut reply: Reply, handle: Handle) -> Reply {
+        reply.u64(handle.0).u32(self.file_flags()).u32(0);
+        reply
+    }
+
+    pub(super) fn opened_dir(&self, handle: Handle) -> Reply {
+        let mut reply = Reply::with_capacity(OPENED);
+        reply.u64(handle.0).u32(self.directory_flags()).u32(0);
         reply
     }
 
@@ -244,16 +275,11 @@ impl FsDevice {
             self.share
                 .create(caller, parent, name, flags, mode, umask, kill)?
         };
-        Ok(self.opened(self.entry(&entry), &opened))
+        Ok(self.opened(self.entry(&entry), opened.handle))
     }
 
     fn rename(&self, code: u32, parent: NodeId, fields: &mut Fields<'_>) -> Result<Reply, Errno> {
-        let new_parent = NodeId(fields.u64()?);
-        let flags = match code {
-            opcode::RENAME2 => (fields.u32()?, fields.u32()?).0,
-            _ => 0,
-        };
-        let (name, new_name): (&CStr, &CStr) = names(fields)?;
+        let (new_parent, flags, name, new_name) = renaming(code, fields)?;
         done(self.share.rename(parent, name, new_parent, new_name, flags))
     }
 

@@ -71,6 +71,11 @@ impl FsDevice {
         request.append = opened & libc::O_APPEND as u32 != 0 && flags & WRITE_CACHE == 0;
         request.operation = Operation::Write;
         request.place = place(&file, true);
+        if request.append && request.recorded.is_some() {
+            let done = self.appended(request, &file, chain, size)?;
+            request.moved = done;
+            return self.begin(chain, request, file, (offset, size - done));
+        }
         self.begin(chain, request, file, (offset, size))
     }
 

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use pericarp_share::Errno;
+use pericarp_share::{Errno, Share, State};
 
 use super::unopened::{OPENS_NOTHING, settled};
 use super::{Cache, FsDevice};
@@ -27,6 +27,13 @@ const FOR_GOOD: Duration = Duration::from_secs(24 * 60 * 60);
 pub(super) struct Session(AtomicU64);
 
 impl Session {
+    /// That of a predecessor, whose guest does not say it again.
+    pub(super) fn of(share: &Share) -> Self {
+        let agreed = share.state().map_or(0, State::session);
+        share.set_writeback(agreed & feature::WRITEBACK_CACHE != 0);
+        Self(AtomicU64::new(agreed))
+    }
+
     pub(super) fn is_open(&self) -> bool {
         self.0.load(Ordering::Relaxed) & OPEN != 0
     }
@@ -60,7 +67,7 @@ impl FsDevice {
         self.close();
         self.share
             .set_writeback(agreed & feature::WRITEBACK_CACHE != 0);
-        self.session.0.store(agreed | OPEN, Ordering::Relaxed);
+        self.agree(agreed | OPEN);
         reply.u32(MAJOR).u32(MINOR).u32(readahead);
         reply.u32(agreed as u32);
         reply.u16(MAX_BACKGROUND).u16(CONGESTION);
@@ -73,9 +80,22 @@ impl FsDevice {
 
     /// The mount is gone.
     pub(super) fn close(&self) {
-        self.session.0.store(0, Ordering::Relaxed);
+        self.agree(0);
         self.waits.end_all(Errno::NOLCK);
         self.share.reset();
+    }
+
+    /// A mount that agreed on nothing.
+    #[cfg(test)]
+    pub(super) fn agree_for_test(&self) {
+        self.agree(OPEN);
+    }
+
+    fn agree(&self, session: u64) {
+        self.session.0.store(session, Ordering::Relaxed);
+        if let Some(state) = self.share.state() {
+            state.set_session(session);
+        }
     }
 
     /// What is wanted of a guest that can do it. Not ATOMIC_O_TRUNC, although it

@@ -10,7 +10,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 pub use pericarp_control::command_line::{BadOption, SocketOption};
-use pericarp_control::command_line::{CommandLine, bad, number, unknown};
+use pericarp_control::command_line::{CommandLine, bad, number, path, unknown};
 use pericarp_share::{IdMap, XattrMap};
 use pericarp_vhost::Limits;
 use pericarp_vhost::program::{Keys, Process, ProcessDraft, check_apart};
@@ -86,6 +86,12 @@ the process:
   --cpus LIST           pin the workers to these CPUs in turn, such as 0,2-3
   --poll-us N           poll before sleeping, where that has been paying: 5 microseconds
                         and one for each request done, at most N, 0 to 1000 (default 20)
+  --state-file PATH     keep there what guests know and have open, for the successor of a
+                        killed process, to whom front ends reconnect; made if missing,
+                        best on a memory file system such as /run: up to 400 bytes of it
+                        for each file that a guest knows
+  --inflight-file PATH  keep requests in flight there, for front ends that keep none
+                        themselves; goes with --state-file
   --io-engine ENGINE    auto (default), uring or sync
   --rlimit-nofile N     most open files, 512 to 1048576 (default: as many as the system lets
                         this user have): half of them are for files that guests know, half
@@ -149,6 +155,9 @@ pub struct Options {
     pub descriptors: Option<u64>,
     /// How they are served.
     pub process: Process,
+    /// Where it is kept what guests know and have open, for the successor of a
+    /// killed process.
+    pub state_file: Option<PathBuf>,
 }
 
 /// What the operator wants.
@@ -174,16 +183,15 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
     let mut drafts: Vec<Draft> = Vec::new();
     let mut process = ProcessDraft::default();
     let mut descriptors = None;
+    let mut state_file = None;
     while let Some(name) = line.next_option()? {
         let mut value = || line.value(&name);
         match name.as_str() {
             "--help" => return Ok(Command::Help),
             "--version" => return Ok(Command::Version),
             "--print-capabilities" => return Ok(Command::Capabilities),
-            "--state-file" | "--inflight-file" => {
-                let rule = "this version keeps nothing that a successor could go on with: \
-                            leave it out";
-                return Err(bad(&name, value()?, rule));
+            "--state-file" => {
+                state_file = Some(path(&name, value()?, "the path of a file")?);
             }
             "--rlimit-nofile" => {
                 let most = number(&name, &value()?, FEWEST_DESCRIPTORS, MOST_DESCRIPTORS)?;
@@ -221,10 +229,21 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
     )?;
     let queues = devices.iter().map(|d| usize::from(d.queues)).sum();
     let process = process.finish(queues, devices.iter().map(|d| &d.socket))?;
+    if let (Some(path), None) = (&process.inflight_file, &state_file) {
+        let rule = "requests are done again on files that --state-file keeps: give that, too";
+        return Err(bad("--inflight-file", path.display(), rule));
+    }
+    if let Some(path) = &state_file
+        && process.inflight_file.as_ref() == Some(path)
+    {
+        let rule = "used twice: give --inflight-file another";
+        return Err(bad("--state-file", path.display(), rule));
+    }
     Ok(Command::Serve(Box::new(Options {
         devices,
         descriptors,
         process,
+        state_file,
     })))
 }
 

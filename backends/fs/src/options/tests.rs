@@ -27,8 +27,9 @@ fn one_device_with_defaults() {
         devices,
         descriptors,
         process,
+        state_file,
     } = options(ONE);
-    assert_eq!(descriptors, None);
+    assert_eq!((descriptors, state_file), (None, None));
     let device = DeviceOptions {
         keys: Keys::Options,
         id: "fs".to_owned(),
@@ -143,7 +144,6 @@ fn information_requests() {
 
 #[test]
 fn every_mistake_names_option_value_rule_and_cure() {
-    let later = "this version keeps nothing that a successor could go on with: leave it out";
     let ranges = "ranges look like :GUEST:HOST:COUNT:, such as :0:100000:65536:";
     for (args, want) in [
         (
@@ -283,8 +283,16 @@ fn every_mistake_names_option_value_rule_and_cure() {
             "--iops-burst 5",
             "--iops-burst 5: there is no limit that a burst could exceed: set iops, too".to_owned(),
         ),
-        ("--state-file /f", format!("--state-file /f: {later}")),
-        ("--inflight-file /f", format!("--inflight-file /f: {later}")),
+        (
+            "--inflight-file /f",
+            "--inflight-file /f: requests are done again on files that --state-file keeps: \
+             give that, too"
+                .to_owned(),
+        ),
+        (
+            "--inflight-file /f --state-file /f",
+            "--state-file /f: used twice: give --inflight-file another".to_owned(),
+        ),
         ("--uid-map 0:1:2", format!("--uid-map \"0:1:2\": {ranges}")),
         ("--uid-map ::", format!("--uid-map \"::\": {ranges}")),
         ("--uid-map :", format!("--uid-map \":\": {ranges}")),

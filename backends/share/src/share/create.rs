@@ -8,13 +8,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{FileType, OFlags, mkdirat, mknodat, openat, symlinkat};
 use rustix::io::Errno;
 
-use super::{ATTEMPTS, Share};
+use super::{ATTEMPTS, Share, Within};
 use crate::Entry;
 use crate::attributes::decode_device;
 use crate::credentials::{Caller, Umask};
 use crate::handles::Opened;
 use crate::name;
 use crate::nodes::Found;
+use crate::state::Spot;
 use crate::table::{NodeId, Permit};
 
 impl Share {
@@ -110,7 +111,7 @@ impl Share {
                     result => return result,
                 }
             }
-            match self.lookup_in(parent.as_fd(), &parent.identity, name, None) {
+            match self.lookup_in(parent.as_fd(), Within::of(&parent), name, None) {
                 Ok(_) if flags & libc::O_EXCL != 0 => return Err(Errno::EXIST),
                 Ok(mut entry) => {
                     let opened = self.open_file(entry.node, flags, kill_suid_gid);
@@ -160,7 +161,7 @@ impl Share {
             let flags = wanted | OFlags::TMPFILE | OFlags::CLOEXEC;
             openat(&parent, c".", flags, umask.mode)?
         };
-        self.opened_new(&parent, file, wanted, permits)
+        self.opened_new(&parent, None, file, wanted, permits)
     }
 
     /// Makes something by name and looks it up.
@@ -180,7 +181,7 @@ impl Share {
             let _caller = self.act_as(caller, true)?;
             act(&parent, name)?;
         }
-        let entry = self.lookup_in(parent.as_fd(), &parent.identity, name, Some(permit))?;
+        let entry = self.lookup_in(parent.as_fd(), Within::of(&parent), name, Some(permit))?;
         if FileType::from_raw_mode(entry.attributes.mode) != kind {
             // Somebody on the host has put something else there.
             self.forget(entry.node, 1);
@@ -212,7 +213,7 @@ impl Share {
             let flags = rustix::fs::fcntl_getfl(&file)? | OFlags::DIRECT;
             rustix::fs::fcntl_setfl(&file, flags)?;
         }
-        self.opened_new(parent, file, wanted, permits)
+        self.opened_new(parent, Some(name), file, wanted, permits)
     }
 
     /// Answers with a file that was made just now. Its node comes from the file
@@ -220,16 +221,22 @@ impl Share {
     fn opened_new(
         &self,
         parent: &Found,
+        name: Option<&CStr>,
         file: OwnedFd,
         wanted: OFlags,
         (node, handle): (Permit, Permit),
     ) -> Result<(Entry, Opened), Errno> {
         let path = self.reopen_fd(file.as_fd(), OFlags::PATH)?;
-        let entry = self.intern(path, node, &parent.identity)?;
+        let spot = name.map(|name| Spot {
+            parent: parent.id,
+            name,
+        });
+        let entry = self.intern(path, node, &parent.identity, spot)?;
         let mount = self.nodes.get(entry.node).map(|found| found.mount);
         match mount {
             Ok(mount) => {
                 let opened = self.add_file(file, handle, entry.node, wanted, mount);
+                let opened = opened.inspect_err(|_| self.forget(entry.node, 1))?;
                 Ok((entry, opened))
             }
             Err(errno) => {

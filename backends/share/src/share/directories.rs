@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::fs::{FileType, OFlags, RawDir, SeekFrom, fdatasync, fsync, seek};
 use rustix::io::Errno;
 
-use super::Share;
+use super::{Share, Within};
 use crate::Entry;
 use crate::handles::{Handle, Open};
 use crate::mounts::Mount;
@@ -80,9 +80,14 @@ impl Share {
     /// # Errors
     /// The host's; ENOTDIR.
     pub fn open_dir(&self, node: NodeId) -> Result<Handle, Errno> {
+        let directory = self.opened_dir(node)?;
+        self.handles.add(Open::Directory(Arc::new(directory)), 0)
+    }
+
+    /// A directory, open.
+    pub(super) fn opened_dir(&self, node: NodeId) -> Result<OpenDirectory, Errno> {
         let node = self.directory(node)?;
-        let directory = self.open_directory_of(node, self.handles.permit()?)?;
-        Ok(self.handles.add(Open::Directory(Arc::new(directory))))
+        self.open_directory_of(node, self.handles.permit()?)
     }
 
     pub(super) fn open_directory_of(
@@ -142,11 +147,15 @@ impl Share {
         offset: u64,
         sink: &mut dyn FnMut(DirEntry<'_>, Option<&Entry>) -> bool,
     ) -> Result<(), Errno> {
+        let within = Within {
+            node: directory.node,
+            identity: directory.identity,
+        };
         directory.read(offset, &mut |entry| {
             // A limit of ours must not hide files (EMFILE in other servers does).
             let looked_up = name::check(entry.name).and_then(|name| {
                 let parent = directory.file.as_fd();
-                self.lookup_in(parent, &directory.identity, name, None)
+                self.lookup_in(parent, within, name, None)
             });
             let node = looked_up.ok();
             let taken = sink(entry, node.as_ref());
@@ -204,6 +213,11 @@ impl AsFd for OpenDirectory {
 }
 
 impl OpenDirectory {
+    /// Whose.
+    pub(crate) fn node(&self) -> NodeId {
+        self.node
+    }
+
     /// Any call on it may wait for another process or machine.
     pub fn waits(&self) -> bool {
         self.mount.waits()

@@ -58,7 +58,7 @@ impl Share {
             let _less = WithoutFsetid::when(cuts)?;
             self.reopen(&node, wanted)?
         };
-        Ok(self.add_file(file, permit, node.id, wanted, node.mount))
+        self.add_file(file, permit, node.id, wanted, node.mount)
     }
 
     /// A file by the handle that a guest gives.
@@ -208,13 +208,13 @@ impl Share {
         node: NodeId,
         flags: OFlags,
         mount: Arc<Mount>,
-    ) -> Opened {
+    ) -> Result<Opened, Errno> {
         let file = Self::open_of(file, permit, node, flags, mount);
-        let handle = self.handles.add(Open::File(file.clone()));
-        Opened { handle, file }
+        let handle = self.handles.add(Open::File(file.clone()), flags.bits())?;
+        Ok(Opened { handle, file })
     }
 
-    /// An open file with all that is known of it.
+    /// What has to be known of an open file.
     pub(super) fn open_of(
         file: OwnedFd,
         permit: Permit,

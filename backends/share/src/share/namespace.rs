@@ -9,9 +9,10 @@ use rustix::fs::{AtFlags, FileType, RenameFlags, linkat, renameat_with, unlinkat
 use rustix::io::Errno;
 use rustix::path::DecInt;
 
-use super::Share;
+use super::{Share, Within};
 use crate::Entry;
 use crate::name;
+use crate::state::Spot;
 use crate::table::NodeId;
 
 impl Share {
@@ -57,7 +58,26 @@ impl Share {
             return Err(Errno::INVAL);
         }
         let (from, to) = (self.directory(parent)?, self.directory(new_parent)?);
-        renameat_with(from, name, to, new_name, flags)
+        let there = Spot {
+            parent: to.id,
+            name: new_name,
+        };
+        let moving = self.nodes.begin_move(&from, name, there);
+        let back = match flags.contains(RenameFlags::EXCHANGE) {
+            true => {
+                let here = Spot {
+                    parent: from.id,
+                    name,
+                };
+                self.nodes.begin_move(&to, new_name, here)
+            }
+            false => None,
+        };
+        let renamed = renameat_with(&from, name, &to, new_name, flags);
+        for moving in [moving, back].into_iter().flatten() {
+            self.nodes.end_move(moving, renamed.is_ok());
+        }
+        renamed
     }
 
     /// Gives a file one name more.
@@ -83,6 +103,6 @@ impl Share {
             }
             result => result?,
         }
-        self.lookup_in(parent.as_fd(), &parent.identity, name, Some(permit))
+        self.lookup_in(parent.as_fd(), Within::of(&parent), name, Some(permit))
     }
 }

@@ -24,7 +24,7 @@ fn record(ino: u64) -> Record {
 }
 
 fn add(table: &Table, ino: u64) -> NodeId {
-    match table.intern(&record(ino), None) {
+    match table.intern(&record(ino), None, &Noted::default()) {
         Ok(Interned::Node(id)) => id,
         other => panic!("{other:?}"),
     }
@@ -41,7 +41,7 @@ fn a_file_is_one_node_until_as_many_forgets() {
     let table = Table::new(100);
     let id = add(&table, 5);
     assert_eq!(add(&table, 5), id);
-    assert_eq!(table.known(&record(5).identity).unwrap().0, id);
+    assert_eq!(table.known(&record(5).identity, None).unwrap().0, id);
     table.forget(id, 2);
     assert!(table.get(id).is_some());
     table.forget(id, 1);
@@ -72,13 +72,16 @@ fn more_forgets_than_lookups_are_as_many() {
 fn the_number_of_nodes_is_bounded() {
     let table = Table::new(3);
     let ids: Vec<_> = (0..3).map(|ino| add(&table, ino)).collect();
-    assert_eq!(table.intern(&record(9), None), Err(Errno::NFILE));
+    assert_eq!(
+        table.intern(&record(9), None, &Noted::default()),
+        Err(Errno::NFILE)
+    );
     table.forget(ids[1], 1);
     add(&table, 9);
     table.clear();
     assert_eq!(table.len(), 0);
     assert!(ids.iter().all(|id| table.get(*id).is_none()));
-    assert!(table.known(&record(9).identity).is_none());
+    assert!(table.known(&record(9).identity, None).is_none());
     assert!(table.oldest().is_none());
 }
 
@@ -87,24 +90,28 @@ fn a_number_used_again_is_another_node() {
     let table = Table::new(100);
     let id = add(&table, 5);
     table.demote(id, handle("/proc/self/exe"));
-    assert!(table.known(&record(5).identity).is_none());
-    assert_eq!(table.intern(&record(5), None), Ok(Interned::Compare));
+    assert!(table.known(&record(5).identity, None).is_none());
+    assert_eq!(
+        table.intern(&record(5), None, &Noted::default()),
+        Ok(Interned::Compare)
+    );
     let same = handle("/proc/self/exe");
     assert_eq!(
-        table.intern(&record(5), Some(Ok(&same))),
+        table.intern(&record(5), Some(Ok(&same)), &Noted::default()),
         Ok(Interned::Node(id))
     );
     table.demote(id, same);
     let other = handle("/");
-    let Ok(Interned::Node(new)) = table.intern(&record(5), Some(Ok(&other))) else {
+    let Ok(Interned::Node(new)) = table.intern(&record(5), Some(Ok(&other)), &Noted::default())
+    else {
         panic!("no node");
     };
     assert_ne!(new, id);
     assert!(matches!(table.get(id).unwrap().hold, Hold::Handle(_)));
-    assert_eq!(table.known(&record(5).identity).unwrap().0, new);
+    assert_eq!(table.known(&record(5).identity, None).unwrap().0, new);
     table.forget(id, 2);
     assert!(table.get(id).is_none());
-    assert_eq!(table.known(&record(5).identity).unwrap().0, new);
+    assert_eq!(table.known(&record(5).identity, None).unwrap().0, new);
 }
 
 #[test]
@@ -139,7 +146,7 @@ proptest! {
             let place = list.iter().position(|(i, _)| *i == ino);
             match (step, place) {
                 // Taken off by `oldest`, perhaps, and still a node.
-                (0, None) if table.known(&record(ino).identity).is_none() => {
+                (0, None) if table.known(&record(ino).identity, None).is_none() => {
                     list.push((ino, add(&table, ino)));
                 }
                 (1, Some(place)) => {
@@ -162,4 +169,40 @@ proptest! {
             }
         }
     }
+}
+
+/// A kill closes all descriptors, so that a number may be given away while the
+/// guest still knows the node of the file that had it.
+#[test]
+fn a_successor_finds_one_file_by_a_number() {
+    let memory = crate::state::tests::memory();
+    let state = Arc::new(State::open(memory, 0, (2, 16), [0; 64]).unwrap());
+    let begin = || {
+        let mut table = Table::new(100);
+        table.remember(state.clone());
+        table
+    };
+    let intern = |table: &Table, born| {
+        let noted = Noted {
+            born,
+            ..Noted::default()
+        };
+        match table.intern(&record(5), None, &noted) {
+            Ok(Interned::Node(id)) => id,
+            other => panic!("{other:?}"),
+        }
+    };
+    let old = intern(&begin(), 1);
+    let table = begin();
+    let lost = Record {
+        hold: Hold::Place,
+        ..record(5)
+    };
+    assert!(table.put_back(old, 1, lost));
+    table.put_back_all(&state);
+    let new = intern(&table, 2);
+    assert_ne!(new, old);
+    assert!(table.get(old).is_some());
+    let stored: Vec<_> = state.stored().map(|(_, stored)| stored.id).collect();
+    assert_eq!(stored, [new]);
 }

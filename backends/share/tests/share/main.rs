@@ -10,5 +10,6 @@ mod lookup;
 mod mounts;
 mod ownership;
 mod property;
+mod restart;
 mod scratch;
 mod xattrs;

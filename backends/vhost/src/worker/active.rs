@@ -118,6 +118,7 @@ impl<D: Device> Active<D> {
     pub(super) fn start_again(&mut self, engine: &mut Engine, slot: usize) {
         while let Some((head, loaded)) = self.requests.pop_again() {
             let (chain, request) = self.requests.request(head);
+            self.device.recorded(request, self.id.queue, head, true);
             let step = self.device.start(loaded, chain, request);
             if let Some(timing) = &mut self.timing {
                 self.now = timing.again(head);
@@ -157,6 +158,9 @@ impl<D: Device> Active<D> {
             };
             self.disarm();
             let (chain, request) = self.requests.request(head);
+            if self.fence_slot.is_some() {
+                self.device.recorded(request, self.id.queue, head, false);
+            }
             let step = self.device.start(loaded, chain, request);
             if let Some(gate) = &mut self.gate {
                 gate.charge(now, self.device.account(request).bytes);
