@@ -17,13 +17,13 @@ use pericarp_tests::peer::Footprint;
 /// Those of stress-ng's class `filesystem` that use the directory they are given.
 /// `chattr`, `fiemap` and others find out what they cannot do.
 const STRESSORS: &str = "access chattr chdir chmod chown copy-file dentry dir dirdeep dnotify \
-     dup fallocate fanotify fcntl fiemap file-ioctl filename flock fpunch fsize fstat \
+    dup fallocate fanotify fcntl fiemap file-ioctl filename flock fpunch fsize fstat \
     getdent handle hdd inode-flags inotify io iomix lease link locka lockf lockofd mknod open \
     rename sync-file touch utime xattr";
 
 const SECONDS: u64 = 20;
 
-/// One at a time for a moment, then all of them at once; whatever they leave is
+/// All of them at once, for a moment and then for longer; whatever they leave is
 /// removed each time. A stressor that finds a fault says so and ends with 2.
 const SCRIPT: &str = r#"
 stress() {
