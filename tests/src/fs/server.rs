@@ -20,7 +20,7 @@ use serde_json::{Map, Value};
 use super::client::{Client, Wrong};
 use crate::bounded::poll;
 use crate::frontend::Setup;
-use crate::parts::{Part, absent, have, skip};
+use crate::parts::{Part, absent, have, search_path, skip};
 use crate::peer::{Footprint, connect};
 use crate::process::{Process, command};
 use crate::scratch::Scratch;
