@@ -258,7 +258,7 @@ impl Share {
         const NAME: &CStr = c"security.capability";
         let map: &XattrMap = options.xattr_map.as_ref()?;
         let stored = map.to_host(NAME).ok()?;
-        (&*stored != NAME).then(|| stored.into_owned())
+        (*stored != *NAME).then(|| stored.into_owned())
     }
 }
 

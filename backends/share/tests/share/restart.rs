@@ -104,7 +104,7 @@ fn all_comes_back(handles: bool) {
     share.forget(b, 1);
     // It was not cut off again.
     assert_eq!(read(&share, reading), b"content");
-    assert!(share.file(writing).unwrap().traits().append);
+    assert!(share.file(writing).unwrap().traits().writable);
     assert!(!share.file(writing).unwrap().traits().readable);
     let mut names = Vec::new();
     share
