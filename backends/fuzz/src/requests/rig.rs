@@ -133,6 +133,7 @@ impl Rig {
             },
             writeback: mode == 7,
             dont_cache: mode == 6,
+            alone: mode == 3,
         };
         let limits = (options.descriptors, options.nodes, options.open_files);
         let root: OwnedFd = File::open(self.share()).expect("the directory").into();

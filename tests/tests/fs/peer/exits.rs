@@ -9,8 +9,11 @@ use pericarp_tests::fs::{Client, Server, transfer_body};
 
 use crate::stage::{Outcome, turned_down};
 
+/// What a client does, and what came of it.
+type Act = fn(&mut Client) -> Outcome;
+
 /// Acts of one request each.
-const ENDS: [(&str, fn(&mut Client) -> Outcome); 6] = [
+const ENDS: [(&str, Act); 6] = [
     ("a READ from 2^63 on", |c| transfer(c, op::READ, 1 << 63)),
     ("a READ from 2^64 - 1 on", |c| {
         transfer(c, op::READ, u64::MAX)

@@ -19,7 +19,7 @@ fn reply_at(slot: u64) -> (u64, u64) {
     match slot.checked_sub(NEAR) {
         None => (REPLIES + REPLY * slot, REPLY),
         Some(far) => {
-            let room = SMALL / (u64::from(SIZE) - NEAR) & !7;
+            let room = (SMALL / (u64::from(SIZE) - NEAR)) & !7;
             (FAR + far * room, room)
         }
     }
