@@ -16,6 +16,11 @@ use crate::attributes::{WANTED, identity};
 use crate::calls::{FileHandle, handle_of, open_handle};
 use crate::table::Identity;
 
+/// How often a handle is tried that Linux has no memory for. It says so, too, of
+/// an inode's number that another file is being made with at that moment: a
+/// moment later the handle is stale.
+const CREATING_TRIES: u32 = 64;
+
 /// `statfs` magic numbers (include/uapi/linux/magic.h) of file systems whose
 /// answers come from another process or machine, so that any call may wait.
 const WAITING: [i64; 8] = [
@@ -121,7 +126,13 @@ impl Mount {
     /// An O_PATH descriptor of what has this handle.
     pub(crate) fn open(&self, handle: &FileHandle) -> Result<OwnedFd, Errno> {
         let anchor = self.anchor.as_ref().ok_or(Errno::NOTSUP)?;
-        open_handle(anchor.as_fd(), handle)
+        let mut tries = 1..CREATING_TRIES;
+        loop {
+            match open_handle(anchor.as_fd(), handle) {
+                Err(Errno::NOMEM) if tries.next().is_some() => std::thread::yield_now(),
+                result => return result,
+            }
+        }
     }
 
     /// Inode numbers that differ from those of the root's file system.
