@@ -155,7 +155,9 @@ fn a_kill_takes_files_without_a_name_and_nothing_else() {
     let (log, log_fh) = log.unwrap();
     let listing = c.opendir(dir.node).unwrap();
     c.write(kept.node, kept_fh, 0, b"before").unwrap();
+    c.file_flags = O_RDWR | O_APPEND;
     c.write(log.node, log_fh, 0, b"one ").unwrap();
+    c.file_flags = O_RDWR;
     c.unlink(dir.node, "gone").unwrap();
     c.rename((ROOT, "dir"), (ROOT, "moved"), 0).unwrap();
     for round in 0..3 {
@@ -165,7 +167,9 @@ fn a_kill_takes_files_without_a_name_and_nothing_else() {
         assert_eq!(c.lookup(dir.node, "kept").unwrap().node, kept.node);
         assert_eq!(c.getattr(dir.node).unwrap().ino, dir.attr.ino);
         assert!(!c.readdir(dir.node, listing, 0, 4096).unwrap().is_empty());
+        c.file_flags = O_RDWR | O_APPEND;
         c.write(log.node, log_fh, 0, b"more ").unwrap();
+        c.file_flags = O_RDWR;
         let lost = c.getattr(gone.node).unwrap_err();
         assert_eq!(lost.errno(), Some(Errno::STALE));
         let lost = c.read(gone.node, gone_fh, 0, 1).unwrap_err();

@@ -183,7 +183,8 @@ impl Actor {
                 // What an append says of its place does not count.
                 let offset = if thing.append { 0 } else { at as u64 };
                 let body = Body::new().u64(thing.open?).u64(offset);
-                let body = body.u32(data.len() as u32).u32(0).u64(0).u32(0).u32(0);
+                let flags = O_RDWR | if thing.append { O_APPEND } else { 0 };
+                let body = body.u32(data.len() as u32).u32(0).u64(0).u32(flags).u32(0);
                 let (node, body) = (thing.node, body.bytes(&data));
                 (Asked::Write(name, at, data), op::WRITE, node, body, 8)
             }
