@@ -176,7 +176,7 @@ fn an_owner_has_all_its_open_files_and_loses_its_locks_with_the_first() {
     // Closing any of its files ends all that the first has, and nothing else.
     close(&mut c, node, other, 1);
     set(&mut c, node, range(fh, 2, WRITE, (5, 25))).unwrap();
-    is_taken(set(&mut c, node, range(fh, 1, READ, (30, 30))));
+    is_taken(set(&mut c, node, range(fh, 1, WRITE, (30, 30))));
     // What a guest has by open file is never flushed.
     release(&mut c, node, fh, 0);
     set(&mut c, node, range(other, 1, WRITE, (0, END))).unwrap();
@@ -210,9 +210,16 @@ fn who_waits_holds_nobody_up_and_gets_the_lock() {
         return;
     };
     let path = server.path("file");
-    for body in [range(fh, 1, WRITE, (0, END)), whole(fh, WRITE)] {
-        let held = by_host(&path, ALONE).unwrap();
-        flock(&held, ALONE).unwrap();
+    type Lock = fn(&File, FlockOperation) -> Result<(), Errno>;
+    let ranges: Lock = |file, how| fcntl_lock(file, how);
+    let wholes: Lock = |file, how| flock(file, how);
+    let cases = [
+        (range(fh, 1, WRITE, (0, END)), ranges),
+        (whole(fh, WRITE), wholes),
+    ];
+    for (body, lock) in cases {
+        let held = File::options().read(true).write(true).open(&path).unwrap();
+        lock(&held, ALONE).unwrap();
         c.begin(FIRST, op::SETLKW, node, body, 8).unwrap();
         c.go();
         // All else is served meanwhile, on the same queue.

@@ -149,13 +149,17 @@ impl FsDevice {
         let mut fields = Fields(&body);
         let file = self.share.file(Handle(fields.u64()?))?;
         let (offset, len, mode) = (fields.u64()?, fields.u64()?, fields.u32()?);
-        if !file.traits().writable {
-            return Err(Errno::BADF);
+        // In the order that Linux finds mistakes in.
+        if len == 0 {
+            return Err(Errno::INVAL);
         }
+        within(offset, len)?;
         if mode & !ALLOCATIONS != 0 {
             return Err(Errno::OPNOTSUPP);
         }
-        within(offset, len)?;
+        if !file.traits().writable {
+            return Err(Errno::BADF);
+        }
         self.share.drop_capabilities_of(&file)?;
         request.place = place(&file, false);
         request.kept = Some(Kept::File(file));
