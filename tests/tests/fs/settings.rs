@@ -83,7 +83,8 @@ done
 mkdir share/set
 chown 0:77 share/set
 chmod 2777 share/set
-as() {{ setpriv --reuid 1000 --regid 1000 "$@"; }}
+# By its path, or the shell takes its own, which knows less.
+as() {{ /bin/setpriv --reuid 1000 --regid 1000 "$@"; }}
 as --groups 77 mknod -m 2755 share/set/member p
 as --clear-groups mknod -m 2755 share/set/stranger p
 [ "$(stat -c %g:%a share/set/member)" = 77:2755 ]
