@@ -2,7 +2,7 @@
 //! and compared after each step with what it must be: fsx, in a guest, with all
 //! that a guest may keep.
 //!
-//! `PERICARP_FSX_OPERATIONS` has each make more than the 5,000 steps that a run
+//! `PERICARP_FSX_OPERATIONS` has each make more than the 2,000 steps that a run
 //! of all tests has time for.
 
 use std::env;
@@ -14,7 +14,7 @@ use pericarp_tests::fs::{Options, Server};
 use pericarp_tests::parts::Part;
 
 /// Steps of a file, each at most 64 KiB of 256.
-const OPERATIONS: &str = "5000";
+const OPERATIONS: &str = "2000";
 /// For them; more have as much more time.
 const LIMIT: Duration = Duration::from_secs(60);
 

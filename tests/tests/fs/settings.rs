@@ -125,11 +125,6 @@ fn each_of_two_cpus_has_a_queue() {
 }
 
 #[test]
-fn each_of_four_cpus_has_a_queue() {
-    each_cpu_has_a_queue(4, &["--num-queues", "4"]);
-}
-
-#[test]
 fn a_guest_writes_back_what_it_kept() {
     const WORK: &str = r#"
 dd if=/dev/zero of=small bs=1 count=2000 2>/dev/null

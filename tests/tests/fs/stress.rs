@@ -2,7 +2,7 @@
 //! file systems, in a guest, each of which checks what it gets. After it the
 //! server has nothing left of it.
 //!
-//! `PERICARP_STRESS_SECONDS` has it go on for longer than the 20 seconds that a
+//! `PERICARP_STRESS_SECONDS` has it go on for longer than the 8 seconds that a
 //! run of all tests has time for.
 
 use std::env;
@@ -21,7 +21,7 @@ const STRESSORS: &str = "access chattr chdir chmod chown copy-file dentry dir di
     getdent handle hdd inode-flags inotify io iomix lease link locka lockf lockofd mknod open \
     rename sync-file touch utime xattr";
 
-const SECONDS: u64 = 20;
+const SECONDS: u64 = 8;
 
 /// All of them at once, for a moment and then for longer; whatever they leave is
 /// removed each time. A stressor that finds a fault says so and ends with 2.
