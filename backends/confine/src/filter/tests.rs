@@ -74,7 +74,7 @@ const CALLS: &[(&str, &[i64])] = &[
 
 /// Types and modules of rustix, which call nothing by themselves.
 fn is_call(word: &str) -> bool {
-    let modules = ["fs", "io", "path", "process", "thread", "self"];
+    let modules = ["fs", "io", "mm", "path", "process", "thread", "self"];
     let lower = word.starts_with(|c: char| c.is_ascii_lowercase());
     word == "RawDir" || (lower && !modules.contains(&word))
 }

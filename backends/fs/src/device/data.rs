@@ -15,9 +15,6 @@ use crate::wire::{FSYNC_DATA, Fields, Header, Reply, WRITE_CACHE, WRITE_KILL_SUI
 const RWF_DONTCACHE: i32 = 0x80;
 /// How often a request that the kernel asked to repeat is repeated.
 const MAX_RETRIES: u8 = 16;
-/// fallocate: keep the size, punch a hole, write zeroes.
-const ALLOCATIONS: u32 =
-    (libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) as u32;
 
 /// What a request is doing.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -154,7 +151,7 @@ impl FsDevice {
             return Err(Errno::INVAL);
         }
         within(offset, len)?;
-        if mode & !ALLOCATIONS != 0 {
+        if !is_allocation(mode as i32) {
             return Err(Errno::OPNOTSUPP);
         }
         if !file.traits().writable {
@@ -280,6 +277,17 @@ fn place(file: &OpenFile, write: bool) -> Place {
         Place::Here
     } else {
         Place::Ring
+    }
+}
+
+/// Whether fallocate of this mode is passed on: space, zeroes, or a hole, which
+/// Linux wants to keep the size.
+fn is_allocation(mode: i32) -> bool {
+    let keeps = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
+    match mode & !libc::FALLOC_FL_KEEP_SIZE {
+        0 | libc::FALLOC_FL_ZERO_RANGE => true,
+        libc::FALLOC_FL_PUNCH_HOLE => keeps,
+        _ => false,
     }
 }
 
