@@ -44,6 +44,7 @@ const CALLS: &[(&str, &[i64])] = &[
     ("munmap", &[SYS_munmap]),
     ("openat", &[SYS_openat]),
     ("openat2", &[SYS_openat2]),
+    ("pread", &[SYS_pread64]),
     ("preadv2", &[SYS_preadv2]),
     ("pwritev2", &[SYS_pwritev2]),
     ("readlinkat", &[SYS_readlinkat]),

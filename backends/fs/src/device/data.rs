@@ -16,6 +16,10 @@ const RWF_DONTCACHE: i32 = 0x80;
 /// How often a request that the kernel asked to repeat is repeated.
 const MAX_RETRIES: u8 = 16;
 
+/// fallocate: keep the size, punch a hole, write zeroes.
+const ALLOCATIONS: u32 =
+    (libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) as u32;
+
 /// What a request is doing.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Operation {
@@ -151,11 +155,14 @@ impl FsDevice {
             return Err(Errno::INVAL);
         }
         within(offset, len)?;
-        if !is_allocation(mode as i32) {
+        if !is_known(mode as i32) {
             return Err(Errno::OPNOTSUPP);
         }
         if !file.traits().writable {
             return Err(Errno::BADF);
+        }
+        if mode & !ALLOCATIONS != 0 {
+            return Err(Errno::OPNOTSUPP);
         }
         self.share.drop_capabilities_of(&file)?;
         request.place = place(&file, false);
@@ -280,13 +287,14 @@ fn place(file: &OpenFile, write: bool) -> Place {
     }
 }
 
-/// Whether fallocate of this mode is passed on: space, zeroes, or a hole, which
-/// Linux wants to keep the size.
-fn is_allocation(mode: i32) -> bool {
+/// Whether Linux knows this mode of fallocate, which it looks at before it looks
+/// whether the file is open for writing.
+fn is_known(mode: i32) -> bool {
     let keeps = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
     match mode & !libc::FALLOC_FL_KEEP_SIZE {
-        0 | libc::FALLOC_FL_ZERO_RANGE => true,
+        0 | libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_UNSHARE_RANGE => true,
         libc::FALLOC_FL_PUNCH_HOLE => keeps,
+        libc::FALLOC_FL_COLLAPSE_RANGE | libc::FALLOC_FL_INSERT_RANGE => !keeps,
         _ => false,
     }
 }
