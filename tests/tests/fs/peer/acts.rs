@@ -181,6 +181,7 @@ fn names() -> impl Strategy<Value = Act> {
 
 fn files() -> impl Strategy<Value = Act> {
     let new = prop_oneof![4 => flags(), 1 => flags().prop_map(|flags| flags | O_EXCL)];
+    // Linux's driver asks for no others; the peer moves what is behind a range, too.
     let modes = vec![
         0,
         0,
@@ -189,8 +190,6 @@ fn files() -> impl Strategy<Value = Act> {
         0x10,
         0x11,
         PUNCH_HOLE,
-        8,
-        0x20,
     ];
     let whence = proptest::sample::select(vec![SEEK_DATA, SEEK_HOLE]);
     let length = prop_oneof![1u64..30_000, Just(0)];
