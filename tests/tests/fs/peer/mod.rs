@@ -168,6 +168,9 @@ fn agree(act: &Act, ours: &Answered, theirs: &Answered) -> bool {
         Act::Link(..) | Act::Rename(..) => our_errno.is_some() && their_errno.is_some(),
         // The first class of the owner, the group and the others that the caller
         // is in decides, as the host's kernel has it; the peer looks at all.
+        // write(2) looks how the file is open before it sees that there is nothing
+        // to write.
+        Act::Write(_, _, data, ..) if data.is_empty() => our_errno == Some(&Errno::BADF),
         // Root may search any directory, which the peer wants a bit for.
         Act::Access(_, mask) if mask & 1 != 0 && ours.is_ok() => {
             their_errno == Some(&Errno::ACCESS)
