@@ -52,6 +52,17 @@ fn goes_on(driver: &mut Driver, load: &mut Load, rig: &Rig, step: usize) {
     assert!(load.done > before, "{:?}", SAID.get(step));
 }
 
+/// Waits until the old process has seen so many new ones end: until then it
+/// refuses another.
+fn noticed(rig: &Rig, times: usize) {
+    let count = || {
+        let lines = rig.serving.output().lines();
+        lines.iter().filter(|l| l.contains("serving on")).count()
+    };
+    let noticed = poll(SOON, || (count() >= times).then_some(()));
+    assert!(noticed.is_some(), "{times}\n{}", rig.told());
+}
+
 /// SIGKILL when each word has been said, and has not been heard.
 #[test]
 fn a_new_process_killed_at_every_step() {
@@ -69,14 +80,7 @@ fn a_new_process_killed_at_every_step() {
             relay.hold(step);
             new.kill();
             drop(relay);
-            if step > 0 {
-                let count = |rig: &Rig| {
-                    let lines = rig.serving.output().lines();
-                    lines.iter().filter(|l| l.contains("serving on")).count()
-                };
-                let noticed = poll(SOON, || (count(&rig) >= step).then_some(()));
-                assert!(noticed.is_some(), "{step}\n{}", rig.told());
-            }
+            noticed(&rig, step);
         });
         goes_on(&mut driver, &mut load, &rig, step);
         assert!(rig.serving.ended().is_none(), "{step}");
@@ -146,12 +150,14 @@ fn a_new_process_told_to_end_leaves_the_old_one_serving() {
     let mut driver = rig.connect(true);
     let mut load = Load::new(41);
     // While it waits for each word of the old one but the last.
-    for step in [1, 3, 6] {
+    for (times, step) in [1, 3, 6].into_iter().enumerate() {
         under_load(&mut driver, &mut load, || {
             let (mut new, mut relay) = rig.relayed();
             relay.hold(step);
             new.signal(Signal::TERM);
             ends(new, 1, &["--take-over", "is ending"]);
+            drop(relay);
+            noticed(&rig, times + 1);
         });
         goes_on(&mut driver, &mut load, &rig, step);
         assert!(rig.serving.ended().is_none(), "{step}");
