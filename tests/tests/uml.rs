@@ -2,6 +2,7 @@
 //! systems and verified random I/O on every backend the kernel can talk to.
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use pericarp_tests::bounded::Alone;
@@ -11,23 +12,23 @@ use pericarp_tests::scratch::Scratch;
 use pericarp_tests::uml::{Machine, UmlError};
 
 const GIB: u64 = 1 << 30;
+/// Bytes of files that are copied.
+const REAL_BYTES: u64 = 300_000_000;
 
 /// 300 MB of real files through the page cache of the guest, a remount, a checksum.
 const FILE_SYSTEM: &str = r#"
 mkfs.ext4 -q -F /dev/vda
 mkdir disk; mount /dev/vda disk
-find /usr/bin /usr/sbin /usr/lib -xdev -type f -size +256k -size -40M -printf '%s %p\n' |
-    sort -k 2 | awk '{ total += $1; print $2; if (total > 300000000) exit }' | cut -c 2- >list
 mkdir disk/copy
-(cd / && xargs cp --parents -t /mnt/work/disk/copy) <list
+(cd / && xargs cp --parents -t /mnt/work/disk/copy) <$list
 sync
 du -sm disk/copy
 umount disk
 # Nothing may come from this guest's cache.
 echo 3 >/proc/sys/vm/drop_caches
 mount /dev/vda disk
-(cd / && xargs cat) <list | md5sum >want
-(cd disk/copy && xargs cat) <list | md5sum >have
+(cd / && xargs cat) <$list | md5sum >want
+(cd disk/copy && xargs cat) <$list | md5sum >have
 cmp want have
 umount disk
 fsck.ext4 -f -n /dev/vda >fsck.log 2>&1 || { cat fsck.log; exit 1; }
@@ -56,6 +57,34 @@ cat /sys/block/vda/serial; echo
 cat /sys/block/vda/queue/write_cache
 "#;
 
+/// Paths from the root of real files, [`REAL_BYTES`] of them, a line each. A guest
+/// would take minutes to find them.
+fn real_files() -> String {
+    let mut directories: Vec<_> = ["/usr/lib", "/usr/sbin", "/usr/bin"]
+        .map(PathBuf::from)
+        .into();
+    let (mut list, mut total) = (String::new(), 0);
+    while let Some(directory) = directories.pop() {
+        let Ok(entries) = std::fs::read_dir(directory) else {
+            continue;
+        };
+        for entry in entries.flatten() {
+            let (path, meta) = (entry.path(), entry.metadata().unwrap());
+            if meta.is_dir() {
+                directories.push(path);
+            } else if meta.is_file() && (256 << 10..40 << 20).contains(&meta.len()) {
+                let from_the_root = path.strip_prefix("/").unwrap();
+                list += &format!("{}\n", from_the_root.display());
+                total += meta.len();
+            }
+            if total > REAL_BYTES {
+                return list;
+            }
+        }
+    }
+    list
+}
+
 fn usable(kind: Kind, test: &str) -> bool {
     have(test, &[Part::UserModeLinux, Part::Fio, Part::MkfsExt4]) && kind.usable(test)
 }
@@ -73,7 +102,9 @@ fn work(kind: Kind, cache: Cache, test: &str) {
         ..Options::default()
     };
     let mut backend = Backend::start(kind, &scratch, &disk, &options).unwrap();
-    for (script, last) in [(FILE_SYSTEM, "file system well"), (VERIFIED, "data well")] {
+    let list = scratch.file("list", real_files().as_bytes());
+    let copied = format!("list={}\n{FILE_SYSTEM}", list.display());
+    for (script, last) in [(&*copied, "file system well"), (VERIFIED, "data well")] {
         let begin = std::time::Instant::now();
         let report = Machine::new(&[backend.socket()], script)
             .run()
