@@ -14,6 +14,7 @@ pub mod plot;
 pub mod raw;
 pub mod served;
 pub mod table;
+pub mod trees;
 pub mod turns;
 
 /// An error here is told to a person and nothing else.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::Ordering;
 
+use pericarp_benches::trees::{self, Tree};
 use pericarp_benches::{Outcome, disk};
 use pericarp_tests::fuse::Fuse;
 use pericarp_tests::parts::Part;
@@ -17,8 +18,6 @@ use crate::profiles::{Ground, Profile};
 
 /// The size of the file on the store, which is all in memory.
 const SHARE_BYTES: u64 = 256 << 20;
-/// How directories that hold trees are called; the number of our process follows.
-const TREE: &str = "pericarp-bench-tree-";
 
 /// A disk, or two and a directory.
 #[derive(Debug)]
@@ -49,7 +48,7 @@ impl Place {
                 place.image = file.with_extension("tree.img");
                 disk::prepare(&place.image)?;
                 let parent = place.image.parent().unwrap_or(Path::new("."));
-                remove_old_trees(parent);
+                trees::remove_old(parent);
                 place.nursery = Some(fs::canonicalize(if parent == Path::new("") {
                     Path::new(".")
                 } else {
@@ -101,9 +100,7 @@ impl Place {
     /// An empty directory beside the image.
     pub(crate) fn tree(&self) -> Outcome<Tree> {
         let nursery = self.nursery.as_ref().ok_or("no directory for trees")?;
-        let path = nursery.join(format!("{TREE}{}", std::process::id()));
-        fs::create_dir(&path).map_err(|e| format!("cannot make {}: {e}", path.display()))?;
-        Ok(Tree(path))
+        Tree::make(nursery, "turn")
     }
 
     /// An empty ext4 on the image. All of it is written now: what the file system
@@ -121,47 +118,5 @@ impl Place {
             return Err(format!("mkfs.ext4 failed: {}", said.trim()).into());
         }
         Ok(())
-    }
-}
-
-/// A directory that goes away with all that is in it.
-#[derive(Debug)]
-pub(crate) struct Tree(pub(crate) PathBuf);
-
-impl Drop for Tree {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-/// Removes the trees of runs that were killed.
-fn remove_old_trees(parent: &Path) {
-    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let pid = name.to_str().and_then(|name| name.strip_prefix(TREE));
-        let pid = pid.and_then(|pid| pid.parse::<u32>().ok());
-        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
-            let _ = fs::remove_dir_all(entry.path());
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn trees_of_dead_processes_are_removed_and_nothing_else() {
-        let scratch = Scratch::new();
-        let own = format!("{TREE}{}", std::process::id());
-        let dead = format!("{TREE}{}", i32::MAX);
-        for name in [own.as_str(), &dead, "pericarp-bench-tree-x", "tree"] {
-            fs::create_dir(scratch.path(name)).unwrap();
-        }
-        remove_old_trees(scratch.dir());
-        assert!(!scratch.path(&dead).exists());
-        for name in [own.as_str(), "pericarp-bench-tree-x", "tree"] {
-            assert!(scratch.path(name).exists(), "{name}");
-        }
     }
 }

@@ -70,7 +70,7 @@ pub(crate) fn in_directory(
     };
     let mounted = "/mnt/work/share";
     let (directory, path) = match &tree {
-        Some(tree) => (tree.0.as_path(), mounted.to_owned()),
+        Some(tree) => (tree.path(), mounted.to_owned()),
         None => {
             let (directory, name) = (place.image.parent(), place.image.file_name());
             let (directory, name) = directory.zip(name).ok_or("the image has no directory")?;

@@ -138,7 +138,9 @@ fn measure(
         Ground::Tree => Some(place.tree()?),
         _ => None,
     };
-    let on = tree.as_ref().map_or(place.image.as_path(), |tree| &tree.0);
+    let on = tree
+        .as_ref()
+        .map_or(place.image.as_path(), |tree| tree.path());
     let report = native(profile, on, options.seconds, scratch)?;
     let fio = report.measured.cpu_us;
     let shares = Shares {

@@ -22,7 +22,7 @@ use std::time::Duration;
 use pericarp_benches::options::Options;
 use pericarp_benches::served::{How, Served, Server};
 use pericarp_benches::turns::{Measured, Run};
-use pericarp_benches::{Outcome, table};
+use pericarp_benches::{Outcome, table, trees};
 use pericarp_tests::bounded::poll;
 use pericarp_tests::peer::Footprint;
 use pericarp_tests::process::{Process, command};
@@ -37,7 +37,9 @@ files found, on the host and in User-mode Linux in a directory of pericarp-fs an
 virtiofsd with a pool of no, 1, 8 or 64 threads; the trees lie beside --file";
 
 /// The longest that a turn may take.
-const LIMIT: Duration = Duration::from_secs(240);
+const LIMIT: Duration = Duration::from_secs(600);
+/// MiB of a guest, which is to know all of the files that it walks through.
+const MEMORY_MIB: u32 = 1024;
 /// What the others are compared with.
 const BASE: &str = "host";
 const PEER: &str = "virtiofsd";
@@ -69,6 +71,7 @@ fn compare(options: &Options) -> Outcome<()> {
     let parent = parent.unwrap_or(Path::new("."));
     std::fs::create_dir_all(parent)?;
     let parent = std::fs::canonicalize(parent)?;
+    trees::remove_old(&parent);
     let scratch = Scratch::new();
     let mut run = Run::new(options);
     let ratios = [("of host", BASE), ("of vfsd", PEER)];
@@ -89,7 +92,7 @@ fn compare(options: &Options) -> Outcome<()> {
                 *round += 1;
                 if number == 0 {
                     let script = script::source(&source.archive);
-                    let said = turn(target, &source.directory()?.0, &script, &scratch)?.0;
+                    let said = turn(target, source.directory()?.path(), &script, &scratch)?.0;
                     for (phase, took) in phases(&said)? {
                         let measured = finished(target, source.files, took);
                         kept.insert((phase, name.clone(), *round), measured);
@@ -105,7 +108,7 @@ fn compare(options: &Options) -> Outcome<()> {
     if options.wants_case(WALK) {
         let walked = Walked::make(&parent)?;
         let rows = run.case(WALK, TARGETS, |target, _| {
-            let (said, held) = turn(target, &walked.directory.0, &script::walk(), &scratch)?;
+            let (said, held) = turn(target, walked.directory.path(), &script::walk(), &scratch)?;
             let took = phases(&said)?.into_iter().next();
             let (_, took) = took.ok_or("the turn said nothing")?;
             Ok(Measured {
@@ -171,6 +174,7 @@ fn turn(
     let mut machine = Machine::new(&[], &script::in_guest(&marks.0, script));
     machine.shares.push(served.socket().to_owned());
     machine.limit = LIMIT;
+    machine.memory_mib = MEMORY_MIB;
     let pid = served.pid();
     let looked = std::thread::scope(|scope| {
         let watch = scope.spawn(|| marks.look(pid));

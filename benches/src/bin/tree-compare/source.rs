@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use pericarp_benches::Outcome;
+use pericarp_benches::trees::Tree;
 
 /// Files of the source tree, and in each of its directories.
 const FILES: usize = 3000;
@@ -13,60 +14,39 @@ const PER_DIRECTORY: usize = 15;
 /// The same of the tree that is walked through.
 const WALKED: usize = 300_000;
 const WALKED_PER_DIRECTORY: usize = 1000;
-/// How directories here are called; the number of our process follows.
-const NAME: &str = "pericarp-trees-";
-
-/// A directory that goes away with all that is in it.
-#[derive(Debug)]
-pub(crate) struct Directory(pub(crate) PathBuf);
-
-impl Directory {
-    fn make(parent: &Path, what: &str) -> Outcome<Self> {
-        let path = parent.join(format!("{NAME}{}-{what}", std::process::id()));
-        fs::create_dir(&path).map_err(|e| format!("cannot make {}: {e}", path.display()))?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
 /// The source tree.
 #[derive(Debug)]
 pub(crate) struct Source {
     parent: PathBuf,
-    _own: Directory,
+    _own: Tree,
     pub(crate) archive: PathBuf,
     pub(crate) files: usize,
 }
 
 impl Source {
     pub(crate) fn make(parent: &Path) -> Outcome<Self> {
-        let own = Directory::make(parent, "source")?;
+        let own = Tree::make(parent, "source")?;
         let mut random = Random(1);
         for number in 0..FILES {
             let directory = own
-                .0
+                .path()
                 .join(format!("tree/part{:03}", number / PER_DIRECTORY));
             if number % PER_DIRECTORY == 0 {
                 fs::create_dir_all(&directory)?;
             }
             fs::write(directory.join(format!("file{number}.c")), text(&mut random))?;
         }
-        let archive = own.0.join("tree.tar");
+        let archive = own.path().join("tree.tar");
         let status = Command::new("tar")
             .arg("cf")
             .arg(&archive)
             .arg("-C")
-            .args([&own.0, Path::new("tree")])
+            .args([own.path(), Path::new("tree")])
             .status()?;
         if !status.success() {
             return Err(format!("tar ended with {status}").into());
         }
-        fs::remove_dir_all(own.0.join("tree"))?;
+        fs::remove_dir_all(own.path().join("tree"))?;
         Ok(Self {
             parent: parent.to_owned(),
             _own: own,
@@ -76,24 +56,24 @@ impl Source {
     }
 
     /// An empty directory for a turn.
-    pub(crate) fn directory(&self) -> Outcome<Directory> {
-        Directory::make(&self.parent, "turn")
+    pub(crate) fn directory(&self) -> Outcome<Tree> {
+        Tree::make(&self.parent, "turn")
     }
 }
 
 /// The tree that is walked through.
 #[derive(Debug)]
 pub(crate) struct Walked {
-    pub(crate) directory: Directory,
+    pub(crate) directory: Tree,
     pub(crate) files: usize,
 }
 
 impl Walked {
     pub(crate) fn make(parent: &Path) -> Outcome<Self> {
-        let directory = Directory::make(parent, "walked")?;
+        let directory = Tree::make(parent, "walked")?;
         for number in 0..WALKED {
             let name = format!("{:04}", number / WALKED_PER_DIRECTORY);
-            let inner = directory.0.join(name);
+            let inner = directory.path().join(name);
             if number % WALKED_PER_DIRECTORY == 0 {
                 fs::create_dir(&inner)?;
             }
