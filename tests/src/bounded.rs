@@ -56,18 +56,36 @@ impl Alone {
     /// # Panics
     /// When the turn does not come.
     pub fn turn() -> Self {
-        let path = std::env::temp_dir().join("pericarp-tests-alone.lock");
-        let file = File::create(&path).expect("the lock file can be created");
-        let taken = poll(Duration::from_secs(600), || {
-            flock(&file, FlockOperation::NonBlockingLockExclusive).ok()
-        });
-        assert!(
-            taken.is_some(),
-            "{}: another test holds the lock too long",
-            path.display()
-        );
-        Alone(file)
+        Alone(turn(FlockOperation::NonBlockingLockExclusive))
     }
+}
+
+/// Held by a test with one busy CPU, as a guest of User-mode Linux has: as many
+/// of these run side by side as there are threads of tests, and none beside one
+/// that is [`Alone`].
+#[derive(Debug)]
+pub struct OneCpu(#[expect(dead_code, reason = "the lock lives as long as the file")] File);
+
+impl OneCpu {
+    /// As [`Alone::turn`].
+    ///
+    /// # Panics
+    /// When the turn does not come.
+    pub fn turn() -> Self {
+        OneCpu(turn(FlockOperation::NonBlockingLockShared))
+    }
+}
+
+fn turn(lock: FlockOperation) -> File {
+    let path = std::env::temp_dir().join("pericarp-tests-alone.lock");
+    let file = File::create(&path).expect("the lock file can be created");
+    let taken = poll(Duration::from_secs(600), || flock(&file, lock).ok());
+    assert!(
+        taken.is_some(),
+        "{}: another test holds the lock too long",
+        path.display()
+    );
+    file
 }
 
 #[cfg(test)]

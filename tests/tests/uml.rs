@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use pericarp_tests::bounded::Alone;
+use pericarp_tests::bounded::OneCpu;
 use pericarp_tests::parts::{Part, have};
 use pericarp_tests::peer::{Backend, Cache, Kind, Options};
 use pericarp_tests::scratch::Scratch;
@@ -93,7 +93,7 @@ fn work(kind: Kind, cache: Cache, test: &str) {
     if !usable(kind, test) {
         return;
     }
-    let _alone = Alone::turn();
+    let _cpu = OneCpu::turn();
     let scratch = Scratch::new();
     let disk = scratch.sparse("disk", GIB);
     let options = Options {
@@ -158,7 +158,7 @@ fn two_disks(kind: Kind, test: &str) {
     if !usable(kind, test) {
         return;
     }
-    let _alone = Alone::turn();
+    let _cpu = OneCpu::turn();
     let scratch = Scratch::new();
     let first = scratch.sparse("first", GIB);
     let second = scratch.sparse("second", 64 << 20);

@@ -8,7 +8,7 @@
 use std::env;
 use std::time::Duration;
 
-use pericarp_tests::bounded::Alone;
+use pericarp_tests::bounded::OneCpu;
 use pericarp_tests::fs::mounted::in_uml;
 use pericarp_tests::fs::{Options, Server};
 use pericarp_tests::parts::Part;
@@ -55,7 +55,7 @@ fn exercise(test: &str, cache: &'static str, writeback: bool, direct: bool) {
     let Some(mut server) = Server::for_test(test, &parts, options) else {
         return;
     };
-    let _alone = Alone::turn();
+    let _cpu = OneCpu::turn();
     let (maps, invalidates) = if cache == "never" {
         ("0", "0")
     } else {

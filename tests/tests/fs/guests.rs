@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
-use pericarp_tests::bounded::Alone;
+use pericarp_tests::bounded::{Alone, OneCpu};
 use pericarp_tests::fs::mounted::attach;
 use pericarp_tests::fs::{Options, Server, TAG};
 use pericarp_tests::guest::{Assets, emulated, exit_code, initramfs};
@@ -83,7 +83,7 @@ for job in "psync 0" "psync 1" "mmap 0" "io_uring 1"; do
     # Linux 6.1 maps no file that bypasses its cache.
     [ $1,$cache != mmap,never ] || continue
     fio --name=verify-$1-$2 --directory=. --ioengine=$1 --direct=$2 --iodepth=16 --rw=randrw \
-        --rwmixread=50 --bs=4k --size=8m --verify=crc32c --verify_fatal=1 --do_verify=1 \
+        --rwmixread=50 --bs=4k --size=4m --verify=crc32c --verify_fatal=1 --do_verify=1 \
         --verify_backlog=256 --randseed=7 --unlink=1 --output-format=terse >/tmp/fio.log 2>&1 ||
         { echo $job; cat /tmp/fio.log; exit 1; }
 done
@@ -95,7 +95,7 @@ const LOOPS: &str = r#"
 mkdir loops
 worker() {
     i=0
-    while [ $i -lt 20 ]; do
+    while [ $i -lt 8 ]; do
         mkdir -p loops/$1/x loops/all
         echo $1 $i >loops/$1/x/file
         cat loops/$1/x/file >loops/all/$i
@@ -150,7 +150,7 @@ fn uml(test: &str, cache: &'static str, direct: bool, parts: &[(&str, &str)]) {
     let Some(mut server) = Server::for_test(test, &needed, options) else {
         return;
     };
-    let _alone = Alone::turn();
+    let _cpu = OneCpu::turn();
     prepare(&server);
     let work: String = parts.iter().map(|(part, _)| *part).collect();
     let script = format!("tag={TAG} cache={cache}\n{MOUNT}{work}cd ..; umount share");

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::time::Duration;
 
-use pericarp_tests::bounded::{Alone, poll};
+use pericarp_tests::bounded::{OneCpu, poll};
 use pericarp_tests::fs::wire::posix::{O_RDONLY, O_RDWR};
 use pericarp_tests::fs::wire::{Body, ROOT, feature, op};
 use pericarp_tests::fs::{Client, Options, Server, TAG, Wrong, refused};
@@ -429,7 +429,7 @@ umount share
     if !server.is_ours() {
         return;
     }
-    let _alone = Alone::turn();
+    let _cpu = OneCpu::turn();
     let [held, shared, mine] = ["held", "shared", "mine"].map(|name| {
         let path = server.path(name);
         fs::write(&path, b"").unwrap();

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use pericarp_tests::bounded::Alone;
+use pericarp_tests::bounded::{Alone, OneCpu};
 use pericarp_tests::fs::mounted::{attach, in_uml};
 use pericarp_tests::fs::{Options, Server, TAG};
 use pericarp_tests::guest::{Assets, emulated, exit_code, initramfs};
@@ -84,7 +84,7 @@ fn uml(test: &str, cache: &'static str) {
     let Some(mut server) = Server::for_test(test, &parts, options(cache)) else {
         return;
     };
-    let _alone = Alone::turn();
+    let _cpu = OneCpu::turn();
     let script = format!("{}{SCRIPT}", settings());
     let report = in_uml(&server, &parts[1..], &script, LIMIT, || {});
     let report = report.unwrap_or_else(|error| panic!("{error}\nit {}", server.epitaph()));

@@ -6,7 +6,7 @@
 use std::fs;
 use std::time::Duration;
 
-use pericarp_tests::bounded::Alone;
+use pericarp_tests::bounded::OneCpu;
 use pericarp_tests::fs::wire::posix::{O_RDONLY, O_RDWR};
 use pericarp_tests::fs::wire::{Body, ROOT, feature, op};
 use pericarp_tests::fs::{Client, Counts, Options, Server, TAG, refused, transfer_body};
@@ -36,7 +36,7 @@ fn counted(test: &str, cache: &'static str, read_only: bool, work: &str) -> Opti
     for index in 0..10 {
         fs::write(server.path(&format!("dir/file{index}")), "content\n").unwrap();
     }
-    let _alone = Alone::turn();
+    let _cpu = OneCpu::turn();
     let body = format!(
         "cd share\nset -- $(seq {TIMES})\nfor i; do {work}\ndone >/dev/null\ncd ..\numount share"
     );

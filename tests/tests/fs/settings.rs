@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use pericarp_tests::bounded::{Alone, poll};
+use pericarp_tests::bounded::{Alone, OneCpu, poll};
 use pericarp_tests::fs::wire::posix::O_RDWR;
 use pericarp_tests::fs::wire::{Body, ENTRY, OUT_HEADER, ROOT, Who, feature, op};
 use pericarp_tests::fs::{Client, Options, Server, TAG};
@@ -40,7 +40,7 @@ fn ours(test: &str, parts: &[Part], options: Options) -> Option<Server> {
 
 /// Has Linux do this in the directory, under User-mode Linux.
 fn linux(socket: PathBuf, work: &str) {
-    let _alone = Alone::turn();
+    let _cpu = OneCpu::turn();
     let script = format!("tag={TAG}\n{MOUNT}cd share\n{work}\ncd ..\numount share");
     let mut machine = Machine::new(&[], &script);
     machine.shares.push(socket);

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use pericarp_tests::bounded::{Alone, poll};
+use pericarp_tests::bounded::{OneCpu, poll};
 use pericarp_tests::parts::{Part, have};
 use pericarp_tests::scratch::Scratch;
 use pericarp_tests::uml::Machine;
@@ -31,7 +31,7 @@ fn fio_in_user_mode_linux_is_handed_over() {
     if !have(test, &parts) {
         return;
     }
-    let _alone = Alone::turn();
+    let _cpu = OneCpu::turn();
     let (count, judged) = super::count(3);
     let scratch = Scratch::new();
     scratch.sparse("disk", 128 << 20);
