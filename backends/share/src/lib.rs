@@ -17,10 +17,15 @@
 //!
 //! [`ShareOptions::descriptors`] bounds those that nodes have. Where the host
 //! gives file handles (CAP_DAC_READ_SEARCH, and a file system that has them) the
-//! nodes used least lately keep a handle instead; elsewhere the limit is
-//! answered with ENFILE, as is [`ShareOptions::open_files`]. Beyond both come two
-//! descriptors for the share, one for each mount and at most two for each call
-//! under way.
+//! nodes used least lately keep a handle instead; elsewhere, where the file system
+//! says when a file was made, nothing but the name and the directory that they
+//! were seen in. ENFILE is answered when neither helps, and at the limit of
+//! [`ShareOptions::open_files`]. Beyond both come two descriptors for the share,
+//! one for each mount and at most three for each call under way.
+//!
+//! A node that has only its place is ESTALE once others have moved or removed the
+//! file, until it is looked up again; what the guest itself moves is known, and
+//! what it removes keeps a descriptor.
 //!
 //! # After pivot_root
 //!

@@ -3,6 +3,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, openat, statx};
 use rustix::io::Errno;
@@ -43,8 +44,11 @@ pub(crate) struct Nodes {
     mounts: Mounts,
     /// `/proc/self/fd`; see the crate's own page.
     proc: OwnedFd,
+    /// Most descriptors are taken, or were at some time.
+    crowded: AtomicBool,
 }
 
+mod places;
 mod regain;
 
 impl Nodes {
@@ -76,6 +80,7 @@ impl Nodes {
             budget: Budget::new(options.descriptors),
             mounts,
             proc,
+            crowded: AtomicBool::new(false),
         })
     }
 
@@ -142,14 +147,18 @@ impl Nodes {
     pub(crate) fn permit(&self) -> Result<Permit, Errno> {
         loop {
             if let Some(permit) = self.budget.take() {
+                if self.budget.is_short() {
+                    self.crowded.store(true, Ordering::Relaxed);
+                }
                 return Ok(permit);
             }
             let (id, record) = self.table.oldest().ok_or(Errno::NFILE)?;
             if let Hold::Descriptor(held) = record.hold {
-                // A node whose file has no handle keeps its descriptor from now
-                // on and is not asked again.
-                if let Ok(handle) = record.mount.handle(held.as_fd()) {
-                    self.table.demote(id, handle);
+                // A node with neither handle nor place keeps its descriptor from
+                // now on and is not asked again.
+                match record.mount.handle(held.as_fd()) {
+                    Ok(handle) => self.table.demote(id, handle),
+                    Err(_) => self.leave(id, &held),
                 }
             }
         }

@@ -43,7 +43,7 @@ pub struct ShareOptions {
     /// Most files and directories open at a time.
     pub open_files: u32,
     /// Most nodes that a guest knows at a time: what bounds our memory, about
-    /// 200 bytes each.
+    /// 200 bytes each, and its name for one without a file handle.
     pub nodes: u32,
 }
 

@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::FileType;
@@ -94,6 +94,11 @@ impl Budget {
             .map(|_| Permit(self.clone()))
     }
 
+    /// Less than a quarter is left.
+    pub(crate) fn is_short(&self) -> bool {
+        self.taken() > self.limit - self.limit / 4
+    }
+
     pub(crate) fn taken(&self) -> u32 {
         self.taken.load(Ordering::Relaxed)
     }
@@ -134,7 +139,7 @@ impl AsFd for Held {
 pub(crate) enum Hold {
     Descriptor(Arc<Held>),
     Handle(Arc<FileHandle>),
-    /// Nothing yet: a predecessor had it. Its place is in the state.
+    /// Nothing: it is looked for where it was seen last.
     Place,
 }
 
@@ -151,6 +156,8 @@ pub(crate) struct Record {
 struct Node {
     record: Record,
     lookups: u64,
+    /// Of a node that has no handle, where no state has it.
+    place: Option<Box<Place>>,
 }
 
 #[derive(Debug)]
@@ -193,9 +200,14 @@ pub(crate) struct Table {
     turn: AtomicUsize,
     /// What a successor needs is written there.
     state: Option<Arc<State>>,
+    /// Some nodes may be left to their places.
+    places: AtomicBool,
 }
 
+mod places;
 mod restore;
+
+use places::Place;
 
 impl Table {
     pub(crate) fn new(limit: u32) -> Self {
@@ -215,6 +227,7 @@ impl Table {
             limit,
             turn: AtomicUsize::new(0),
             state: None,
+            places: AtomicBool::new(false),
         }
     }
 
@@ -239,6 +252,13 @@ impl Table {
         Some(record)
     }
 
+    /// The same, which does not count as a use.
+    pub(crate) fn look(&self, id: NodeId) -> Option<Record> {
+        let (shard, slot, generation) = id.place()?;
+        let mut shard = self.shard(shard);
+        shard.node(slot, generation).map(|node| node.record.clone())
+    }
+
     /// One lookup more of the node with this identity, if a descriptor of it is
     /// held: only then is it still the same file.
     pub(crate) fn known(
@@ -257,9 +277,10 @@ impl Table {
         }
         node.lookups = node.lookups.saturating_add(1);
         let (mount, lookups) = (node.record.mount.clone(), node.lookups);
-        shard.touch(slot);
+        node.see(spot);
         let id = NodeId::of(index, slot, generation);
         self.seen(id, lookups, spot);
+        self.used(&mut shard, id, slot);
         Some((id, mount))
     }
 
@@ -296,25 +317,23 @@ impl Table {
                 (Hold::Handle(old), Some(Ok(now))) => **old == *now,
                 (Hold::Handle(_), Some(Err(_))) => false,
                 (Hold::Place, _) => self.is_still(
+                    node,
                     NodeId::of(index, slot, generation),
-                    node.record.kind == new.kind,
+                    new.kind,
                     noted.born,
                 ),
             };
             if same {
                 node.lookups = node.lookups.saturating_add(1);
                 let lookups = node.lookups;
-                if matches!(node.record.hold, Hold::Descriptor(_)) {
-                    shard.touch(slot);
-                } else {
+                node.see(noted.spot);
+                if !matches!(node.record.hold, Hold::Descriptor(_)) {
                     replaced = Some(std::mem::replace(&mut node.record.hold, new.hold.clone()));
                     node.record.mount = new.mount.clone();
-                    if new.mount.has_handles() {
-                        shard.list(slot);
-                    }
                 }
                 let id = NodeId::of(index, slot, generation);
                 self.seen(id, lookups, noted.spot);
+                self.used(&mut shard, id, slot);
                 drop(shard);
                 drop(replaced);
                 return Ok(Interned::Node(id));
@@ -343,17 +362,16 @@ impl Table {
         let slot = shard.add(Node {
             record: new.clone(),
             lookups: 1,
+            place: self.place(new, noted),
         });
         shard.by_identity.insert(new.identity, slot);
-        if new.mount.has_handles() {
-            shard.list(slot);
-        }
         let generation = shard.slots[slot as usize].generation;
         let id = NodeId::of(index, slot, generation);
         if let Some(state) = &self.state {
             state.raise_generation(index, generation);
             state.put_node(id.index(), id, &new.identity, new.kind, noted);
         }
+        self.used(&mut shard, id, slot);
         Ok(Interned::Node(id))
     }
 

@@ -56,6 +56,37 @@ fn too_many_files_are_an_error_and_listings_stay_complete() {
 }
 
 #[test]
+fn more_files_are_known_than_there_are_descriptors() {
+    let options = Options {
+        descriptors: Some(700),
+        ..Options::default()
+    };
+    let test = "more_files_are_known_than_there_are_descriptors";
+    let Some((mut server, mut c)) = session(test, options) else {
+        return;
+    };
+    let text = |i: usize| format!("file {i}");
+    for i in 0..3000 {
+        fs::write(server.path(&format!("file{i}")), text(i)).unwrap();
+    }
+    let known: Vec<_> = (0..3000)
+        .map(|i| c.lookup(ROOT, &format!("file{i}")).unwrap().node)
+        .collect();
+    c.rename((ROOT, "file7"), (ROOT, "seven"), 0).unwrap();
+    c.unlink(ROOT, "file8").unwrap();
+    for (i, node) in known.iter().enumerate() {
+        let size = c.getattr(*node).unwrap().size;
+        assert_eq!(size, text(i).len() as u64, "file{i}");
+        if i != 8 {
+            let fh = c.open(*node, O_RDONLY).unwrap();
+            assert_eq!(c.read(*node, fh, 0, 64).unwrap(), text(i).as_bytes());
+            c.release(*node, fh).unwrap();
+        }
+    }
+    assert!(server.is_alive(), "{}", server.epitaph());
+}
+
+#[test]
 fn what_a_guest_knows_and_forgets_costs_nothing_later() {
     let test = "what_a_guest_knows_and_forgets_costs_nothing_later";
     let Some((server, mut c)) = session(test, Options::default()) else {

@@ -6,6 +6,7 @@
 use std::ffi::{CStr, CString};
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, openat2, statx};
 use rustix::io::Errno;
@@ -13,7 +14,7 @@ use rustix::io::Errno;
 use super::{Found, Nodes};
 use crate::attributes::{WANTED, born, identity, kind};
 use crate::share::CONFINED;
-use crate::state::{Move, Spot, State, Stored};
+use crate::state::{Spot, State, Stored};
 use crate::table::{Held, Hold, Identity, NodeId, Record};
 
 /// The deepest that a node is looked for.
@@ -38,6 +39,8 @@ impl Nodes {
             }
         }
         self.table.put_back_all(state);
+        // Most are at their places from the beginning.
+        self.crowded.store(true, Ordering::Relaxed);
         self.settle_moves(state.take_moves());
         state.clear_moves();
         self.find_mounts(&elsewhere);
@@ -104,9 +107,7 @@ impl Nodes {
         };
         let is = identity(&stat);
         let same = (is.device, is.ino) == (record.identity.device, record.identity.ino)
-            && self
-                .table
-                .is_still(node, kind(&stat) == record.kind, born(&stat));
+            && self.table.still(node, kind(&stat), born(&stat));
         if same && let Some(state) = self.table.state() {
             // The move stands beside it until all are settled.
             state.put_spot(node.index(), spot);
@@ -140,7 +141,7 @@ impl Nodes {
         }
     }
 
-    /// Finds a node of a predecessor's again, with the directories above it.
+    /// Finds a node at its place again, with the directories above it.
     pub(super) fn regain(&self, id: NodeId) -> Result<Found, Errno> {
         let mut way = Vec::new();
         let mut at = id;
@@ -185,9 +186,7 @@ impl Nodes {
         let stat = statx(&file, c"", AtFlags::EMPTY_PATH, WANTED)?;
         let is = identity(&stat);
         if (is.device, is.ino) != (record.identity.device, record.identity.ino)
-            || !self
-                .table
-                .is_still(id, kind(&stat) == record.kind, born(&stat))
+            || !self.table.still(id, kind(&stat), born(&stat))
         {
             return Err(Errno::STALE);
         }
@@ -204,21 +203,6 @@ impl Nodes {
             mount,
             held,
         })
-    }
-
-    /// What has this name is about to be somewhere else: `None` where nobody
-    /// needs to know.
-    pub(crate) fn begin_move(&self, parent: &Found, name: &CStr, to: Spot<'_>) -> Option<Move> {
-        let state = self.table.state()?;
-        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-        let stat = statx(parent, name, flags, WANTED).ok()?;
-        let node = self.table.find(&identity(&stat))?;
-        state.begin_move(node, to)
-    }
-
-    /// It is there now, or was not moved.
-    pub(crate) fn end_move(&self, moving: Move, moved: bool) {
-        self.table.end_move(moving, moved);
     }
 
     /// The state, if there is one.

@@ -23,7 +23,7 @@ impl Share {
     pub fn unlink(&self, parent: NodeId, name: &CStr) -> Result<(), Errno> {
         let name = name::check(name)?;
         self.writable()?;
-        unlinkat(self.directory(parent)?, name, AtFlags::empty())
+        self.take_name(parent, name, AtFlags::empty())
     }
 
     /// Removes an empty directory.
@@ -33,7 +33,15 @@ impl Share {
     pub fn remove_dir(&self, parent: NodeId, name: &CStr) -> Result<(), Errno> {
         let name = name::check(name)?;
         self.writable()?;
-        unlinkat(self.directory(parent)?, name, AtFlags::REMOVEDIR)
+        self.take_name(parent, name, AtFlags::REMOVEDIR)
+    }
+
+    fn take_name(&self, parent: NodeId, name: &CStr, flags: AtFlags) -> Result<(), Errno> {
+        let parent = self.directory(parent)?;
+        let node = self.nodes.to_be_taken_away(&parent, name);
+        let taken = unlinkat(&parent, name, flags);
+        self.nodes.taken_away(node);
+        taken
     }
 
     /// Moves a name. `flags` are those of `renameat2`; which the host has is its
@@ -73,10 +81,12 @@ impl Share {
             }
             false => None,
         };
+        let replaced = self.nodes.to_be_taken_away(&to, new_name);
         let renamed = renameat_with(&from, name, &to, new_name, flags);
         for moving in [moving, back].into_iter().flatten() {
             self.nodes.end_move(moving, renamed.is_ok());
         }
+        self.nodes.taken_away(replaced);
         renamed
     }
 

@@ -1,7 +1,6 @@
 //! The table as a predecessor left it: filled once from the state, before
 //! anybody asks, and then node by node as places are found again.
 
-use std::ffi::CString;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -33,13 +32,20 @@ impl Table {
                 older: NONE,
             });
         }
+        if let Hold::Place = record.hold {
+            self.places.store(true, Ordering::Relaxed);
+        }
         let identity = record.identity;
         let entry = &mut shard.slots[slot];
         if entry.node.is_some() {
             return false;
         }
         entry.generation = generation;
-        entry.node = Some(Node { record, lookups });
+        entry.node = Some(Node {
+            record,
+            lookups,
+            place: None,
+        });
         shard.by_identity.insert(identity, slot as u32);
         self.nodes.fetch_add(1, Ordering::Relaxed);
         true
@@ -61,25 +67,7 @@ impl Table {
         }
     }
 
-    /// Where a node was seen last.
-    pub(crate) fn spot(&self, id: NodeId) -> Option<(NodeId, CString)> {
-        let state = self.state.as_ref()?;
-        let (index, slot, generation) = id.place()?;
-        let mut shard = self.shard(index);
-        shard.node(slot, generation)?;
-        state.spot(id.index())
-    }
-
-    /// Whether a file may be the one that a predecessor had as this node.
-    pub(crate) fn is_still(&self, id: NodeId, same_kind: bool, born: u64) -> bool {
-        let known = self
-            .state
-            .as_ref()
-            .map_or(0, |state| state.born(id.index()));
-        same_kind && (known == 0 || born == 0 || known == born)
-    }
-
-    /// A predecessor's node has been found again.
+    /// A node that was left to its place has been found again.
     pub(crate) fn found(
         &self,
         id: NodeId,
@@ -105,9 +93,7 @@ impl Table {
             shard.by_identity.remove(&before);
             shard.by_identity.entry(identity).or_insert(slot as u32);
         }
-        if mount.has_handles() {
-            shard.list(slot as u32);
-        }
+        self.used(&mut shard, id, slot as u32);
     }
 
     /// A predecessor's node lies on this mount, wherever it is there.

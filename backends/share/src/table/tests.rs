@@ -146,8 +146,10 @@ proptest! {
             let place = list.iter().position(|(i, _)| *i == ino);
             match (step, place) {
                 // Taken off by `oldest`, perhaps, and still a node.
-                (0, None) if table.known(&record(ino).identity, None).is_none() => {
-                    list.push((ino, add(&table, ino)));
+                (0, None) => {
+                    let known = table.known(&record(ino).identity, None);
+                    let id = known.map_or_else(|| add(&table, ino), |(id, _)| id);
+                    list.push((ino, id));
                 }
                 (1, Some(place)) => {
                     let used = list.remove(place);

@@ -9,6 +9,7 @@ mod hostile;
 mod lookup;
 mod mounts;
 mod ownership;
+mod places;
 mod property;
 mod restart;
 mod scratch;

@@ -53,6 +53,7 @@ fn moves_are_found_where_they_are() {
                 parent: to,
                 name: new,
             };
+            // It never ends.
             before.nodes.begin_move(&parent, name, spot).unwrap();
         };
         begin(NodeId::ROOT, c"a", NodeId::ROOT, c"z");
