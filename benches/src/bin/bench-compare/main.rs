@@ -20,7 +20,7 @@ use ground::Place;
 use pericarp_benches::cpu::Spent;
 use pericarp_benches::fio::Report;
 use pericarp_benches::options::{Bench, Options};
-use pericarp_benches::turns::{Measured, Run, Shares, write};
+use pericarp_benches::turns::{Measured, Row, Run, Shares, write};
 use pericarp_benches::{Outcome, plot, table};
 use pericarp_tests::scratch::Scratch;
 use profiles::{Ground, PROFILES, Profile, QUICK};
@@ -85,13 +85,33 @@ fn compare(options: &Options) -> Outcome<()> {
     }
     let scratch = Scratch::new();
     let mut run = Run::new(options);
+    let measured = all(&profiles, &mut run, options, &scratch);
+    // What was measured before a failure is worth keeping.
+    run.save()?;
+    let cases = measured?;
+    if let Some(path) = &options.plot {
+        write(path, &plot::svg("fio against runc", BASE, &cases))?;
+    }
+    for path in [&options.json, &options.plot].into_iter().flatten() {
+        eprintln!("wrote {}", path.display());
+    }
+    Ok(())
+}
+
+/// All turns of all profiles, with a table after each.
+fn all(
+    profiles: &[&Profile],
+    run: &mut Run<'_>,
+    options: &Options,
+    scratch: &Scratch,
+) -> Outcome<Vec<(String, Vec<Row>)>> {
     let mut cases = Vec::new();
     for profile in profiles {
-        let place = Place::prepare(profile, &options.file, &scratch)?;
+        let place = Place::prepare(profile, &options.file, scratch)?;
         let targets = TARGETS.iter().map(|target| (*target, target.name()));
         let rows = run.case(profile.name, targets, |target, build| {
             place.renew()?;
-            measure(profile, (target, build), &place, options, &scratch)
+            measure(profile, (target, build), &place, options, scratch)
         })?;
         let ratios = [("of runc", BASE), ("of qsd", PEER), ("of vfsd", FILE_PEER)];
         // A column for who is there.
@@ -100,14 +120,7 @@ fn compare(options: &Options) -> Outcome<()> {
         table::print(&profile.heading(), &rows, &ratios);
         cases.push((profile.name.to_owned(), rows));
     }
-    run.save()?;
-    if let Some(path) = &options.plot {
-        write(path, &plot::svg("fio against runc", BASE, &cases))?;
-    }
-    for path in [&options.json, &options.plot].into_iter().flatten() {
-        eprintln!("wrote {}", path.display());
-    }
-    Ok(())
+    Ok(cases)
 }
 
 /// One turn.
