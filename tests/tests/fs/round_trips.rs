@@ -18,6 +18,8 @@ use crate::guests::MOUNT;
 
 /// How often each thing is done.
 const TIMES: u64 = 40;
+/// Files of a directory that takes several pages to list.
+const LISTED: u64 = 150;
 
 /// A directory, its server, and what it counts while Linux does `work` there.
 fn counted(test: &str, cache: &'static str, read_only: bool, work: &str) -> Option<Counts> {
@@ -35,6 +37,10 @@ fn counted(test: &str, cache: &'static str, read_only: bool, work: &str) -> Opti
     fs::create_dir_all(server.path("dir/sub")).unwrap();
     for index in 0..10 {
         fs::write(server.path(&format!("dir/file{index}")), "content\n").unwrap();
+    }
+    fs::create_dir(server.path("many")).unwrap();
+    for index in 0..LISTED {
+        fs::write(server.path(&format!("many/file{index}")), "content\n").unwrap();
     }
     let _cpu = OneCpu::turn();
     let body = format!(
@@ -62,6 +68,20 @@ fn names_that_are_not_there_are_asked_for_once() {
     assert!(never.of("lookup") >= TIMES, "{never:?}");
     let always = counted(test, "always", false, work).unwrap();
     assert!(always.of("lookup") <= 5, "{always:?}");
+}
+
+#[test]
+fn what_was_listed_is_not_asked_for_one_by_one() {
+    let test = "what_was_listed_is_not_asked_for_one_by_one";
+    let work = "ls -l many; [ $i -lt 3 ] || break";
+    let Some(always) = counted(test, "always", false, work) else {
+        return;
+    };
+    assert!(always.of("lookup") <= 5, "{always:?}");
+    // Entries that may not be kept would be looked at for nothing.
+    let never = counted(test, "never", false, work).unwrap();
+    assert!(never.of("lookup") >= 3 * LISTED, "{never:?}");
+    assert!(never.of("list") < 60, "{never:?}");
 }
 
 #[test]

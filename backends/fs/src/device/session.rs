@@ -105,8 +105,6 @@ impl FsDevice {
     fn wanted(&self) -> u64 {
         let mut wanted = feature::ASYNC_READ
             | feature::BIG_WRITES
-            | feature::DO_READDIRPLUS
-            | feature::READDIRPLUS_AUTO
             | feature::ASYNC_DIO
             | feature::PARALLEL_DIROPS
             | feature::MAX_PAGES
@@ -115,10 +113,14 @@ impl FsDevice {
             | feature::INIT_EXT
             | feature::CREATE_SUPP_GROUP
             | feature::DIRECT_IO_ALLOW_MMAP;
+        // Entries with all their attributes where the guest may keep these, and
+        // each time: with READDIRPLUS_AUTO Linux asks so for the first page of a
+        // directory alone, unless names are looked up between two pages. Programs
+        // that look at files read all names first, and cost a LOOKUP each then.
         wanted |= match self.settings.cache {
             Cache::Never => 0,
-            Cache::Auto => feature::AUTO_INVAL_DATA,
-            Cache::Always => feature::CACHE_SYMLINKS,
+            Cache::Auto => feature::DO_READDIRPLUS | feature::AUTO_INVAL_DATA,
+            Cache::Always => feature::DO_READDIRPLUS | feature::CACHE_SYMLINKS,
         };
         if !self.settings.alone {
             wanted |= feature::SUBMOUNTS;
