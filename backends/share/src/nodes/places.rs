@@ -57,7 +57,8 @@ impl Nodes {
     }
 
     fn is_in_place(&self, id: NodeId, held: &Arc<Held>) -> bool {
-        let Some((parent, name)) = self.table.spot(id) else {
+        let (Some(record), Some((parent, name))) = (self.table.look(id), self.table.spot(id))
+        else {
             return false;
         };
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
@@ -65,8 +66,16 @@ impl Nodes {
             .pass_to(parent)
             .and_then(|parent| statx(parent, &*name, flags, WANTED));
         let here = statx(held, c"", AtFlags::EMPTY_PATH, WANTED);
-        let same = |(there, here)| identity(&there) == identity(&here);
-        there.and_then(|there| Ok((there, here?))).is_ok_and(same)
+        let (Ok(there), Ok(here)) = (there, here) else {
+            return false;
+        };
+        let is = identity(&here);
+        let same = identity(&there) == is && record.identity == is && born(&here) != 0;
+        if same {
+            // Overlayfs says another time once it has copied a file up.
+            self.table.set_born(id, born(&here));
+        }
+        same
     }
 
     /// A directory for a moment, without a permit: asking for one is what leads

@@ -158,6 +158,10 @@ impl State {
         self.get(self.node_at(index) + BORN)
     }
 
+    pub(crate) fn set_born(&self, index: u32, born: u64) {
+        self.set(self.node_at(index) + BORN, born);
+    }
+
     /// The number of the node's mount.
     pub(crate) fn mount(&self, index: u32) -> u64 {
         self.get(self.node_at(index) + KIND) >> 16

@@ -81,6 +81,23 @@ impl Table {
         }
     }
 
+    /// What is said now of when a node's file was made.
+    pub(crate) fn set_born(&self, id: NodeId, born: u64) {
+        let Some((index, slot, generation)) = id.place() else {
+            return;
+        };
+        let mut shard = self.shard(index);
+        match (shard.node(slot, generation), &self.state) {
+            (Some(Node { place, .. }), None) => {
+                if let Some(place) = place {
+                    place.born = born;
+                }
+            }
+            (Some(_), Some(state)) => state.set_born(id.index(), born),
+            (None, _) => {}
+        }
+    }
+
     /// Where a node was seen last.
     pub(crate) fn spot(&self, id: NodeId) -> Option<(NodeId, CString)> {
         let (index, slot, generation) = id.place()?;

@@ -34,16 +34,20 @@ fn with_own_mounts(test: impl FnOnce() + Send + 'static) {
 }
 
 fn mount(source: &str, target: &Path, kind: &str, flags: u64) {
-    let [source, target, kind] =
-        [source, target.to_str().unwrap(), kind].map(|s| CString::new(s).unwrap());
-    // SAFETY: three strings that outlive the call, and no data.
+    mount_with(source, target, kind, flags, "");
+}
+
+fn mount_with(source: &str, target: &Path, kind: &str, flags: u64, options: &str) {
+    let [source, target, kind, options] =
+        [source, target.to_str().unwrap(), kind, options].map(|s| CString::new(s).unwrap());
+    // SAFETY: four strings that outlive the call.
     let result = unsafe {
         libc::mount(
             source.as_ptr(),
             target.as_ptr(),
             kind.as_ptr(),
             flags,
-            std::ptr::null(),
+            options.as_ptr().cast(),
         )
     };
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
@@ -227,6 +231,52 @@ fn a_share_of_tmpfs_has_handles_too() {
                 .all(|node| on_tmpfs.attributes(*node, None).is_ok())
         );
         drop(on_tmpfs);
+        let target = CString::new(scratch.root().to_str().unwrap()).unwrap();
+        // SAFETY: a string that outlives the call.
+        unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
+    });
+}
+
+/// Overlayfs says another time of making of a file that it has copied up.
+#[test]
+fn a_file_that_is_copied_up_is_found_again() {
+    with_own_mounts(|| {
+        let scratch = Scratch::new();
+        let [lower, upper, work] = ["lower", "upper", "work"].map(|name| scratch.outside(name));
+        for dir in [&lower, &upper, &work] {
+            fs::create_dir(dir).unwrap();
+        }
+        let name = |number: usize| format!("f{number}");
+        for number in 0..300 {
+            fs::write(lower.join(name(number)), "x".repeat(number)).unwrap();
+        }
+        let options = format!(
+            "lowerdir={},upperdir={},workdir={}",
+            lower.display(),
+            upper.display(),
+            work.display()
+        );
+        mount_with("overlay", &scratch.root(), "overlay", 0, &options);
+        let share = scratch.share_with(|o| (o.descriptors, o.file_handles) = (64, false));
+        let nodes: Vec<_> = (0..300)
+            .map(|number| {
+                let name = CString::new(name(number)).unwrap();
+                share.lookup(ROOT, &name).unwrap().node
+            })
+            .collect();
+        let press = || {
+            for (number, node) in nodes.iter().enumerate().skip(10) {
+                let size = share.attributes(*node, None).unwrap().size;
+                assert_eq!(size, number as u64);
+            }
+        };
+        press();
+        let opened = share.open_file(nodes[3], libc::O_RDWR, false).unwrap();
+        share.close_file(opened.handle).unwrap();
+        assert!(upper.join("f3").exists());
+        press();
+        assert_eq!(share.attributes(nodes[3], None).map(|a| a.size), Ok(3));
+        share.reset();
         let target = CString::new(scratch.root().to_str().unwrap()).unwrap();
         // SAFETY: a string that outlives the call.
         unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
