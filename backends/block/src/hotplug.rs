@@ -21,7 +21,9 @@ use serde_json::{Map, Value, json};
 
 use crate::device::BlockDevice;
 use crate::disk::{Abilities, Disk};
-use crate::handover::{device_identity, named};
+use pericarp_vhost::program::named;
+
+use crate::handover::device_identity;
 use crate::options::{DeviceOptions, SocketOption};
 use crate::sockets::Sockets;
 

@@ -16,7 +16,7 @@ mod sockets;
 pub use control::operations;
 pub use device::{BlockDevice, Request};
 pub use disk::{Abilities, CacheMode, Disk, DiskError, DiskOptions, MEASURING, NoPolling};
-pub use handover::{identity, same_file};
+pub use handover::identity;
 pub use hotplug::{Hotplug, added, removed};
 pub use options::{
     BadOption, Change, Command, DeviceOptions, HELP, MAX_QUEUES, Options, SocketOption, parse,

@@ -9,7 +9,6 @@
 
 mod ask;
 mod prepare;
-mod take_over;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -18,13 +17,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use log::warn;
 use pericarp_block::{
-    BlockDevice, Command, Disk, HELP, Hotplug, MEASURING, Options, Sockets, operations, parse,
-    start_logging,
+    BlockDevice, Command, Disk, HELP, Hotplug, MEASURING, Options, Sockets, identity, operations,
+    parse, start_logging,
 };
 use pericarp_confine::{Measure, Namespaces, Profile, SocketFile};
 use pericarp_control::{Failure, Server as Control, exit_code, print};
 use pericarp_vhost::program::{
-    self, check_cpus, check_sockets, claim, drain, log_confinement, oversee, raise_descriptor_limit,
+    self, check_cpus, check_sockets, check_take_over, claim, drain, log_confinement, oversee,
+    raise_descriptor_limit, take_over_failure,
 };
 use pericarp_vhost::{
     CrashSafety, Fleet, InflightFile, Meeting, Pool, PoolOptions, Reopener, Server, Stop, causes,
@@ -68,7 +68,7 @@ fn serve(options: &Options) -> Result<(), Failure> {
     start_logging(PROGRAM, options.log_level);
     // All that can be wrong with the input, before anything is changed.
     match &options.take_over {
-        Some(running) => take_over::check(running, options.control.as_deref())?,
+        Some(running) => check_take_over(running, options.control.as_deref())?,
         None => {
             let sockets = options.devices.iter().map(|device| &device.socket);
             check_sockets(sockets, options.control.as_deref())?;
@@ -164,15 +164,16 @@ fn bind_and_run(
 ) -> Result<(), Failure> {
     let mut servers = Vec::new();
     let control = options.control.as_deref();
-    let (predecessor, mut inherited, inherited_control) =
-        match take_over::ask(options, devices, stop)? {
-            None => (None, Vec::new().into_iter(), None),
-            Some((predecessor, inheritance)) => {
-                records = open_records(options, inheritance.records)?;
-                let endpoints = inheritance.endpoints.into_iter();
-                (Some(predecessor), endpoints, Some(inheritance.control))
-            }
-        };
+    let served = || identity(options, devices.iter().map(|d| &**d));
+    let (predecessor, mut inherited, inherited_control) = match &options.take_over {
+        None => (None, Vec::new().into_iter(), None),
+        Some(running) => {
+            let (predecessor, inheritance) = program::ask(running, served(), stop)?;
+            records = open_records(options, inheritance.records)?;
+            let endpoints = inheritance.endpoints.into_iter();
+            (Some(predecessor), endpoints, Some(inheritance.control))
+        }
+    };
     let mut endpoints = Vec::new();
     for (index, (device, block)) in options.devices.iter().zip(devices).enumerate() {
         let endpoint = claim(&device.socket, inherited.next())?;
@@ -195,8 +196,7 @@ fn bind_and_run(
         None => None,
         Some(listener) => {
             let passed = (endpoints, &listener);
-            let giver =
-                take_over::giver(options, devices, passed, records.as_ref(), &meeting, stop)?;
+            let giver = program::giver(served(), passed, records.as_ref(), &meeting, stop)?;
             servers.iter_mut().for_each(|s| s.hand_over_at(&meeting));
             let hotplug = Hotplug {
                 fleet: fleet.clone(),
@@ -269,7 +269,7 @@ fn bind_and_run(
         (Some(predecessor), Some(path)) => {
             // All that takes time is done: from here on its queues stand still.
             let taken = predecessor.take(servers, &fleet);
-            taken.map_err(|e| take_over::failure(path, &e))?;
+            taken.map_err(|e| take_over_failure(path, &e))?;
         }
         _ => {
             let started = fleet.start(servers);

@@ -5,6 +5,7 @@
 //! socket, ring or thread, which is why a device can be tested by itself.
 
 use std::fmt::Debug;
+use std::io;
 use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use pericarp_ring::{Buffer, Chain, ChainError};
 use pericarp_uring::Place;
 use thiserror::Error;
 
+use crate::handover::{Bag, Unpacked};
 use crate::helpers::Errand;
 
 /// The front end wrote a configuration field that is read-only or unknown, or a
@@ -175,6 +177,26 @@ pub trait Device: Debug + Send + Sync + 'static {
     /// Another process served the device until now, and may have changed what
     /// was looked at when this one started.
     fn refresh(&self) {}
+
+    /// What the device knows of its guest beside the session, for the process that
+    /// takes over. No queue runs. The device goes on if that comes to nothing.
+    ///
+    /// # Errors
+    /// Why it cannot be handed over now.
+    fn pack(&self) -> io::Result<Vec<Bag>> {
+        Ok(Vec::new())
+    }
+
+    /// What a predecessor packed. Called at most once, before a session goes on.
+    ///
+    /// # Errors
+    /// What is wrong with it; the predecessor goes on then.
+    fn unpack(&self, bags: Vec<Unpacked>) -> Result<(), String> {
+        match bags.is_empty() {
+            true => Ok(()),
+            false => Err("it knows more than this program understands".to_owned()),
+        }
+    }
 
     /// A session goes on that settled on these features with another process,
     /// where the configuration space read like this. What the driver has set in

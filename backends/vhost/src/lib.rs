@@ -32,7 +32,8 @@ mod worker;
 
 pub use device::{Account, ConfigRefused, Device, FileRef, Step};
 pub use handover::{
-    DeviceIdentity, Estate, Giver, HandOverError, Identity, Inheritance, Meeting, Predecessor,
+    BAG_BYTES, BAG_DESCRIPTORS, Bag, DeviceIdentity, Estate, Giver, HandOverError, Identity,
+    Inheritance, Meeting, Predecessor, Unpacked,
 };
 pub use helpers::{Errand, Report};
 pub use limiter::Limits;

@@ -28,7 +28,7 @@ use thiserror::Error;
 
 use crate::causes;
 use crate::device::Device;
-use crate::handover::{DeviceState, HandOverError, Meeting, Parcel, Verdict};
+use crate::handover::{DeviceState, HandOverError, Meeting, Parcel, Unpacked, Verdict};
 use crate::oversight::{MaybeOverseen, Oversight};
 use crate::pool::{Handles, Pool};
 use crate::records::CrashSafety;
@@ -267,8 +267,11 @@ impl<D: Device> Server<D> {
         &mut self,
         state: DeviceState,
         fds: Vec<OwnedFd>,
+        bags: Vec<Unpacked>,
     ) -> Result<(), HandOverError> {
         self.device.refresh();
+        let unpacked = self.device.unpack(bags);
+        unpacked.map_err(|why| HandOverError::Session(self.device_id, why))?;
         if let (Some(limits), Some(oversight)) = (state.limits(), &self.oversight) {
             oversight.set_limits(&limits);
         }

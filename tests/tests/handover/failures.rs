@@ -75,7 +75,7 @@ fn a_new_process_that_fails_leaves_the_old_one_serving() {
                 assert_eq!(pretender.read()["step"], "refused");
             }
             _ => {
-                let other = rig.ask(&json!({"op": "hand-over", "version": 1}));
+                let other = rig.ask(&json!({"op": "hand-over", "version": 2}));
                 assert_eq!(other["ok"], false, "{other}");
                 assert!(other["error"].as_str().unwrap().contains("already"));
             }
@@ -93,7 +93,7 @@ fn a_new_process_that_fails_leaves_the_old_one_serving() {
         assert!(poll(SOON, over).is_some(), "{step}\n{}", rig.told());
     }
     assert_eq!(
-        rig.ask(&json!({"op": "hand-over", "version": 2}))["ok"],
+        rig.ask(&json!({"op": "hand-over", "version": 3}))["ok"],
         false
     );
     assert_eq!(rig.ask(&json!({"op": "hand-over"}))["ok"], false);
@@ -178,8 +178,8 @@ fn a_new_process_ends_when_the_old_one_does() {
         control.set_nonblocking(false).unwrap();
         let mut old = Pretender(control.accept().unwrap().0);
         old.0.set_read_timeout(Some(SOON)).unwrap();
-        assert_eq!(old.read_line(), json!({"op": "hand-over", "version": 1}));
-        old.line(&json!({"ok": true, "version": 1}));
+        assert_eq!(old.read_line(), json!({"op": "hand-over", "version": 2}));
+        old.line(&json!({"ok": true, "version": 2}));
         let offer = old.read();
         assert_eq!(offer["devices"][0]["id"], "disk", "{offer}");
         if step > 0 {

@@ -175,7 +175,7 @@ impl Rig {
     /// Somebody who asks for a hand-over and knows what to offer.
     pub(crate) fn pretender(&self) -> Pretender {
         let mut pretender = Pretender(self.peer());
-        pretender.line(&json!({"op": "hand-over", "version": 1}));
+        pretender.line(&json!({"op": "hand-over", "version": 2}));
         assert_eq!(pretender.read_line()["ok"], json!(true));
         pretender
     }

@@ -83,7 +83,7 @@ fn a_hand_over_and_a_change_exclude_each_other() {
         return;
     };
     let pretender = rig.peer();
-    let line = json!({"op": "hand-over", "version": 1});
+    let line = json!({"op": "hand-over", "version": 2});
     assert_eq!(exchange(&pretender, &line, &[])["ok"], true);
     rig.add("b", "").is_refused(1, &["a hand-over goes on"]);
     assert!(!rig.socket("b").exists());

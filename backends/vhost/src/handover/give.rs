@@ -197,6 +197,10 @@ impl Giver {
         for parcel in gather(REST_LIMIT)? {
             let saying = Saying::Device(parcel.state.clone());
             wire.send(&saying, &parcel.borrowed())?;
+            for bag in &parcel.bags {
+                let text = bag.text.clone();
+                wire.send(&Saying::Bag { text }, &bag.borrowed())?;
+            }
         }
         let (Saying::Ready, _) = wire.receive(READY_LIMIT)? else {
             return Err(HandOverError::Malformed);

@@ -7,13 +7,14 @@
 //!
 //! ```text
 //!   new                                   old
-//!    {"op":"hand-over","version":1}  -->
-//!                                    <--  {"ok":true,"version":1}
+//!    {"op":"hand-over","version":2}  -->
+//!                                    <--  {"ok":true,"version":2}
 //!    offer: its devices              -->  compares them with its own
 //!                                    <--  estate: all sockets, the locks
 //!    confines itself, starts threads
 //!    drain                           -->  every queue finishes and stands still
-//!                                    <--  device: how its session stands, once for each
+//!                                    <--  device: how its session stands, once for each,
+//!                                         and bags: what the device itself knows
 //!    maps the memory, checks
 //!    ready                           -->
 //!                                    <--  yours
@@ -36,6 +37,7 @@
 //! half of the talk, [`Predecessor`] the new one's. Programs make them; sessions
 //! pack and unpack themselves in `session/handover.rs`.
 
+mod bag;
 mod give;
 mod meeting;
 mod state;
@@ -47,6 +49,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+pub use bag::{BAG_BYTES, BAG_DESCRIPTORS, Bag, Unpacked};
 pub use give::{Estate, Giver};
 pub use meeting::Meeting;
 pub(crate) use meeting::{Changing, LOOK, Verdict};

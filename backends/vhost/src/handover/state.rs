@@ -10,10 +10,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::HandOverError;
+use super::bag::Bag;
 use crate::limiter::Limits;
 
 /// Counts changes of the messages and of what they mean.
-pub(super) const VERSION: u64 = 1;
+pub(super) const VERSION: u64 = 2;
 
 /// What both processes must agree on, the device numbers of files included.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,7 +59,7 @@ impl Identity {
             let id = &theirs.id;
             let same = [
                 (ours.id == *id, "another id or place"),
-                (ours.store == theirs.store, "another disk"),
+                (ours.store == theirs.store, "another disk or directory"),
                 (ours.socket == theirs.socket, "another socket"),
                 (ours.queues == theirs.queues, "another number of queues"),
                 (
@@ -71,7 +72,8 @@ impl Identity {
                 ),
                 (
                     ours.geometry == theirs.geometry,
-                    "another block size or other limits of a request, as with another --cache",
+                    "another block size, other limits of a request or other options that guests were \
+                     told of, such as --cache",
                 ),
             ];
             if let Some((_, what)) = same.into_iter().find(|(same, _)| !same) {
@@ -90,6 +92,7 @@ pub(crate) type Descriptor = Arc<OwnedFd>;
 pub(crate) struct Parcel {
     pub(crate) state: DeviceState,
     pub(crate) fds: Vec<Descriptor>,
+    pub(crate) bags: Vec<Bag>,
 }
 
 impl Parcel {
@@ -99,10 +102,12 @@ impl Parcel {
         let state = DeviceState {
             limits,
             session: None,
+            bags: 0,
         };
         Self {
             state,
             fds: Vec::new(),
+            bags: Vec::new(),
         }
     }
 
@@ -116,6 +121,9 @@ pub(crate) struct DeviceState {
     /// As they are by now: requests and bytes, each with its burst.
     pub(crate) limits: Option<[u64; 4]>,
     pub(crate) session: Option<SessionState>,
+    /// How many [`Saying::Bag`]s follow.
+    #[serde(default)]
+    pub(crate) bags: u32,
 }
 
 impl DeviceState {
@@ -190,6 +198,11 @@ pub(super) enum Saying {
     Drain,
     /// Old: one for each device. Nothing is in flight any more.
     Device(DeviceState),
+    /// Old: a piece of what the device before it knows, and its descriptors.
+    Bag {
+        /// The device's own.
+        text: String,
+    },
     /// New: I have understood all of it.
     Ready,
     /// Old: from here on it is yours. There is no way back.

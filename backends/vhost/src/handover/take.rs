@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::HandOverError;
+use super::bag::{MOST_BAGS, Unpacked};
 use super::state::{DeviceState, Fds, Identity, Saying, VERSION};
 use super::wire::{MAX_FDS, Wire};
 use crate::device::Device;
@@ -117,7 +118,8 @@ impl Predecessor {
                 (Saying::Device(state), fds) => (state, fds),
                 _ => return Err(HandOverError::Malformed),
             };
-            server.take_over(state, fds)?;
+            let bags = self.unpack(state.bags)?;
+            server.take_over(state, fds, bags)?;
         }
         // All that may fail comes before there is no way back.
         let started = servers.into_iter().map(|(id, s)| fleet.start_when(id, s));
@@ -139,6 +141,18 @@ impl Predecessor {
             let _ = go.send(());
         }
         Ok(())
+    }
+
+    fn unpack(&self, bags: u32) -> Result<Vec<Unpacked>, HandOverError> {
+        if bags > MOST_BAGS {
+            return Err(HandOverError::Malformed);
+        }
+        (0..bags)
+            .map(|_| match self.hear(LIMIT)? {
+                (Saying::Bag { text }, descriptors) => Ok(Unpacked { text, descriptors }),
+                _ => Err(HandOverError::Malformed),
+            })
+            .collect()
     }
 
     fn hear(&self, limit: Duration) -> Result<(Saying, Vec<OwnedFd>), HandOverError> {

@@ -7,6 +7,7 @@
 
 mod draft;
 mod process;
+mod take_over;
 
 use std::fmt::Display;
 use std::os::fd::OwnedFd;
@@ -28,6 +29,9 @@ use crate::server::{Endpoint, Fleet};
 use crate::stop::Ending;
 pub use draft::{DeviceDraft, Keys, MAX_QUEUES, Served, check_apart};
 pub use process::{MAX_WORKERS, Process, ProcessDraft};
+pub use take_over::{
+    ask, check_take_over, giver, named, named_at, named_socket, same_file, take_over_failure,
+};
 
 /// How long requests in flight may take to end after SIGTERM.
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
