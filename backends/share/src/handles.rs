@@ -10,8 +10,9 @@ use rustix::io::Errno;
 
 use crate::NodeId;
 use crate::mounts::Mount;
+use crate::pieces::MALFORMED;
 use crate::share::directories::OpenDirectory;
-use crate::state::{OpenRecord, State};
+use crate::state::{MOST_OPEN, OpenRecord, State};
 use crate::table::{Budget, Permit};
 
 /// An open file or directory as the guest names it. One that comes in may be
@@ -82,7 +83,7 @@ pub(crate) enum Open {
 }
 
 impl Open {
-    fn node(&self) -> NodeId {
+    pub(crate) fn node(&self) -> NodeId {
         match self {
             Self::File(file) => file.node,
             Self::Directory(directory) => directory.node(),
@@ -194,6 +195,54 @@ impl Handles {
             .enumerate()
             .filter(|(_, slot)| slot.1.is_none());
         free.extend(unused.map(|(place, _)| place as u32));
+    }
+
+    /// How often places were used at most, and all that is open, by number.
+    pub(crate) fn all(&self) -> (u32, Vec<(u64, Open)>) {
+        let all = self.slots.read().unwrap_or_else(PoisonError::into_inner);
+        let used = all.slots.iter().map(|(generation, _)| *generation).max();
+        let used = used.unwrap_or(0).max(all.before);
+        let slots = all.slots.iter().enumerate();
+        let open = slots.filter_map(|(place, (generation, open))| {
+            let number = u64::from(*generation) << 32 | place as u64;
+            Some((number, open.clone()?))
+        });
+        (used, open.collect())
+    }
+
+    /// Puts what another process had open where it was, `None` for what is not to
+    /// be had any more. Nobody gets a number from before.
+    pub(crate) fn put_back_all(
+        &self,
+        used: u32,
+        opened: Vec<(u64, Option<Open>)>,
+    ) -> Result<(), &'static str> {
+        let mut all = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        let Slots {
+            slots,
+            free,
+            before,
+        } = &mut *all;
+        *before = used;
+        for (number, open) in opened {
+            let (place, generation) = split(Handle(number));
+            if place >= MOST_OPEN as usize {
+                return Err(MALFORMED);
+            }
+            if slots.len() <= place {
+                slots.resize_with(place + 1, || (used.saturating_add(1), None));
+            }
+            slots[place] = match open {
+                Some(open) => (generation, Some(open)),
+                None => (used.saturating_add(1), None),
+            };
+        }
+        let unused = slots
+            .iter()
+            .enumerate()
+            .filter(|(_, slot)| slot.1.is_none());
+        free.extend(unused.map(|(place, _)| place as u32));
+        Ok(())
     }
 
     pub(crate) fn file(&self, handle: Handle) -> Result<Arc<OpenFile>, Errno> {

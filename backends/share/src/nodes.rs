@@ -48,6 +48,7 @@ pub(crate) struct Nodes {
     crowded: AtomicBool,
 }
 
+mod hand_over;
 mod places;
 mod regain;
 
@@ -91,6 +92,16 @@ impl Nodes {
 
     pub(crate) fn root(&self) -> &Found {
         &self.root
+    }
+
+    /// The mount that a file is on.
+    pub(crate) fn mount_of(
+        &self,
+        identity: &Identity,
+        file: BorrowedFd<'_>,
+        kind: FileType,
+    ) -> Arc<Mount> {
+        self.mounts.of(identity, file, kind, &self.proc)
     }
 
     /// Any call on the root's file system may wait for somebody else.

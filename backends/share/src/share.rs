@@ -5,6 +5,7 @@ mod change;
 mod create;
 pub(crate) mod directories;
 mod files;
+mod hand_over;
 pub(crate) mod locks;
 mod namespace;
 pub(crate) mod restore;

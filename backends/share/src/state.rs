@@ -44,7 +44,7 @@ const PAGE: usize = 4096;
 /// Most nodes, and open files, that there is room for. The file has holes where
 /// there are none.
 pub(crate) const MOST_NODES: u32 = 1 << 23;
-const MOST_OPEN: u32 = 1 << 18;
+pub(crate) const MOST_OPEN: u32 = 1 << 18;
 /// Names that change at the same time: more than there are threads.
 const MOVES: usize = 256;
 

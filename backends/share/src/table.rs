@@ -204,9 +204,11 @@ pub(crate) struct Table {
     places: AtomicBool,
 }
 
+mod hand_over;
 mod places;
 mod restore;
 
+pub(crate) use hand_over::Known;
 use places::Place;
 
 impl Table {

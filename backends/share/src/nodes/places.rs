@@ -56,7 +56,7 @@ impl Nodes {
         }
     }
 
-    fn is_in_place(&self, id: NodeId, held: &Arc<Held>) -> bool {
+    pub(super) fn is_in_place(&self, id: NodeId, held: &Arc<Held>) -> bool {
         let (Some(record), Some((parent, name))) = (self.table.look(id), self.table.spot(id))
         else {
             return false;
@@ -152,7 +152,7 @@ impl Nodes {
         to: Spot<'a>,
     ) -> Option<Moving<'a>> {
         let state = self.table.state();
-        if state.is_none() && !self.minds_places() {
+        if state.is_none() && !self.table.has_places() {
             return None;
         }
         let node = self.named(parent, name)?;

@@ -38,7 +38,7 @@ impl Nodes {
                 state.clear_node(index);
             }
         }
-        self.table.put_back_all(state);
+        self.table.put_back_all(|shard| state.generation(shard));
         // Most are at their places from the beginning.
         self.crowded.store(true, Ordering::Relaxed);
         self.settle_moves(state.take_moves());
@@ -117,7 +117,7 @@ impl Nodes {
 
     /// Finds mounts below the root again, by any node on each: lookups know nodes
     /// by mount, and inode numbers are mixed with the mount's.
-    fn find_mounts(&self, elsewhere: &[Stored]) {
+    pub(super) fn find_mounts(&self, elsewhere: &[Stored]) {
         let mut known = Vec::new();
         for stored in elsewhere {
             if known.iter().any(|(number, _, _)| *number == stored.mount) {

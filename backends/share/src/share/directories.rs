@@ -96,15 +96,27 @@ impl Share {
         permit: Permit,
     ) -> Result<OpenDirectory, Errno> {
         let file = self.reopen(&node, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let directory = self.directory_of(file, node, permit);
         Ok(OpenDirectory {
+            cursor: Mutex::default(),
+            ..directory
+        })
+    }
+
+    /// One that is open, and stands anywhere.
+    pub(super) fn directory_of(&self, file: OwnedFd, node: Found, permit: Permit) -> OpenDirectory {
+        OpenDirectory {
             file,
             _permit: permit,
             node: node.id,
             identity: node.identity,
             mount: node.mount,
-            cursor: Mutex::default(),
+            cursor: Mutex::new(Cursor {
+                position: NOWHERE,
+                ..Cursor::default()
+            }),
             batches: self.batches.clone(),
-        })
+        }
     }
 
     /// Gives the sink entry after entry, from the cookie `offset` on (0 is the

@@ -12,7 +12,7 @@
 //! through which it was taken.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -22,6 +22,7 @@ use rustix::io::Errno;
 use super::Share;
 use crate::calls;
 use crate::handles::OpenFile;
+use crate::pieces::Passed;
 use crate::table::{NodeId, Permit};
 
 /// The most owners of locks on ranges; more are told ENOLCK.
@@ -59,6 +60,12 @@ struct Owned {
     closed: AtomicBool,
 }
 
+impl AsFd for Owned {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
 #[derive(Debug)]
 struct Owner {
     owned: Arc<Owned>,
@@ -88,6 +95,36 @@ impl Owners {
         for owner in gone {
             owner.owned.closed.store(true, Ordering::SeqCst);
             self.count.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Each with the open file that it locked through last, and its own.
+    pub(super) fn all(&self) -> Vec<(NodeId, u64, *const OpenFile, Passed)> {
+        let all = self.lock();
+        let each = all.iter().map(|((node, owner), known)| {
+            let file: Passed = known.owned.clone();
+            (*node, *owner, Weak::as_ptr(&known.through), file)
+        });
+        each.collect()
+    }
+
+    /// An owner that another process knew, with its locks.
+    pub(super) fn put_back(
+        &self,
+        (node, owner): (NodeId, u64),
+        through: Option<&Arc<OpenFile>>,
+        file: OwnedFd,
+        permit: Permit,
+    ) {
+        let owned = Arc::new(Owned {
+            file,
+            _permit: permit,
+            closed: AtomicBool::new(false),
+        });
+        let through = through.map_or_else(Weak::new, Arc::downgrade);
+        let before = self.lock().insert((node, owner), Owner { owned, through });
+        if before.is_none() {
+            self.count.fetch_add(1, Ordering::Relaxed);
         }
     }
 

@@ -16,9 +16,11 @@ use crate::state::{Noted, Spot};
 /// second another file that has its number could be taken for it.
 #[derive(Debug)]
 pub(super) struct Place {
-    parent: NodeId,
-    name: CString,
-    born: u64,
+    pub(super) parent: NodeId,
+    pub(super) name: CString,
+    pub(super) born: u64,
+    /// The number of its mount.
+    pub(super) mount: u64,
 }
 
 impl Node {
@@ -38,7 +40,8 @@ impl Node {
 impl Table {
     /// What is kept of a new node's place.
     pub(super) fn place(&self, new: &Record, noted: &Noted<'_>) -> Option<Box<Place>> {
-        if new.mount.has_handles() || noted.born == 0 {
+        // Other mounts cannot be told by their handles in a successor.
+        if (new.mount.has_handles() && noted.mount == 0) || noted.born == 0 {
             return None;
         }
         self.places.store(true, Ordering::Relaxed);
@@ -50,6 +53,7 @@ impl Table {
             parent: spot.parent,
             name: spot.name.to_owned(),
             born: noted.born,
+            mount: noted.mount,
         }))
     }
 

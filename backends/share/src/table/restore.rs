@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use super::{Held, Hold, Identity, NONE, Node, NodeId, Record, SHARDS, Slot, Table};
 use crate::mounts::Mount;
-use crate::state::{Move, State};
+use crate::state::{MOST_NODES, Move, State};
 
 impl Table {
     /// Writes to this state from now on.
@@ -19,7 +19,7 @@ impl Table {
         let Some((index, slot, generation)) = id.place() else {
             return false;
         };
-        if record.identity.shard() != index {
+        if record.identity.shard() != index || slot >= MOST_NODES as usize {
             return false;
         }
         let mut shard = self.shard(index);
@@ -51,10 +51,11 @@ impl Table {
         true
     }
 
-    /// All are back: slots that nobody has are free, for ids that nobody has had.
-    pub(crate) fn put_back_all(&self, state: &State) {
+    /// All are back: slots that nobody has are free, for ids that nobody has had,
+    /// when `used` says how often slots of a shard were used at most.
+    pub(crate) fn put_back_all(&self, used: impl Fn(usize) -> u32) {
         for index in 0..SHARDS {
-            let next = state.generation(index).saturating_add(1);
+            let next = used(index).saturating_add(1);
             let mut shard = self.shard(index);
             let shard = &mut *shard;
             shard.first = next;
@@ -115,7 +116,13 @@ impl Table {
 
     /// The number of the mount that a predecessor's node is on.
     pub(crate) fn mount_number(&self, id: NodeId) -> Option<u64> {
-        self.state.as_ref().map(|state| state.mount(id.index()))
+        if let Some(state) = &self.state {
+            return Some(state.mount(id.index()));
+        }
+        let (index, slot, generation) = id.place()?;
+        let mut shard = self.shard(index);
+        let place = &shard.node(slot, generation)?.place;
+        place.as_ref().map(|place| place.mount)
     }
 
     /// The node of a file, if there is one; no lookup more.
