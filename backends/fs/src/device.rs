@@ -11,6 +11,7 @@
 mod again;
 mod calls;
 mod data;
+mod hand_over;
 mod listing;
 mod locks;
 mod session;
@@ -24,7 +25,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use pericarp_ring::{Chain, ChainError};
 use pericarp_share::{Errno, OpenDirectory, OpenFile, Share};
-use pericarp_vhost::{Account, ConfigRefused, Device, Errand, Place, Step};
+use pericarp_vhost::{Account, Bag, ConfigRefused, Device, Errand, Place, Step, Unpacked};
 
 use crate::wire::{Header, IN_HEADER, OUT_HEADER, Reply, opcode};
 use again::Recorded;
@@ -369,6 +370,14 @@ impl Device for FsDevice {
     }
 
     fn negotiated(&self, _features: u64) {}
+
+    fn pack(&self) -> std::io::Result<Vec<Bag>> {
+        Ok(self.packed())
+    }
+
+    fn unpack(&self, bags: Vec<Unpacked>) -> Result<(), String> {
+        self.unpacked(bags)
+    }
 
     /// With a state that outlives the process, a guest may come back behind
     /// another connection: what it had open is forgotten when one mounts.

@@ -6,10 +6,12 @@
 //! benches and tests use the parts.
 
 mod device;
+mod handover;
 mod options;
 mod wire;
 
 pub use device::{Cache, FsDevice, MAX_TAG, Request, Settings};
+pub use handover::identity;
 pub use options::{
     BadOption, Command, DeviceOptions, HELP, MOST_DESCRIPTORS, Options, SocketOption, parse,
 };

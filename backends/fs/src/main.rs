@@ -17,13 +17,14 @@ use std::sync::Arc;
 use log::warn;
 use pericarp_confine::{SocketFile, Tree};
 use pericarp_control::{Failure, Server as Control, exit_code, print, start_logging};
-use pericarp_fs::{Command, FsDevice, HELP, Options, parse};
+use pericarp_fs::{Command, FsDevice, HELP, Options, identity, parse};
 use pericarp_share::{Share, ShareOptions};
 use pericarp_vhost::program::{
-    bind_control, check_cpus, check_sockets, claim, drain, operations, oversee, table_size,
+    self, bind_control, check_cpus, check_sockets, check_take_over, claim, drain, operations,
+    oversee, table_size, take_over_failure,
 };
 use pericarp_vhost::{
-    CrashSafety, Fleet, Meeting, Pool, PoolOptions, Reopener, Server, Stop, causes,
+    CrashSafety, Endpoint, Fleet, Meeting, Pool, PoolOptions, Reopener, Server, Stop, causes,
 };
 use prepare::{Kept, descriptor_limit, make_device, open_kept, open_trees};
 
@@ -53,8 +54,13 @@ fn serve(options: &Options) -> Result<(), Failure> {
     let process = &options.process;
     start_logging(PROGRAM, process.log_level);
     // All that can be wrong with the input, before anything is changed.
-    let sockets = options.devices.iter().map(|device| &device.socket);
-    check_sockets(sockets, process.control.as_deref())?;
+    match &options.take_over {
+        Some(running) => check_take_over(running, process.control.as_deref())?,
+        None => {
+            let sockets = options.devices.iter().map(|device| &device.socket);
+            check_sockets(sockets, process.control.as_deref())?;
+        }
+    }
     check_cpus(&process.cpus)?;
     let trees = open_trees(options, descriptor_limit(options.descriptors)?)?;
     let kept = open_kept(options)?;
@@ -78,7 +84,12 @@ fn serve(options: &Options) -> Result<(), Failure> {
     .map_err(|e| Failure::run_time(causes(&e)))?;
 
     let mut sockets = Vec::new();
-    let result = bind_and_run(options, trees, kept, pool, &stop, &mut sockets);
+    let mut ours = options.take_over.is_none();
+    let result = bind_and_run(options, trees, kept, pool, &stop, (&mut sockets, &mut ours));
+    if !ours {
+        // Another process listens there.
+        return result;
+    }
     for socket in sockets {
         if let Err(e) = socket.remove() {
             warn!("cannot remove a socket: {e}");
@@ -101,12 +112,20 @@ fn bind_and_run(
     Kept { states, records }: Kept,
     pool: Pool<FsDevice>,
     stop: &Stop,
-    sockets: &mut Vec<SocketFile>,
+    (sockets, ours): (&mut Vec<SocketFile>, &mut bool),
 ) -> Result<(), Failure> {
     let process = &options.process;
+    let (predecessor, mut inherited, inherited_control) = match &options.take_over {
+        None => (None, Vec::new().into_iter(), None),
+        Some(running) => {
+            let (predecessor, inheritance) = program::ask(running, identity(options), stop)?;
+            let endpoints = inheritance.endpoints.into_iter();
+            (Some(predecessor), endpoints, Some(inheritance.control))
+        }
+    };
     let mut endpoints = Vec::new();
     for device in &options.devices {
-        let endpoint = claim(&device.socket, None)?;
+        let endpoint = claim(&device.socket, inherited.next())?;
         if let Some(path) = endpoint.path() {
             remember(path, sockets)?;
         }
@@ -117,9 +136,16 @@ fn bind_and_run(
     let fleet = Fleet::new(&pool, &meeting, stop);
     let mut control = None;
     if let Some(path) = &process.control {
-        let listener = bind_control(path, None)?;
+        let listener = bind_control(path, inherited_control)?;
         remember(path, sockets)?;
-        let table = operations(PROGRAM, env!("CARGO_PKG_VERSION"), &fleet, pool.waker());
+        let mut table = operations(PROGRAM, env!("CARGO_PKG_VERSION"), &fleet, pool.waker());
+        if options.state_file.is_none() {
+            let passed = endpoints.iter().map(Endpoint::descriptor);
+            let passed = passed.collect::<Result<_, _>>().map_err(failed)?;
+            let passed = (passed, &listener);
+            let giver = program::giver(identity(options), passed, None, &meeting, stop)?;
+            table = giver.with_operation(table, &["limits"]);
+        }
         let server = Control::new(listener, table)
             .map_err(|e| Failure::run_time(format_args!("control socket: {e}")))?;
         control = Some(server);
@@ -160,6 +186,7 @@ fn bind_and_run(
             reopener: reopener.clone(),
             file: records.as_ref().and_then(|file| file.device(index)),
         });
+        server.hand_over_at(&meeting);
         servers.push((device.id.as_str(), server));
     }
     let failed = |e| Failure::run_time(format_args!("threads: {e}"));
@@ -167,16 +194,32 @@ fn bind_and_run(
         .start(stop)
         .map_err(|e| Failure::run_time(causes(&e)))?;
     let event = stop.event().try_clone_to_owned().map_err(failed)?;
-    let control = control.map(|control| control.start(event)).transpose();
+    let control = control.map(|control| control.start_when(event)).transpose();
     let control = control.map_err(failed)?;
-    fleet
-        .start(servers)
-        .map_err(|e| Failure::run_time(format_args!("threads: {e}")))?;
+    match (predecessor, &options.take_over) {
+        (Some(predecessor), Some(path)) => {
+            // All that takes time is done: from here on its queues stand still.
+            let taken = predecessor.take(servers, &fleet);
+            taken.map_err(|e| take_over_failure(path, &e))?;
+        }
+        _ => {
+            let started = fleet.start(servers);
+            started.map_err(|e| Failure::run_time(format_args!("threads: {e}")))?;
+        }
+    }
+    *ours = true;
+    let control = control.map(|(thread, go)| {
+        let _ = go.send(());
+        thread
+    });
 
     let ending = stop.wait();
     let mut threads = fleet.end();
     threads.extend(control);
-    drain(ending, &threads)?;
+    let drained = drain(ending, &threads);
+    // Another process listens on them now: not ours to remove.
+    *ours = !meeting.close();
+    drained?;
     running.end();
     Ok(())
 }

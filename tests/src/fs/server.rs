@@ -244,6 +244,29 @@ impl Server {
         drop(std::mem::replace(&mut self.process, successor));
     }
 
+    /// Has a new process take over from this one, which is to end well.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn hand_over(&mut self) {
+        let successor = start_after(
+            &self.kind,
+            &self.scratch,
+            &self.options,
+            Some(&self.control()),
+        );
+        let mut before = std::mem::replace(&mut self.process, successor);
+        let status = before.wait(STEP);
+        before.kill();
+        let (old, new) = (before.output().last(10), self.process.output().last(10));
+        let code = status.and_then(|status| status.code());
+        assert_eq!(
+            code,
+            Some(0),
+            "the old one wrote:\n{old}\nthe new one:\n{new}"
+        );
+    }
+
     /// Whether it wrote a line with this in it.
     pub fn said(&self, text: &str) -> bool {
         self.process.output().find(text).is_some()
@@ -300,6 +323,16 @@ impl Server {
 }
 
 fn start(kind: &Kind, scratch: &Scratch, options: &Options) -> Process {
+    start_after(kind, scratch, options, None)
+}
+
+/// One that takes over from the program that answers at `predecessor`.
+fn start_after(
+    kind: &Kind,
+    scratch: &Scratch,
+    options: &Options,
+    predecessor: Option<&Path>,
+) -> Process {
     let socket = scratch.path("fs.sock");
     let mut program = kind.program();
     if options.user.is_some() {
@@ -315,6 +348,9 @@ fn start(kind: &Kind, scratch: &Scratch, options: &Options) -> Process {
     if options.control && *kind == Kind::Pericarp {
         let control = scratch.path("control.sock");
         command.arg("--control-path").arg(control);
+    }
+    if let Some(path) = predecessor {
+        command.arg("--take-over").arg(path).arg("--log-level=info");
     }
     if options.state {
         command.arg("--state-file").arg(scratch.path("state"));

@@ -18,11 +18,11 @@ use rustix::fs::{FlockOperation, fcntl_lock, flock};
 use rustix::io::Errno;
 
 const READ: u32 = 0;
-const WRITE: u32 = 1;
-const UNLOCK: u32 = 2;
+pub(crate) const WRITE: u32 = 1;
+pub(crate) const UNLOCK: u32 = 2;
 /// For all that comes.
 const END: u64 = i64::MAX as u64;
-const LOCKS: u64 = feature::LINUX | feature::POSIX_LOCKS | feature::FLOCK_LOCKS;
+pub(crate) const LOCKS: u64 = feature::LINUX | feature::POSIX_LOCKS | feature::FLOCK_LOCKS;
 /// Descriptors 0 to 15 are those of requests that are alone.
 const FIRST: u16 = 100;
 
@@ -56,18 +56,18 @@ fn begin(c: &mut Client) -> (u64, u64) {
 }
 
 /// The body of a lock on a range.
-fn range(fh: u64, owner: u64, kind: u32, (start, end): (u64, u64)) -> Body {
+pub(crate) fn range(fh: u64, owner: u64, kind: u32, (start, end): (u64, u64)) -> Body {
     let body = Body::new().u64(fh).u64(owner).u64(start).u64(end);
     body.u32(kind).u32(4711).u32(0).u32(0)
 }
 
 /// That of a lock on the whole file.
-fn whole(fh: u64, kind: u32) -> Body {
+pub(crate) fn whole(fh: u64, kind: u32) -> Body {
     let body = Body::new().u64(fh).u64(fh).u64(0).u64(END);
     body.u32(kind).u32(4711).u32(1).u32(0)
 }
 
-fn set(c: &mut Client, node: u64, body: Body) -> Result<(), Wrong> {
+pub(crate) fn set(c: &mut Client, node: u64, body: Body) -> Result<(), Wrong> {
     c.ask(op::SETLK, node, body, 0).map(drop)
 }
 

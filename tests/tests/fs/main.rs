@@ -10,6 +10,7 @@ mod directories;
 mod escapes;
 mod exerciser;
 mod guests;
+mod hand_over;
 mod hostile;
 mod limits;
 mod locks;

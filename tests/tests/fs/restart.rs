@@ -3,7 +3,7 @@
 //! it has open is open. `PERICARP_CRASH_SECONDS` makes it longer than CI has time
 //! for.
 
-mod actor;
+pub(crate) mod actor;
 
 use std::time::{Duration, Instant};
 

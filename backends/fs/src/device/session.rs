@@ -24,7 +24,7 @@ const FOR_GOOD: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The features of the mount, if there is one.
 #[derive(Debug, Default)]
-pub(super) struct Session(AtomicU64);
+pub(super) struct Session(pub(super) AtomicU64);
 
 impl Session {
     /// That of a predecessor, whose guest does not say it again.
@@ -32,6 +32,11 @@ impl Session {
         let agreed = share.state().map_or(0, State::session);
         share.set_writeback(agreed & feature::WRITEBACK_CACHE != 0);
         Self(AtomicU64::new(agreed))
+    }
+
+    /// As it is kept for a successor.
+    pub(super) fn agreed(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
     }
 
     pub(super) fn is_open(&self) -> bool {

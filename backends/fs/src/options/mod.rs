@@ -99,6 +99,10 @@ the process:
   --control-path PATH   answer here what one asks and changes while it runs: one JSON
                         object per line, {\"op\":\"stats\"}, and ops version, metrics,
                         limits; HTTP GET /metrics, too
+  --take-over PATH      take the sockets and guests of the program that answers at this
+                        control socket, with all that they know, have open and have locked,
+                        and go on in its place: for a new version. Give the options it was
+                        started with; not with --state-file
   --log-level LEVEL     error, warn (default), info, debug or off
   --no-confine          keep all privileges; for debugging only
   --print-capabilities  print what this program can do as JSON
@@ -158,6 +162,8 @@ pub struct Options {
     /// Where it is kept what guests know and have open, for the successor of a
     /// killed process.
     pub state_file: Option<PathBuf>,
+    /// The control socket of a running program to take over from.
+    pub take_over: Option<PathBuf>,
 }
 
 /// What the operator wants.
@@ -184,6 +190,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
     let mut process = ProcessDraft::default();
     let mut descriptors = None;
     let mut state_file = None;
+    let mut take_over = None;
     while let Some(name) = line.next_option()? {
         let mut value = || line.value(&name);
         match name.as_str() {
@@ -192,6 +199,10 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
             "--print-capabilities" => return Ok(Command::Capabilities),
             "--state-file" => {
                 state_file = Some(path(&name, value()?, "the path of a file")?);
+            }
+            "--take-over" => {
+                let what = "the control socket of a running program";
+                take_over = Some(path(&name, value()?, what)?);
             }
             "--rlimit-nofile" => {
                 let most = number(&name, &value()?, FEWEST_DESCRIPTORS, MOST_DESCRIPTORS)?;
@@ -239,11 +250,23 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
         let rule = "used twice: give --inflight-file another";
         return Err(bad("--state-file", path.display(), rule));
     }
+    if let Some(path) = &take_over {
+        if process.control.is_none() {
+            let rule = "the running program has a control socket: give --control-path, too";
+            return Err(bad("--take-over", path.display(), rule));
+        }
+        if state_file.is_some() {
+            let rule = "what --state-file keeps cannot be taken over from a running program: end \
+                        it, and start this one without --take-over";
+            return Err(bad("--take-over", path.display(), rule));
+        }
+    }
     Ok(Command::Serve(Box::new(Options {
         devices,
         descriptors,
         process,
         state_file,
+        take_over,
     })))
 }
 

@@ -28,8 +28,9 @@ fn one_device_with_defaults() {
         descriptors,
         process,
         state_file,
+        take_over,
     } = options(ONE);
-    assert_eq!((descriptors, state_file), (None, None));
+    assert_eq!((descriptors, state_file, take_over), (None, None, None));
     let device = DeviceOptions {
         keys: Keys::Options,
         id: "fs".to_owned(),
@@ -292,6 +293,17 @@ fn every_mistake_names_option_value_rule_and_cure() {
         (
             "--inflight-file /f --state-file /f",
             "--state-file /f: used twice: give --inflight-file another".to_owned(),
+        ),
+        (
+            "--take-over /c",
+            "--take-over /c: the running program has a control socket: give --control-path, too"
+                .to_owned(),
+        ),
+        (
+            "--take-over /c --control-path /c --state-file /f",
+            "--take-over /c: what --state-file keeps cannot be taken over from a running \
+             program: end it, and start this one without --take-over"
+                .to_owned(),
         ),
         ("--uid-map 0:1:2", format!("--uid-map \"0:1:2\": {ranges}")),
         ("--uid-map ::", format!("--uid-map \"::\": {ranges}")),

@@ -60,7 +60,7 @@ enum Asked {
 }
 
 /// The actor.
-pub(super) struct Actor {
+pub(crate) struct Actor {
     slot: u16,
     dir: u64,
     path: PathBuf,
@@ -73,7 +73,7 @@ pub(super) struct Actor {
 }
 
 impl Actor {
-    pub(super) fn new(slot: u16, dir: u64, path: PathBuf) -> Self {
+    pub(crate) fn new(slot: u16, dir: u64, path: PathBuf) -> Self {
         Actor {
             slot,
             dir,
@@ -102,7 +102,7 @@ impl Actor {
     }
 
     /// Asks for the next thing.
-    pub(super) fn begin(&mut self, client: &mut Client) -> Result<(), Wrong> {
+    pub(crate) fn begin(&mut self, client: &mut Client) -> Result<(), Wrong> {
         let (asked, opcode, node, body, room) = loop {
             if let Some(request) = self.choose() {
                 break request;
@@ -285,7 +285,7 @@ impl Actor {
     }
 
     /// What came of it must be what this says.
-    pub(super) fn end(&mut self, answer: &Answer) -> Result<(), String> {
+    pub(crate) fn end(&mut self, answer: &Answer) -> Result<(), String> {
         let (unique, asked) = self.asked.take().ok_or("an answer to nothing")?;
         let slot = self.slot;
         let wrong = |what: &str| format!("actor {slot}: {asked:?}: {what}: {answer:?}");
@@ -382,7 +382,7 @@ impl Actor {
     }
 
     /// The directory is as it must be by now.
-    pub(super) fn compare(&mut self) {
+    pub(crate) fn compare(&mut self) {
         let mut names: Vec<_> = std::fs::read_dir(&self.path)
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
