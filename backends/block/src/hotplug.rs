@@ -16,13 +16,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use log::{info, warn};
 use pericarp_control::{Arguments, Operations, Outcome, Refused, only};
+use pericarp_vhost::program::named;
 use pericarp_vhost::{Endpoint, Fleet, FleetError, Giver, Oversight};
 use serde_json::{Map, Value, json};
 
 use crate::device::BlockDevice;
 use crate::disk::{Abilities, Disk};
-use pericarp_vhost::program::named;
-
 use crate::handover::device_identity;
 use crate::options::{DeviceOptions, SocketOption};
 use crate::sockets::Sockets;

@@ -99,6 +99,15 @@ struct Slots {
     before: u32,
 }
 
+impl Slots {
+    /// After all that was open before is back.
+    fn free_the_unused(&mut self) {
+        let slots = self.slots.iter().enumerate();
+        let unused = slots.filter(|(_, slot)| slot.1.is_none());
+        self.free.extend(unused.map(|(place, _)| place as u32));
+    }
+}
+
 /// All that is open.
 #[derive(Debug)]
 pub(crate) struct Handles {
@@ -174,11 +183,7 @@ impl Handles {
             return;
         };
         let mut all = self.slots.write().unwrap_or_else(PoisonError::into_inner);
-        let Slots {
-            slots,
-            free,
-            before,
-        } = &mut *all;
+        let Slots { slots, before, .. } = &mut *all;
         *before = state.open_generation();
         for (record, open) in opened {
             let (place, generation) = split(Handle(record.number));
@@ -190,11 +195,7 @@ impl Handles {
                 None => state.clear_open(place as u32),
             }
         }
-        let unused = slots
-            .iter()
-            .enumerate()
-            .filter(|(_, slot)| slot.1.is_none());
-        free.extend(unused.map(|(place, _)| place as u32));
+        all.free_the_unused();
     }
 
     /// How often places were used at most, and all that is open, by number.
@@ -218,11 +219,7 @@ impl Handles {
         opened: Vec<(u64, Option<Open>)>,
     ) -> Result<(), &'static str> {
         let mut all = self.slots.write().unwrap_or_else(PoisonError::into_inner);
-        let Slots {
-            slots,
-            free,
-            before,
-        } = &mut *all;
+        let Slots { slots, before, .. } = &mut *all;
         *before = used;
         for (number, open) in opened {
             let (place, generation) = split(Handle(number));
@@ -237,11 +234,7 @@ impl Handles {
                 None => (used.saturating_add(1), None),
             };
         }
-        let unused = slots
-            .iter()
-            .enumerate()
-            .filter(|(_, slot)| slot.1.is_none());
-        free.extend(unused.map(|(place, _)| place as u32));
+        all.free_the_unused();
         Ok(())
     }
 
