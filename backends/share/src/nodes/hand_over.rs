@@ -4,6 +4,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::FileType;
 
@@ -127,8 +128,7 @@ impl Nodes {
     pub(crate) fn unpacked(&self, used: &[u32], elsewhere: &[Stored]) {
         let used = |shard: usize| used.get(shard).copied().unwrap_or(0);
         self.table.put_back_all(used);
-        self.crowded
-            .store(true, std::sync::atomic::Ordering::Relaxed);
+        self.crowded.store(true, Ordering::Relaxed);
         self.find_mounts(elsewhere);
     }
 }
