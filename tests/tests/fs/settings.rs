@@ -283,6 +283,12 @@ fn what_is_mounted_below_the_directory_is_a_mount_in_the_guest() {
 [ "$(stat -c %d sub)" != "$(stat -c %d .)" ]
 [ "$(stat -c %d plain)" = "$(stat -c %d .)" ]
 grep -q ' /mnt/work/share/sub virtiofs ' /proc/mounts
+# It is the same mount after the name was looked up again, and what is mounted on it stays.
+mount -t tmpfs mine sub
+sleep 2
+ls sub/. plain >/dev/null
+grep -q '^mine /mnt/work/share/sub tmpfs ' /proc/mounts
+umount sub
 # Links do not lead across, files are copied.
 if ln sub/file across 2>/dev/null; then exit 3; fi
 mv sub/file moved
