@@ -36,8 +36,10 @@ mod failure;
 mod logger;
 mod operations;
 mod server;
+mod stop;
 
 pub use failure::{Failure, exit_code, print};
 pub use logger::start_logging;
 pub use operations::{Answer, Arguments, Operations, Outcome, Refused, only};
 pub use server::Server;
+pub use stop::{Ending, Stop};

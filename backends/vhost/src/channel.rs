@@ -22,7 +22,7 @@ use vhost::vhost_user::message::{FrontendReq, MAX_MSG_SIZE};
 use vm_memory::ByteValued;
 
 use crate::handover::Meeting;
-use crate::stop::Stop;
+use pericarp_control::Stop;
 
 /// More descriptors than any message may carry.
 const MAX_FDS: usize = 32;

@@ -16,7 +16,7 @@ use std::time::Duration;
 use log::warn;
 
 use crate::pool::Alarm;
-use crate::stop::Stop;
+use pericarp_control::Stop;
 
 /// Something to do elsewhere. What it returns is the result of the step.
 pub struct Errand(What);

@@ -27,7 +27,6 @@ mod records;
 mod server;
 mod session;
 mod stats;
-mod stop;
 mod worker;
 
 pub use device::{Account, ConfigRefused, Device, FileRef, Step};
@@ -38,6 +37,7 @@ pub use handover::{
 pub use helpers::{Errand, Report};
 pub use limiter::Limits;
 pub use oversight::{Overseen, Oversight, Told, device_named, metrics_of, with_operations};
+pub use pericarp_control::{Ending, Stop};
 pub use pericarp_uring::Place;
 pub use pool::{Pool, PoolError, PoolOptions, Running};
 pub use records::{
@@ -45,7 +45,6 @@ pub use records::{
     own_file,
 };
 pub use server::{Change, Endpoint, EndpointError, Fleet, FleetError, Server};
-pub use stop::{Ending, Stop};
 
 /// Feature bits every device of ours offers (virtio 1.3, 6): indirect
 /// descriptors, event index, version 1; and bit 30, by which vhost-user

@@ -19,8 +19,8 @@ use crate::causes;
 use crate::device::Device;
 use crate::helpers::Helpers;
 use crate::mailbox::{Command, Mailbox, QueueId};
-use crate::stop::Stop;
 use crate::worker::Worker;
+use pericarp_control::Stop;
 
 /// The most threads for errands: what one device may have wait for a file system
 /// on the network at a time, besides reads and writes.

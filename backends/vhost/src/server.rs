@@ -33,8 +33,8 @@ use crate::oversight::{MaybeOverseen, Oversight};
 use crate::pool::{Handles, Pool};
 use crate::records::CrashSafety;
 use crate::session::{Moved, Over, Session};
-use crate::stop::Stop;
 pub use fleet::{Change, Fleet, FleetError};
+use pericarp_control::Stop;
 use presence::Presence;
 
 /// How long a process that was killed may need to let go of its socket.

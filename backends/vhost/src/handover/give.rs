@@ -16,7 +16,7 @@ use super::meeting::Meeting;
 use super::state::{DeviceIdentity, Identity, Saying, VERSION};
 use super::wire::Wire;
 use crate::causes;
-use crate::stop::Stop;
+use pericarp_control::Stop;
 
 /// How long the new process may take to say what it serves.
 const OFFER_LIMIT: Duration = Duration::from_secs(10);

@@ -14,7 +14,7 @@ use super::state::{DeviceState, Fds, Identity, Saying, VERSION};
 use super::wire::{MAX_FDS, Wire};
 use crate::device::Device;
 use crate::server::{Fleet, FleetError, Server};
-use crate::stop::Stop;
+use pericarp_control::Stop;
 
 /// How long the old process may take for each answer; it waits 5 s for requests
 /// in flight.

@@ -26,8 +26,8 @@ use crate::device::Device;
 use crate::limiter::Limits;
 use crate::oversight::{Oversight, metrics_of, with_operations};
 use crate::server::{Endpoint, Fleet};
-use crate::stop::Ending;
 pub use draft::{DeviceDraft, Keys, MAX_QUEUES, Served, check_apart};
+use pericarp_control::Ending;
 pub use process::{MAX_WORKERS, Process, ProcessDraft};
 pub use take_over::{
     ask, check_take_over, giver, named, named_at, named_socket, same_file, take_over_failure,

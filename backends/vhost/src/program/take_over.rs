@@ -19,7 +19,7 @@ use pericarp_control::command_line::SocketOption;
 use crate::causes;
 use crate::handover::{Estate, Giver, HandOverError, Identity, Inheritance, Meeting, Predecessor};
 use crate::records::InflightFile;
-use crate::stop::Stop;
+use pericarp_control::Stop;
 
 /// A file as the kernel names it: device, inode, and the device that it is.
 pub fn named(found: &Metadata) -> String {

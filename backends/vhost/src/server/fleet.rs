@@ -20,7 +20,7 @@ use crate::handover::{Changing, HandOverError, Meeting};
 use crate::oversight::{MaybeOverseen, Overseen};
 use crate::pool::{Handles, Pool};
 use crate::records::{CrashSafety, Reopener};
-use crate::stop::Stop;
+use pericarp_control::Stop;
 
 /// The most devices, to begin with and later.
 const MOST: u16 = 256;

@@ -33,9 +33,9 @@ use crate::handover::{HandOverError, Meeting};
 use crate::oversight::{MaybeOverseen, Notices};
 use crate::pool::Handles;
 use crate::records::{CrashSafety, Records};
-use crate::stop::Stop;
 pub(crate) use handover::Moved;
 pub(crate) use inflight::Kept;
+use pericarp_control::Stop;
 use vring::{Vring, bell};
 
 /// What we can do beyond the base protocol. BACKEND_REQ is offered because

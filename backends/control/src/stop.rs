@@ -1,4 +1,4 @@
-//! How a sidecar is told to end: a signal, or a worker that cannot go on.
+//! How a program is told to end: a signal, or a part of it that cannot go on.
 //!
 //! One eventfd stands for it. It becomes readable once and stays so; session
 //! threads poll it beside their socket, and the main thread waits for it and
@@ -68,7 +68,10 @@ impl Stop {
 
     /// For a part of the program that can be asked to end by itself; whoever
     /// ends the program asks its parts.
-    pub(crate) fn of_a_part() -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// The kernel's refusal to make an eventfd.
+    pub fn of_a_part() -> io::Result<Self> {
         Ok(Self(Arc::new(Inner {
             event: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             signals: None,
