@@ -5,7 +5,9 @@
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, openat, statat, unlinkat};
 use rustix::io::Errno;
@@ -68,11 +70,65 @@ impl SocketFile {
     /// Keeps the sockets beside this one within reach: [`crate::enter`] makes
     /// its directory the working directory, from which they can be connected
     /// to by bare name, and where `..` ends. The program must add `connect`
-    /// and `socket` to its profile. For one socket at most; the first counts.
+    /// and `socket` to its profile. Of several, the first one's is entered.
     #[must_use]
     pub fn with_neighbours(mut self) -> Self {
         self.neighbours = true;
         self
+    }
+
+    /// The same once more, for another owner.
+    ///
+    /// # Errors
+    ///
+    /// No descriptors are left.
+    pub fn again(&self) -> io::Result<Self> {
+        Ok(Self {
+            parent: self.parent.clone(),
+            name: self.name.clone(),
+            dir: self.dir.try_clone()?,
+            ..*self
+        })
+    }
+
+    /// The socket at `path` if that is beside this one, as [`open`](Self::open)
+    /// would have it and where that no longer can: `None` where it is elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// There is no socket.
+    pub fn neighbour(&self, path: &Path) -> io::Result<Option<Self>> {
+        let Some(name) = path
+            .file_name()
+            .filter(|_| path.parent() == Some(&self.parent))
+        else {
+            return Ok(None);
+        };
+        let stat = statat(&self.dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Socket {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a socket"));
+        }
+        Ok(Some(Self {
+            name: name.to_owned(),
+            socket_id: id(&stat),
+            ..self.again()?
+        }))
+    }
+
+    /// Connects to the socket, or to who has taken its name since, by entering its
+    /// directory: the working directory changes. Confined, it takes
+    /// [`with_neighbours`](Self::with_neighbours), and `fchdir` beside the calls
+    /// named there.
+    ///
+    /// # Errors
+    ///
+    /// Nobody listens.
+    pub fn connect(&self) -> io::Result<UnixStream> {
+        // One at a time: the working directory is the process's.
+        static ONE: Mutex<()> = Mutex::new(());
+        let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        fchdir(&self.dir)?;
+        UnixStream::connect(&self.name)
     }
 
     /// The socket with this name, device and inode number in the same directory,
