@@ -61,9 +61,19 @@ impl Assets {
 
     /// Driver modules in load order.
     fn modules(&self) -> io::Result<Vec<PathBuf>> {
+        self.listed("order")
+    }
+
+    /// The modules of a list, in load order.
+    pub(crate) fn listed(&self, list: &str) -> io::Result<Vec<PathBuf>> {
         let dir = self.0.join("kernel/modules");
-        let order = fs::read_to_string(dir.join("order"))?;
+        let order = fs::read_to_string(dir.join(list))?;
         Ok(order.lines().map(|name| dir.join(name.trim())).collect())
+    }
+
+    /// Where they are.
+    pub fn dir(&self) -> &Path {
+        &self.0
     }
 }
 
@@ -181,9 +191,14 @@ pub fn initramfs(
     fs::write(root.join("init"), init)?;
     fs::set_permissions(root.join("init"), fs::Permissions::from_mode(0o755))?;
 
+    pack(scratch, &root)
+}
+
+/// Makes an initramfs of a tree, which is removed.
+pub(crate) fn pack(scratch: &Scratch, root: &Path) -> io::Result<PathBuf> {
     let image = scratch.path("initramfs");
     let pack = "cd \"$0\" && find . | busybox cpio -o -H newc >\"$1\"";
-    run(Command::new("sh").args(["-c", pack]).arg(&root).arg(&image))?;
-    fs::remove_dir_all(&root)?;
+    run(Command::new("sh").args(["-c", pack]).arg(root).arg(&image))?;
+    fs::remove_dir_all(root)?;
     Ok(image)
 }

@@ -13,6 +13,7 @@ pub mod frontend;
 pub mod fs;
 pub mod fuse;
 pub mod guest;
+pub mod lab;
 pub mod model;
 pub mod parts;
 pub mod peer;

@@ -27,6 +27,9 @@ const BOOT_MODULES: &[&str] = &[
 ];
 /// What the first process of a machine with shares loads after these.
 const SHARE_MODULES: &[&str] = &["virtiofs"];
+/// What makes a virtual machine of the laboratory a host of others, after those
+/// above. The CPU that QEMU emulates is one of AMD's.
+const LAB_MODULES: &[&str] = &["virtiofs", "kvm_amd"];
 /// What later devices need; shipped beside the others, not loaded at boot.
 const MORE_MODULES: &[&str] = &["virtio_net"];
 
@@ -147,7 +150,7 @@ fn copy_modules(unpacked: &Path, release: &str, to: &Path) -> Result<(), Failure
         &read(&from.join("modules.builtin"))?,
     );
     create(to)?;
-    let wanted: Vec<&str> = [BOOT_MODULES, SHARE_MODULES, MORE_MODULES].concat();
+    let wanted: Vec<&str> = [BOOT_MODULES, SHARE_MODULES, LAB_MODULES, MORE_MODULES].concat();
     for path in tree.load_order(&wanted)? {
         let file = to.join(file_name(&path));
         copy(&from.join(&path), &file)?;
@@ -161,7 +164,11 @@ fn copy_modules(unpacked: &Path, release: &str, to: &Path) -> Result<(), Failure
     let mut for_shares = tree.load_order(&[BOOT_MODULES, SHARE_MODULES].concat())?;
     for_shares.retain(|path| !at_boot.contains(path));
     write(&to.join("order"), &lines(&at_boot))?;
-    write(&to.join("order-shares"), &lines(&for_shares))
+    write(&to.join("order-shares"), &lines(&for_shares))?;
+    write(
+        &to.join("order-lab"),
+        &lines(&tree.load_order(LAB_MODULES)?),
+    )
 }
 
 /// The files' plain names, one a line.

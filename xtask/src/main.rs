@@ -17,6 +17,7 @@ mod guest;
 mod house;
 mod janitor;
 mod kernel;
+mod lab;
 mod modules;
 mod named;
 mod project;
@@ -46,6 +47,9 @@ cargo xtask <command>
            QEMU's; bench compare --help says more
            regress [--base REV] [--seconds-budget N] [--json FILE]: is the data
            plane slower than that of the parent commit? --help says more
+  lab      [-- COMMAND ...]: run a command, or /dev/kvm's own test, where KVM is
+           backed by hardware: here, or in a virtual machine whose emulated CPU
+           has it and that sees this machine's files, read-only
   setup    install the Debian packages the others need, build what tests run of
            crates.io, and prepare the guest kernel and its programs; demo and test
            do what they need of this themselves
@@ -62,6 +66,16 @@ fn main() -> ExitCode {
             Ok(options) => finish(|project| fuzz::run(project, &options)),
             Err(line) => {
                 eprintln!("xtask: fuzz: {line}");
+                ExitCode::from(2)
+            }
+        };
+    }
+    if let ["lab", rest @ ..] = words.as_slice() {
+        return match rest {
+            [] => lab::run(&[]),
+            ["--", command @ ..] if !command.is_empty() => lab::run(command),
+            _ => {
+                eprintln!("xtask: lab: takes a command after '--', as in: lab -- ls /dev/kvm");
                 ExitCode::from(2)
             }
         };
@@ -97,7 +111,7 @@ fn main() -> ExitCode {
         }
         [unknown, ..] => {
             eprintln!(
-                "xtask: '{unknown}': no such command; use demo, test, check, fuzz, asan, bench or setup, \
+                "xtask: '{unknown}': no such command; use demo, test, check, fuzz, asan, bench, lab or setup, \
                  see cargo xtask --help"
             );
             return ExitCode::from(2);
