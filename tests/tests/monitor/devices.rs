@@ -1,0 +1,177 @@
+//! Guests with devices, of our backends and of others'.
+
+use std::process::Command;
+use std::time::Duration;
+
+use pericarp_tests::bounded::poll;
+use pericarp_tests::parts::Part;
+use pericarp_tests::process::command;
+
+use crate::rig::{LIFE, Rig, backend, started};
+
+/// A file system on a disk, with checksums that are read again.
+const FILES: &str = r#"
+mkfs.ext4 -q -F /dev/vda
+mount /dev/vda /mnt
+dd if=/dev/urandom of=/tmp/part bs=1M count=8 2>/dev/null
+want=$(md5sum </tmp/part)
+for copy in 1 2 3; do cp /tmp/part /mnt/copy$copy & done
+wait
+umount /mnt
+echo 3 >/proc/sys/vm/drop_caches
+mount /dev/vda /mnt
+for copy in 1 2 3; do [ "$(md5sum </mnt/copy$copy)" = "$want" ]; done
+umount /mnt
+dmesg | grep -i 'i/o error' && exit 1
+true
+"#;
+
+#[test]
+fn a_disk_holds_a_file_system() {
+    let Some(rig) = Rig::here("a_disk_holds_a_file_system", &[Part::PERICARP_BLOCK]) else {
+        return;
+    };
+    let (disk, socket) = (rig.scratch.sparse("disk", 64 << 20), rig.scratch.path("d"));
+    let file = disk.to_str().unwrap();
+    let arguments = [
+        "--blk-file",
+        file,
+        "--num-queues",
+        "2",
+        "--cache",
+        "buffered",
+    ];
+    let _backend = backend("pericarp-block", &socket, &arguments);
+    let image = rig.image(&["mkfs.ext4"], FILES);
+    let option = format!("id=root,socket={}", socket.display());
+    let options = ["--memory", "512M", "--cpus", "2", "--disk", &option];
+    let monitor = rig.start(&image, &options);
+    monitor.finish();
+}
+
+#[test]
+fn a_foreign_backend_serves_as_well() {
+    let parts = [Part::QemuStorageDaemon];
+    let Some(rig) = Rig::here("a_foreign_backend_serves_as_well", &parts) else {
+        return;
+    };
+    let (disk, socket) = (rig.scratch.sparse("disk", 64 << 20), rig.scratch.path("d"));
+    let mut peer: Command = command(&Part::QemuStorageDaemon.find().unwrap());
+    peer.arg("--blockdev")
+        .arg(format!(
+            "driver=file,node-name=f,filename={}",
+            disk.display()
+        ))
+        .arg("--export")
+        .arg(format!(
+            "type=vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path={},writable=on",
+            socket.display()
+        ));
+    let _backend = started(&mut peer, &socket);
+    let image = rig.image(&["mkfs.ext4"], FILES);
+    let option = format!("id=root,socket={}", socket.display());
+    let monitor = rig.start(&image, &["--memory", "512M", "--disk", &option]);
+    monitor.finish();
+}
+
+#[test]
+fn a_backend_that_dies_under_load_is_found_again() {
+    let parts = [Part::PERICARP_BLOCK];
+    let Some(rig) = Rig::here("a_backend_that_dies_under_load_is_found_again", &parts) else {
+        return;
+    };
+    let (disk, socket) = (rig.scratch.sparse("disk", 64 << 20), rig.scratch.path("d"));
+    let arguments = ["--blk-file", disk.to_str().unwrap(), "--cache", "buffered"];
+    let mut first = backend("pericarp-block", &socket, &arguments);
+    let script = "dd if=/dev/urandom of=/tmp/part bs=1M count=32 2>/dev/null\n\
+                  want=$(md5sum </tmp/part); echo writing\n\
+                  for round in 1 2 3 4 5 6 7 8 9 10 11 12; do\n\
+                      dd if=/tmp/part of=/dev/vda bs=64k oflag=direct 2>/dev/null\n\
+                  done\n\
+                  echo 3 >/proc/sys/vm/drop_caches\n\
+                  [ \"$(dd if=/dev/vda bs=1M count=32 2>/dev/null | md5sum)\" = \"$want\" ]\n\
+                  dmesg | grep -i 'i/o error' && exit 1\n\
+                  true";
+    let image = rig.image(&[], script);
+    let option = format!("id=root,socket={}", socket.display());
+    let mut monitor = rig.start(&image, &["--memory", "512M", "--disk", &option]);
+    monitor.wait_for("writing");
+    for round in 1..=3 {
+        std::thread::sleep(Duration::from_millis(400));
+        first.kill();
+        let _ = std::fs::remove_file(&socket);
+        std::thread::sleep(Duration::from_millis(200));
+        first = backend("pericarp-block", &socket, &arguments);
+        let back = poll(LIFE, || {
+            let stats = monitor.tell(r#"{"op":"stats"}"#);
+            (stats["devices"][0]["reconnects"] == round).then_some(())
+        });
+        assert!(back.is_some(), "{}", monitor.said());
+    }
+    monitor.finish();
+}
+
+#[test]
+fn a_share_and_a_socket_and_what_is_added_later() {
+    let parts = [
+        Part::PERICARP_FS,
+        Part::PERICARP_VSOCK,
+        Part::PERICARP_BLOCK,
+        Part::Socat,
+    ];
+    let Some(rig) = Rig::here("a_share_and_a_socket_and_what_is_added_later", &parts) else {
+        return;
+    };
+    let dir = rig.scratch.path("shared");
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(dir.join("there"), "from the host\n").unwrap();
+    let (fs, vsock) = (rig.scratch.path("f"), rig.scratch.path("v"));
+    let (uds, disk) = (rig.scratch.path("uds"), rig.scratch.path("d"));
+    let _fs = backend(
+        "pericarp-fs",
+        &fs,
+        &["--shared-dir", dir.to_str().unwrap(), "--tag", "data"],
+    );
+    let arguments = ["--guest-cid", "42", "--uds-path", uds.to_str().unwrap()];
+    let _vsock = backend("pericarp-vsock", &vsock, &arguments);
+    let file = rig.scratch.sparse("disk", 16 << 20);
+    let _disk = backend(
+        "pericarp-block",
+        &disk,
+        &["--blk-file", file.to_str().unwrap()],
+    );
+    let script = "mount -t virtiofs data /mnt\n\
+                  cat /mnt/there; echo from the guest >/mnt/back\n\
+                  echo ready\n\
+                  while ! [ -e /mnt/added ]; do sleep 0.2; done\n\
+                  [ ! -e /dev/vda ]; echo 1 >/sys/bus/pci/rescan\n\
+                  for i in 1 2 3 4 5 6 7 8 9; do [ -e /dev/vda ] || sleep 0.3; done\n\
+                  dd if=/dev/vda of=/dev/null bs=1M 2>/dev/null; echo disk read\n\
+                  echo 1 >/sys/bus/pci/devices/$(cat /mnt/added)/remove\n\
+                  [ ! -e /dev/vda ]; echo gone >/mnt/removed\n\
+                  umount /mnt";
+    let image = rig.image(&[], script);
+    let (a, b) = (
+        format!("id=data,socket={},tag=data", fs.display()),
+        format!("id=v,socket={},cid=42", vsock.display()),
+    );
+    let options = ["--memory", "512M", "--fs", &a, "--vsock", &b];
+    let mut monitor = rig.start(&image, &options);
+    monitor.wait_for("ready");
+    let request = format!(
+        r#"{{"op":"add-device","kind":"disk","id":"late","socket":"{}"}}"#,
+        disk.display()
+    );
+    let added = monitor.tell(&request);
+    let address = added["address"].as_str().unwrap();
+    std::fs::write(dir.join("part"), address).unwrap();
+    std::fs::rename(dir.join("part"), dir.join("added")).unwrap();
+    let removed = poll(LIFE, || dir.join("removed").exists().then_some(()));
+    assert!(removed.is_some(), "{}", monitor.said());
+    monitor.tell(r#"{"op":"remove-device","id":"late"}"#);
+    let elsewhere = r#"{"op":"add-device","kind":"disk","id":"x","socket":"/etc/passwd"}"#;
+    assert_eq!(monitor.ask(elsewhere)["ok"], false);
+    monitor.finish();
+    let back = std::fs::read_to_string(dir.join("back")).unwrap();
+    assert_eq!(back, "from the guest\n");
+}

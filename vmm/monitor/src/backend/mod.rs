@@ -1,0 +1,133 @@
+//! The other half of every device: a vhost-user backend in a process of its own,
+//! whatever it serves. A thread for each device talks to it ([`actor`]) by the
+//! protocol's messages ([`session`]); the guest's accesses only leave word there
+//! ([`Handle`]). What differs between kinds of devices is in [`kind`].
+//!
+//! A backend may vanish at any time and come back: the thread dials until it
+//! does, and no virtual CPU waits for it.
+
+pub mod actor;
+pub mod kind;
+pub mod session;
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use pericarp_confine::SocketFile;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::virtio::{Activation, Back};
+
+/// Reaches a backend again after it has gone.
+pub trait Dial: Send {
+    /// A new connection.
+    ///
+    /// # Errors
+    /// Nobody listens, or not yet.
+    fn dial(&self) -> io::Result<UnixStream>;
+}
+
+impl Dial for SocketFile {
+    fn dial(&self) -> io::Result<UnixStream> {
+        self.connect()
+    }
+}
+
+impl Dial for PathBuf {
+    fn dial(&self) -> io::Result<UnixStream> {
+        UnixStream::connect(self)
+    }
+}
+
+/// What the thread of a device is told.
+#[derive(Debug)]
+pub(crate) enum Word {
+    Activate(Activation),
+    Reset,
+    Call(u16, Arc<EventFd>),
+    WriteConfig(u32, Vec<u8>),
+    Remove,
+}
+
+/// Leaves word for the thread of a device. The [`Back`] of its function.
+#[derive(Debug)]
+pub struct Handle {
+    pub(crate) words: Sender<Word>,
+    pub(crate) bell: Arc<EventFd>,
+    pub(crate) lifeline: Arc<Lifeline>,
+}
+
+impl Handle {
+    fn say(&self, word: Word) {
+        // Without a reader the thread has ended, and so has the device.
+        if self.words.send(word).is_ok() {
+            let _ = self.bell.write(1);
+        }
+    }
+}
+
+impl Back for Handle {
+    fn activate(&mut self, activation: Activation) {
+        self.say(Word::Activate(activation));
+    }
+
+    fn reset(&mut self) {
+        self.say(Word::Reset);
+        self.lifeline.cut_if_idle();
+    }
+
+    fn set_call(&mut self, ring: u16, call: Arc<EventFd>) {
+        self.say(Word::Call(ring, call));
+    }
+
+    fn write_config(&mut self, offset: u32, data: &[u8]) {
+        self.say(Word::WriteConfig(offset, data.to_vec()));
+    }
+
+    fn remove(&mut self) {
+        self.say(Word::Remove);
+        self.lifeline.cut_if_idle();
+    }
+}
+
+/// The connection, to end a wait for a backend that does not answer. Cut while
+/// the backend has no rings alone: with rings, it may still write to the guest's
+/// memory afterwards.
+#[derive(Debug, Default)]
+pub struct Lifeline(Mutex<(Option<UnixStream>, bool)>);
+
+impl Lifeline {
+    fn with<T>(&self, act: impl FnOnce(&mut (Option<UnixStream>, bool)) -> T) -> T {
+        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// This is the connection now, on which no ring was started.
+    pub(crate) fn hold(&self, stream: Option<UnixStream>) {
+        self.with(|line| *line = (stream, false));
+    }
+
+    /// The backend has rings from here on, or has none.
+    pub(crate) fn set_rings(&self, rings: bool) {
+        self.with(|line| line.1 = rings);
+    }
+
+    fn cut_if_idle(&self) {
+        self.with(|(stream, rings)| {
+            if let Some(stream) = stream.as_ref().filter(|_| !*rings) {
+                let _ = stream.shutdown(std::net::Shutdown::Both);
+            }
+        });
+    }
+
+    /// Ends the connection whatever the backend does.
+    pub(crate) fn cut(&self) {
+        self.with(|(stream, _)| {
+            if let Some(stream) = stream {
+                let _ = stream.shutdown(std::net::Shutdown::Both);
+            }
+        });
+    }
+}

@@ -1,0 +1,225 @@
+//! Kernels that were unpacked before, by the digest of the file they came from.
+//!
+//! A directory of root's own, `/var/cache/pericarp/kernels` unless said
+//! otherwise. An unpacked kernel is `<sha256 of the bzImage>.elf`. The digest of
+//! a file of 12 MB takes longer than all else before the guest runs, so a link
+//! named after the file's device, inode, size and times leads to it: whoever can
+//! make a file with the same of all these can write the kernel itself.
+//!
+//! Nothing here is needed: where the directory cannot be written, kernels are
+//! unpacked each time. Called by [`crate::machine`] before it confines itself.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use log::{debug, info};
+use rustix::fs::MemfdFlags;
+use sha2::{Digest, Sha256};
+
+use super::{Image, KernelError, is_elf, payload};
+
+/// Where kernels are kept, unless said otherwise.
+pub const DIRECTORY: &str = "/var/cache/pericarp/kernels";
+
+/// Opens a kernel in the form in which it is loaded.
+///
+/// # Errors
+/// It cannot be read, is none, or is damaged.
+pub fn open(path: &Path, cache: Option<&Path>) -> Result<Image, KernelError> {
+    let file = File::open(path)?;
+    if is_elf(&file)? {
+        return Ok(Image::Elf(file));
+    }
+    let Some(place) = payload::find(&file)? else {
+        return Ok(Image::BzImage(file));
+    };
+    let cache = cache.and_then(|dir| match Cache::open(dir) {
+        Ok(cache) => Some(cache),
+        Err(e) => {
+            debug!("kernels are not kept in {}: {e}", dir.display());
+            None
+        }
+    });
+    let known = cache.as_ref().and_then(|cache| cache.known(&file));
+    if let Some(kernel) = known {
+        return Ok(Image::Elf(kernel));
+    }
+    let Some(kernel) = payload::unpack(&file, place)? else {
+        return Ok(Image::BzImage(file));
+    };
+    if let Some(cache) = cache {
+        match cache.keep(&file, &kernel) {
+            Ok(kept) => {
+                info!("{} is unpacked and kept", path.display());
+                return Ok(Image::Elf(kept));
+            }
+            Err(e) => debug!("{} is not kept: {e}", path.display()),
+        }
+    }
+    // As a file all the same: it is read in pieces, and its pages can be swapped out.
+    let memfd = rustix::fs::memfd_create("kernel", MemfdFlags::CLOEXEC).map_err(io::Error::from)?;
+    let mut memfd = File::from(memfd);
+    memfd.write_all(&kernel)?;
+    Ok(Image::Elf(memfd))
+}
+
+struct Cache(PathBuf);
+
+impl Cache {
+    /// The directory, made if it is missing. Others' directories are not used,
+    /// nor those that others may write to.
+    fn open(dir: &Path) -> io::Result<Self> {
+        fs::create_dir_all(dir)?;
+        let meta = fs::symlink_metadata(dir)?;
+        let own = meta.is_dir() && meta.uid() == rustix::process::geteuid().as_raw();
+        if !own {
+            return Err(io::Error::other("it is not a directory of this user"));
+        }
+        if meta.permissions().mode() & 0o022 != 0 {
+            return Err(io::Error::other("others may write to it"));
+        }
+        Ok(Self(dir.to_owned()))
+    }
+
+    /// The name of the link to what came of this very file.
+    fn link(&self, file: &File) -> io::Result<PathBuf> {
+        let meta = file.metadata()?;
+        Ok(self.0.join(format!(
+            "{:x}-{:x}-{:x}-{:x}.{:x}-{:x}.{:x}",
+            meta.dev(),
+            meta.ino(),
+            meta.size(),
+            meta.mtime(),
+            meta.mtime_nsec(),
+            meta.ctime(),
+            meta.ctime_nsec()
+        )))
+    }
+
+    fn known(&self, file: &File) -> Option<File> {
+        let name = fs::read_link(self.link(file).ok()?).ok()?;
+        // The link leads to a name beside it and nowhere else.
+        let kernel = File::open(self.0.join(name.file_name()?)).ok()?;
+        is_elf(&kernel).ok()?.then_some(kernel)
+    }
+
+    fn keep(&self, file: &File, kernel: &[u8]) -> io::Result<File> {
+        let mut digest = Sha256::new();
+        let mut source = file.try_clone()?;
+        io::Seek::rewind(&mut source)?;
+        let mut buffer = vec![0; 1 << 20];
+        loop {
+            match io::Read::read(&mut source, &mut buffer)? {
+                0 => break,
+                count => digest.update(&buffer[..count]),
+            }
+        }
+        let hex: String = digest
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        let name = format!("{hex}.elf");
+        let path = self.0.join(&name);
+        // Under another name first: who looks finds all of it or nothing.
+        let part = self.0.join(format!("{name}.{}", std::process::id()));
+        let mut out = File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&part)?;
+        let written = out.write_all(kernel);
+        let placed = written.and_then(|()| fs::rename(&part, &path));
+        if placed.is_err() {
+            let _ = fs::remove_file(&part);
+        }
+        placed?;
+        let link = self.link(file)?;
+        if let Err(e) = std::os::unix::fs::symlink(&name, &link)
+            && e.kind() != io::ErrorKind::AlreadyExists
+        {
+            return Err(e);
+        }
+        File::open(path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use pericarp_tests::scratch::Scratch;
+
+    use super::*;
+
+    /// A bzImage around this kernel.
+    fn bzimage(kernel: &[u8]) -> Vec<u8> {
+        let level = ruzstd::encoding::CompressionLevel::Fastest;
+        let payload = ruzstd::encoding::compress_to_vec(kernel, level);
+        let mut image = vec![0; 1024];
+        image[0x1f1] = 1;
+        image[0x202..0x206].copy_from_slice(b"HdrS");
+        image[0x206..0x208].copy_from_slice(&0x20fu16.to_le_bytes());
+        image[0x24c..0x250].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+        image.extend(payload);
+        image
+    }
+
+    fn content(image: Image) -> Vec<u8> {
+        let Image::Elf(mut file) = image else {
+            panic!("it was not unpacked");
+        };
+        let mut bytes = Vec::new();
+        io::Seek::rewind(&mut file).unwrap();
+        file.read_to_end(&mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn a_kernel_is_unpacked_once_and_again_when_it_changes() {
+        let scratch = Scratch::new();
+        let (kernel, cache) = (scratch.path("vmlinuz"), scratch.path("a/b"));
+        fs::write(&kernel, bzimage(b"\x7fELF one")).unwrap();
+        let opened = open(&kernel, Some(&cache)).unwrap();
+        assert_eq!(content(opened), b"\x7fELF one");
+        // The second time it comes from the cache: what is there is what counts.
+        let kept = fs::read_dir(&cache).unwrap();
+        let kept = kept.map(|entry| entry.unwrap().path());
+        let kept = kept.filter(|path| path.extension().is_some_and(|e| e == "elf"));
+        let kept: Vec<_> = kept.collect();
+        assert_eq!(kept.len(), 1);
+        fs::write(&kept[0], b"\x7fELF kept").unwrap();
+        let opened = open(&kernel, Some(&cache)).unwrap();
+        assert_eq!(content(opened), b"\x7fELF kept");
+        fs::write(&kernel, bzimage(b"\x7fELF another")).unwrap();
+        let opened = open(&kernel, Some(&cache)).unwrap();
+        assert_eq!(content(opened), b"\x7fELF another");
+    }
+
+    #[test]
+    fn a_directory_that_others_may_write_to_is_not_used() {
+        let scratch = Scratch::new();
+        let (kernel, cache) = (scratch.path("vmlinuz"), scratch.path("cache"));
+        fs::write(&kernel, bzimage(b"\x7fELF one")).unwrap();
+        fs::create_dir(&cache).unwrap();
+        fs::set_permissions(&cache, fs::Permissions::from_mode(0o777)).unwrap();
+        assert_eq!(
+            content(open(&kernel, Some(&cache)).unwrap()),
+            b"\x7fELF one"
+        );
+        assert_eq!(fs::read_dir(&cache).unwrap().count(), 0);
+        assert_eq!(content(open(&kernel, None).unwrap()), b"\x7fELF one");
+    }
+
+    #[test]
+    fn what_is_no_kernel_is_refused() {
+        let scratch = Scratch::new();
+        let file = scratch.path("file");
+        for bytes in [&b""[..], b"#!/bin/sh\n", &[0; 4096]] {
+            fs::write(&file, bytes).unwrap();
+            assert!(matches!(open(&file, None), Err(KernelError::Unknown)));
+        }
+    }
+}
