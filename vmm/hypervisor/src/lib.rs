@@ -14,8 +14,10 @@
 pub mod console;
 pub mod machine;
 mod monitor;
+pub mod pericarp;
 pub mod process;
 pub mod qemu;
+mod remote;
 pub mod ring;
 pub mod select;
 pub mod spec;
@@ -23,5 +25,5 @@ pub mod spec;
 pub use console::ConsoleSpec;
 pub use machine::{Hypervisor, Machine, MachineError};
 pub use process::{Confinement, Process};
-pub use select::{Choice, HostFacts, Wanted, select};
+pub use select::{Choice, Driver, HostFacts, Wanted, select};
 pub use spec::{DiskSpec, MachineSpec, ShareSpec, SpecError, VsockSpec};

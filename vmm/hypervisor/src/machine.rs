@@ -11,8 +11,9 @@ use thiserror::Error;
 
 use crate::{
     console::Console,
-    monitor::{Cause, Monitor},
+    monitor::Cause,
     process::Process,
+    remote::{Order, Remote},
     spec::{MachineSpec, SpecError},
 };
 
@@ -143,7 +144,7 @@ const CONTROL_LIMIT: Duration = Duration::from_secs(10);
 pub struct Machine {
     pub(crate) process: Process,
     pub(crate) console: Console,
-    pub(crate) monitor: Monitor,
+    pub(crate) remote: Remote,
 }
 
 impl Machine {
@@ -170,7 +171,7 @@ impl Machine {
     ///
     /// The machine has ended, or does not answer.
     pub fn pause(&mut self) -> Result<(), MachineError> {
-        self.control("pause", "stop")
+        self.control("pause", Order::Pause)
     }
 
     /// Lets a paused guest go on. One that runs goes on running.
@@ -179,12 +180,12 @@ impl Machine {
     ///
     /// The machine has ended, or does not answer.
     pub fn resume(&mut self) -> Result<(), MachineError> {
-        self.control("go on", "cont")
+        self.control("go on", Order::Resume)
     }
 
-    fn control(&mut self, what: &'static str, command: &str) -> Result<(), MachineError> {
-        self.monitor
-            .execute(command, CONTROL_LIMIT)
+    fn control(&mut self, what: &'static str, order: Order) -> Result<(), MachineError> {
+        self.remote
+            .carry_out(order, CONTROL_LIMIT)
             .map_err(|error| MachineError::Control {
                 what,
                 reason: error.to_string(),
@@ -218,14 +219,16 @@ impl Machine {
         match (status, panic) {
             // It said so and stayed where it was.
             (None, Some(line)) => MachineError::Panicked(line),
-            (Some(status), panic) if status.success() => match (self.monitor.cause(), panic) {
-                // A panicking guest reboots, which ends the machine with success.
-                (Some(Cause::Reset) | None, Some(line)) => MachineError::Panicked(line),
-                (Some(Cause::Reset), None) => MachineError::Reset,
-                // Whatever it has printed.
-                (Some(Cause::PowerOff), _) | (None, None) => MachineError::PoweredOff,
-                (Some(Cause::Host), _) => died(&mut self.process),
-            },
+            (Some(status), panic) if self.remote.is_orderly(status) => {
+                match (self.remote.cause(status), panic) {
+                    // A panicking guest reboots, which ends the machine with success.
+                    (Some(Cause::Reset) | None, Some(line)) => MachineError::Panicked(line),
+                    (Some(Cause::Reset), None) => MachineError::Reset,
+                    // Whatever it has printed.
+                    (Some(Cause::PowerOff), _) | (None, None) => MachineError::PoweredOff,
+                    (Some(Cause::Host), _) => died(&mut self.process),
+                }
+            }
             _ => died(&mut self.process),
         }
     }

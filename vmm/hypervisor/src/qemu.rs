@@ -21,6 +21,7 @@ use crate::{
     machine::{Hypervisor, Machine, MachineError},
     monitor::{Monitor, MonitorError},
     process::{Confinement, Process},
+    remote::Remote,
     select::Accelerator,
     spec::MachineSpec,
 };
@@ -124,7 +125,7 @@ impl Hypervisor for Qemu {
         Ok(Machine {
             process,
             console,
-            monitor,
+            remote: Remote::Qemu(monitor),
         })
     }
 }

@@ -1,13 +1,14 @@
 //! Which driver runs machines on this host, and why.
 //!
-//! Today there is one driver, QEMU, with or without KVM. A `/dev/kvm` alone does not count: some
+//! Where KVM is backed by hardware that is `pericarp-vmm`, else QEMU with an emulated CPU; QEMU with
+//! KVM is for who asks. A `/dev/kvm` alone does not count: some
 //! hosts offer one that is emulated in software, on which stock kernels die in its instruction
 //! emulator. So hardware support is asked for by its CPU flags. Called once at start; decides,
 //! starts nothing.
 
 use std::fmt;
 
-use crate::{machine::Hypervisor, qemu::Qemu};
+use crate::{machine::Hypervisor, pericarp::Pericarp, qemu::Qemu};
 
 /// What this host has.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +53,10 @@ pub enum Wanted {
     /// The best this host has.
     #[default]
     Auto,
+    /// Our own monitor, on KVM, whatever the CPU flags say.
+    Pericarp,
+    /// QEMU, with KVM where hardware backs it.
+    Qemu,
     /// QEMU with KVM, whatever the CPU flags say.
     QemuKvm,
     /// QEMU with an emulated CPU.
@@ -60,13 +65,15 @@ pub enum Wanted {
 
 impl Wanted {
     /// The names that [`Wanted::parse`] knows.
-    pub const NAMES: [&str; 3] = ["auto", "qemu-kvm", "qemu-tcg"];
+    pub const NAMES: [&str; 5] = ["auto", "pericarp", "qemu", "qemu-kvm", "qemu-tcg"];
 
     /// Reads a name.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         match name {
             "auto" => Some(Self::Auto),
+            "pericarp" => Some(Self::Pericarp),
+            "qemu" => Some(Self::Qemu),
             "qemu-kvm" => Some(Self::QemuKvm),
             "qemu-tcg" => Some(Self::QemuTcg),
             _ => None,
@@ -83,11 +90,20 @@ pub enum Accelerator {
     Tcg,
 }
 
+/// What runs machines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Driver {
+    /// `pericarp-vmm`, on KVM.
+    Pericarp,
+    /// QEMU.
+    Qemu(Accelerator),
+}
+
 /// A driver, and why it was chosen. Prints as a sentence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Choice {
-    /// Real or emulated CPU.
-    pub accelerator: Accelerator,
+    /// What runs the machine.
+    pub driver: Driver,
     reason: String,
 }
 
@@ -95,24 +111,29 @@ impl Choice {
     /// The driver.
     #[must_use]
     pub fn hypervisor(&self) -> Box<dyn Hypervisor> {
-        Box::new(Qemu::new(self.accelerator))
+        match self.driver {
+            Driver::Pericarp => Box::new(Pericarp::default()),
+            Driver::Qemu(accelerator) => Box::new(Qemu::new(accelerator)),
+        }
     }
 
     /// Name as the user would ask for it.
     #[must_use]
     pub fn name(&self) -> &'static str {
-        match self.accelerator {
-            Accelerator::Kvm => "qemu-kvm",
-            Accelerator::Tcg => "qemu-tcg",
+        match self.driver {
+            Driver::Pericarp => "pericarp",
+            Driver::Qemu(Accelerator::Kvm) => "qemu-kvm",
+            Driver::Qemu(Accelerator::Tcg) => "qemu-tcg",
         }
     }
 }
 
 impl fmt::Display for Choice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let what = match self.accelerator {
-            Accelerator::Kvm => "QEMU with KVM",
-            Accelerator::Tcg => "QEMU with an emulated CPU (TCG)",
+        let what = match self.driver {
+            Driver::Pericarp => "pericarp-vmm",
+            Driver::Qemu(Accelerator::Kvm) => "QEMU with KVM",
+            Driver::Qemu(Accelerator::Tcg) => "QEMU with an emulated CPU (TCG)",
         };
         write!(f, "{what}: {}", self.reason)
     }
@@ -121,28 +142,34 @@ impl fmt::Display for Choice {
 /// Picks the driver for a host with these facts.
 #[must_use]
 pub fn select(wanted: Wanted, facts: &HostFacts) -> Choice {
-    let (accelerator, reason) = match (wanted, &facts.kvm_device, facts.cpu_flag) {
-        (Wanted::QemuKvm, _, _) => (Accelerator::Kvm, "as asked for".to_owned()),
-        (Wanted::QemuTcg, _, _) => (Accelerator::Tcg, "as asked for".to_owned()),
-        (Wanted::Auto, Ok(()), Some(flag)) => (
-            Accelerator::Kvm,
+    let (kvm, tcg) = (
+        Driver::Qemu(Accelerator::Kvm),
+        Driver::Qemu(Accelerator::Tcg),
+    );
+    let asked = || "as asked for".to_owned();
+    let (driver, reason) = match (wanted, &facts.kvm_device, facts.cpu_flag) {
+        (Wanted::Pericarp, _, _) => (Driver::Pericarp, asked()),
+        (Wanted::QemuKvm, _, _) => (kvm, asked()),
+        (Wanted::QemuTcg, _, _) => (tcg, asked()),
+        (Wanted::Auto | Wanted::Qemu, Ok(()), Some(flag)) => (
+            if wanted == Wanted::Auto {
+                Driver::Pericarp
+            } else {
+                kvm
+            },
             format!("/dev/kvm opens and the CPU has {flag}"),
         ),
-        (Wanted::Auto, Ok(()), None) => (
-            Accelerator::Tcg,
+        (Wanted::Auto | Wanted::Qemu, Ok(()), None) => (
+            tcg,
             "/dev/kvm opens, but the CPU shows neither vmx nor svm, so it is emulated in \
              software and counts as none"
                 .to_owned(),
         ),
-        (Wanted::Auto, Err(error), _) => (
-            Accelerator::Tcg,
-            format!("/dev/kvm cannot be used ({error})"),
-        ),
+        (Wanted::Auto | Wanted::Qemu, Err(error), _) => {
+            (tcg, format!("/dev/kvm cannot be used ({error})"))
+        }
     };
-    Choice {
-        accelerator,
-        reason,
-    }
+    Choice { driver, reason }
 }
 
 #[cfg(test)]
@@ -157,39 +184,53 @@ mod tests {
                 Wanted::Auto,
                 Ok(()),
                 Some("svm"),
-                Accelerator::Kvm,
+                Driver::Pericarp,
                 "the CPU has svm",
+            ),
+            (
+                Wanted::Qemu,
+                Ok(()),
+                Some("svm"),
+                Driver::Qemu(Accelerator::Kvm),
+                "the CPU has svm",
+            ),
+            (
+                Wanted::Pericarp,
+                refused(),
+                None,
+                Driver::Pericarp,
+                "as asked for",
             ),
             (
                 Wanted::Auto,
                 Ok(()),
                 None,
-                Accelerator::Tcg,
+                Driver::Qemu(Accelerator::Tcg),
                 "neither vmx nor svm",
             ),
             (
                 Wanted::Auto,
                 refused(),
                 Some("vmx"),
-                Accelerator::Tcg,
+                Driver::Qemu(Accelerator::Tcg),
                 "(Permission denied)",
             ),
             (
                 Wanted::QemuTcg,
                 Ok(()),
                 Some("vmx"),
-                Accelerator::Tcg,
+                Driver::Qemu(Accelerator::Tcg),
                 "as asked for",
             ),
             (
                 Wanted::QemuKvm,
                 Ok(()),
                 None,
-                Accelerator::Kvm,
+                Driver::Qemu(Accelerator::Kvm),
                 "as asked for",
             ),
         ];
-        for (wanted, kvm_device, cpu_flag, accelerator, reason) in cases {
+        for (wanted, kvm_device, cpu_flag, driver, reason) in cases {
             let choice = select(
                 wanted,
                 &HostFacts {
@@ -197,7 +238,7 @@ mod tests {
                     cpu_flag,
                 },
             );
-            assert_eq!(choice.accelerator, accelerator);
+            assert_eq!(choice.driver, driver);
             assert!(choice.to_string().contains(reason), "{choice}");
         }
     }

@@ -55,7 +55,8 @@ Virtual machines only:
       --name NAME           name for those commands and `exec` (default: the id)
       --disk FILE[:ro]      a further disk, seen as /dev/pericarp/disk1, disk2, ...
                             in the order given; may be repeated
-      --hypervisor NAME     auto (default), qemu-kvm or qemu-tcg
+      --vmm NAME            auto (default): pericarp where KVM is backed by hardware, else qemu;
+                            pericarp, qemu, qemu-kvm or qemu-tcg (also: --hypervisor)
       --boot-timeout SECONDS  how long the machine may take to start the command
                             (default: 20 with KVM, 60 without)
       --console-log FILE    keep the guest's console here; the last 64 to 128 KiB
@@ -81,7 +82,7 @@ Exit codes: 2 bad input, 125 pericarp itself failed, 126 the command cannot be e
 
 /// Every option: letter (blank for none), name, whether it takes a value, whether it may be
 /// repeated.
-const OPTIONS: [(char, &str, bool, bool); 23] = [
+const OPTIONS: [(char, &str, bool, bool); 24] = [
     (' ', "--image", true, false),
     (' ', "--rootfs-image", true, false),
     (' ', "--rootfs", true, false),
@@ -99,6 +100,7 @@ const OPTIONS: [(char, &str, bool, bool); 23] = [
     (' ', "--name", true, false),
     (' ', "--disk", true, true),
     (' ', "--hypervisor", true, false),
+    (' ', "--vmm", true, false),
     (' ', "--boot-timeout", true, false),
     (' ', "--console-log", true, false),
     (' ', "--assets", true, false),
@@ -354,7 +356,11 @@ impl Reader {
             _ => match Wanted::parse(&text) {
                 Some(wanted) => request.hypervisor = Some(wanted),
                 None => {
-                    let cure = suggestion(&text, Wanted::NAMES, "use auto, qemu-kvm or qemu-tcg");
+                    let cure = suggestion(
+                        &text,
+                        Wanted::NAMES,
+                        "use auto, pericarp, qemu, qemu-kvm or qemu-tcg",
+                    );
                     self.problem(Problem::new(name, text, "no such hypervisor", cure));
                 }
             },
@@ -392,12 +398,17 @@ impl Reader {
                 }
             }
         }
+        if self.seen("--vmm") && self.seen("--hypervisor") {
+            let rule = "cannot be combined with '--hypervisor', which is the same";
+            self.problem(Problem::new("--vmm", None, rule, "leave one out"));
+        }
         if self.request.runtime == Runtime::Runc {
             for option in [
                 "--detach",
                 "--name",
                 "--disk",
                 "--hypervisor",
+                "--vmm",
                 "--boot-timeout",
                 "--console-log",
                 "--assets",
@@ -496,7 +507,7 @@ mod tests {
 
     #[test]
     fn each_bad_line_has_its_message() {
-        let cases: [(&[&str], &str); 21] = [
+        let cases: [(&[&str], &str); 22] = [
             (
                 &["--rootfs", "d"],
                 "COMMAND: there is no command to run; put it after '--', such as: -- /bin/sh -c \
@@ -568,6 +579,19 @@ mod tests {
             (
                 &["--rootfs", "d", "--runtime", "run", "--", "true"],
                 "--runtime 'run': no such runtime; did you mean 'runc'?",
+            ),
+            (
+                &[
+                    "--rootfs",
+                    "d",
+                    "--vmm",
+                    "qemu",
+                    "--hypervisor",
+                    "qemu",
+                    "--",
+                    "true",
+                ],
+                "--vmm: cannot be combined with '--hypervisor', which is the same; leave one out",
             ),
             (
                 &["--rootfs", "d", "--hypervisor", "qemu-kmv", "--", "true"],

@@ -1,0 +1,139 @@
+//! How a running machine is told to stand still or go on, and how its driver's program says what
+//! ended it. One form for each driver; [`crate::Machine`] does not know which.
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    os::unix::net::UnixStream,
+    process::ExitStatus,
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+
+use crate::monitor::{Cause, Monitor, MonitorError};
+
+/// Longest answer that is read.
+const MAX_LINE: u64 = 64 * 1024;
+/// The exit code of `pericarp-vmm` when its guest reset itself.
+const RESET: i32 = 3;
+
+/// What a machine can be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// Its CPUs stand still.
+    Pause,
+    /// They go on.
+    Resume,
+}
+
+/// The way to a driver's program.
+#[derive(Debug)]
+pub(crate) enum Remote {
+    /// QMP.
+    Qemu(Monitor),
+    /// The control socket of `pericarp-vmm`.
+    Pericarp(Control),
+}
+
+impl Remote {
+    /// Has an order carried out.
+    ///
+    /// # Errors
+    ///
+    /// It was not, or not in time.
+    pub(crate) fn carry_out(&mut self, order: Order, limit: Duration) -> Result<(), MonitorError> {
+        match (self, order) {
+            (Self::Qemu(monitor), Order::Pause) => monitor.execute("stop", limit),
+            (Self::Qemu(monitor), Order::Resume) => monitor.execute("cont", limit),
+            (Self::Pericarp(control), Order::Pause) => control.ask("pause", limit).map(drop),
+            (Self::Pericarp(control), Order::Resume) => control.ask("resume", limit).map(drop),
+        }
+    }
+
+    /// True for an end that is the guest's doing.
+    pub(crate) fn is_orderly(&self, status: ExitStatus) -> bool {
+        match self {
+            Self::Qemu(_) => status.success(),
+            Self::Pericarp(_) => matches!(status.code(), Some(0 | RESET)),
+        }
+    }
+
+    /// What ended a machine whose program has ended so.
+    pub(crate) fn cause(&mut self, status: ExitStatus) -> Option<Cause> {
+        match self {
+            Self::Qemu(monitor) => monitor.cause(),
+            Self::Pericarp(_) if status.code() == Some(RESET) => Some(Cause::Reset),
+            Self::Pericarp(_) => Some(Cause::PowerOff),
+        }
+    }
+}
+
+/// A connection to the control socket of `pericarp-vmm`: a JSON object a line each way.
+#[derive(Debug)]
+pub(crate) struct Control(BufReader<UnixStream>);
+
+impl Control {
+    pub(crate) fn new(stream: UnixStream) -> Self {
+        Self(BufReader::new(stream))
+    }
+
+    /// Asks for an operation without arguments.
+    ///
+    /// # Errors
+    ///
+    /// No answer in time, or a refusal.
+    pub(crate) fn ask(&mut self, operation: &str, limit: Duration) -> Result<Value, MonitorError> {
+        let closed = |error: std::io::Error| match error.kind() {
+            std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut => {
+                MonitorError::Silent(limit)
+            }
+            _ => MonitorError::Closed,
+        };
+        let stream = self.0.get_mut();
+        let limit_set = limit.max(Duration::from_millis(1));
+        stream
+            .set_write_timeout(Some(limit_set))
+            .and_then(|()| stream.set_read_timeout(Some(limit_set)))
+            .and_then(|()| writeln!(stream, "{}", json!({ "op": operation })))
+            .map_err(closed)?;
+        let mut line = Vec::new();
+        let mut source = self.0.by_ref().take(MAX_LINE);
+        source.read_until(b'\n', &mut line).map_err(closed)?;
+        let answer: Value = serde_json::from_slice(&line).map_err(|_| MonitorError::Closed)?;
+        match answer["ok"].as_bool() {
+            Some(true) => Ok(answer),
+            _ => {
+                let why = answer["error"].as_str().unwrap_or("it does not say why");
+                Err(MonitorError::Refused(why.to_owned()))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_understood() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut control = Control::new(ours);
+        let limit = Duration::from_secs(10);
+        theirs
+            .write_all(b"{\"ok\":true,\"state\":\"running\"}\n")
+            .unwrap();
+        assert_eq!(control.ask("status", limit).unwrap()["state"], "running");
+        theirs
+            .write_all(b"{\"ok\":false,\"error\":\"not now\"}\n")
+            .unwrap();
+        let refused = control.ask("pause", limit);
+        assert_eq!(refused, Err(MonitorError::Refused("not now".into())));
+        let short = Duration::from_millis(10);
+        assert_eq!(
+            control.ask("pause", short),
+            Err(MonitorError::Silent(short))
+        );
+        drop(theirs);
+        assert_eq!(control.ask("pause", limit), Err(MonitorError::Closed));
+    }
+}
