@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use libc::*;
 use seccompiler::{
@@ -173,6 +174,9 @@ pub(crate) enum Opening<'a> {
     },
 }
 
+/// The process has its filter.
+static INSTALLED: AtomicBool = AtomicBool::new(false);
+
 pub(crate) fn install(
     profile: &Profile<'_>,
     opening: Opening<'_>,
@@ -216,8 +220,25 @@ pub(crate) fn install(
         }
     }
     apply_filter_all_threads(&allowed).map_err(ConfineError::Filter)?;
+    INSTALLED.store(true, Ordering::Relaxed);
     report.holds(Measure::Seccomp, format!("seccomp ({count} system calls)"));
     Ok(())
+}
+
+/// Installs a filter for the calling thread that allows these calls, and `ioctl` with
+/// these requests alone.
+pub(crate) fn narrow(calls: &[i64], requests: &[u32]) -> Result<(), ConfineError> {
+    if !INSTALLED.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    let program = || {
+        let mut rules: Rules = calls.iter().map(|call| (*call, Vec::new())).collect();
+        let requests: Vec<u64> = requests.iter().map(|request| u64::from(*request)).collect();
+        rules.insert(SYS_ioctl, any_of(1, &requests)?);
+        compile(rules, SeccompAction::KillProcess, SeccompAction::Allow)
+    };
+    let program = program().map_err(ConfineError::Build)?;
+    apply_filter(&program).map_err(ConfineError::Filter)
 }
 
 /// Refuses `openat` unless it is through this descriptor, with these flags.
@@ -313,7 +334,11 @@ fn conditional(profile: &Profile<'_>) -> Result<Rules, BackendError> {
         (SYS_mmap, not_executable.clone()),
         (SYS_mprotect, not_executable),
         (SYS_clone, vec![rule(&[thread])?]),
-        (SYS_prctl, any_of(0, &[number(PR_SET_NAME)])?),
+        // The second, for a thread that narrows itself, takes away what is gone already.
+        (
+            SYS_prctl,
+            any_of(0, &[number(PR_SET_NAME), number(PR_SET_NO_NEW_PRIVS)])?,
+        ),
         (SYS_ioctl, any_of(1, &requests)?),
         (SYS_fcntl, any_of(1, &commands)?),
         (SYS_getsockopt, any_of(1, &[number(SOL_SOCKET)])?),

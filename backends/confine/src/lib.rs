@@ -305,6 +305,18 @@ pub fn enter_sharing(
     confine(profile, sockets, Reach::Trees(trees, sharing))
 }
 
+/// Leaves the calling thread these system calls, and `ioctl` with these requests, of those that
+/// the process has. For a thread that does one thing: the program's [`Profile`] must have
+/// `seccomp`, which can only take away. It does nothing in a process that is not confined, or
+/// in a kernel without seccomp, as [`enter`] has reported.
+///
+/// # Errors
+///
+/// The kernel's refusal.
+pub fn narrow(syscalls: &[i64], ioctls: &[u32]) -> Result<(), ConfineError> {
+    filter::narrow(syscalls, ioctls)
+}
+
 /// What stays within reach besides the sockets.
 enum Reach<'a> {
     Nothing,

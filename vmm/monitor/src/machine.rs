@@ -129,6 +129,7 @@ pub struct Machine {
     cpus: u8,
     memory: u64,
     no_reboot: bool,
+    confined: bool,
     ports: Arc<Ports>,
     devices: Devices,
     exits: Arc<Exits>,
@@ -168,6 +169,7 @@ impl Machine {
             cpus: options.cpus,
             memory: options.memory,
             no_reboot: options.no_reboot,
+            confined: options.confine,
             ports: Arc::new(Ports::new(console, begun)?),
             devices,
             exits: Arc::default(),
@@ -359,7 +361,7 @@ impl Machine {
             Arc::clone(self.devices.bus()),
             Arc::clone(&self.ports),
             Arc::clone(&self.exits),
-            false,
+            self.confined,
             move |end| {
                 // A queue that is full has an end in it already.
                 let _ = events.try_send(Event::End(end));

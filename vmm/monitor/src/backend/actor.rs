@@ -31,6 +31,8 @@ const STACK: usize = 128 * 1024;
 /// The first pause between two attempts to reach a backend that has gone, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+/// A backend that was there for so long is dialled soon after it has gone.
+const LASTING: Duration = Duration::from_secs(2);
 
 /// A started device's thread, before its backend has answered.
 #[derive(Debug)]
@@ -111,6 +113,8 @@ pub fn start(
         inflight: None,
         shown: Vec::new(),
         lost: None,
+        pause: FIRST_PAUSE,
+        since: Instant::now(),
     };
     let thread = std::thread::Builder::new()
         .name(format!("vu-{name}").chars().take(15).collect())
@@ -173,8 +177,12 @@ struct Actor {
     inflight: Option<Inflight>,
     /// The configuration that the guest was shown first.
     shown: Vec<u8>,
-    /// Without a backend: when it is dialled next, and the pause after that.
-    lost: Option<(Instant, Duration)>,
+    /// Without a backend: when it is dialled next.
+    lost: Option<Instant>,
+    /// Before the attempt after that. Grows while attempts, or backends, do not last.
+    pause: Duration,
+    /// Since when the backend is there.
+    since: Instant,
 }
 
 /// Whether the thread goes on.
@@ -219,7 +227,7 @@ impl Actor {
 
     /// Waits for something and does it.
     fn turn(&mut self) -> Fate {
-        let timeout = self.lost.map(|(when, _)| timespec(when));
+        let timeout = self.lost.map(timespec);
         let mut fds = vec![PollFd::from_borrowed_fd(
             event::borrow(&self.bell),
             PollFlags::IN,
@@ -252,7 +260,7 @@ impl Actor {
         if ready.get(1) == Some(&true) && self.session.is_some() {
             self.lose("it is gone");
         }
-        if self.lost.is_some_and(|(when, _)| when <= Instant::now()) {
+        if self.lost.is_some_and(|when| when <= Instant::now()) {
             self.dial();
         }
         Fate::GoesOn
@@ -376,16 +384,21 @@ impl Actor {
         self.session = None;
         self.lifeline.hold(None);
         self.watch.set(false);
-        self.lost = Some((Instant::now(), FIRST_PAUSE));
+        if self.since.elapsed() >= LASTING {
+            self.pause = FIRST_PAUSE;
+        }
+        self.put_off();
+    }
+
+    /// Dials after the pause, and doubles it.
+    fn put_off(&mut self) {
+        self.lost = Some(Instant::now() + self.pause);
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
     }
 
     /// Tries to reach it again.
     fn dial(&mut self) {
-        let Some((_, pause)) = self.lost else {
-            return;
-        };
-        let next = (pause * 2).min(LONGEST_PAUSE);
-        self.lost = Some((Instant::now() + pause, next));
+        self.put_off();
         let Ok(stream) = self.dialer.dial() else {
             return;
         };
@@ -395,6 +408,7 @@ impl Actor {
                 info!("{}: its backend is back", self.name);
                 self.session = Some(session);
                 self.lost = None;
+                self.since = Instant::now();
                 self.watch.set(true);
                 self.watch.count();
                 self.refresh();

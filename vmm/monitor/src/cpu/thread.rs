@@ -15,6 +15,8 @@ use std::time::Duration;
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
+use crate::backend::actor::chain;
+use crate::confinement::narrow_cpu;
 use crate::pci::bus::Bus;
 use crate::ports::{Ports, Request};
 
@@ -108,8 +110,8 @@ pub fn prepare() -> std::io::Result<()> {
 }
 
 impl Crew {
-    /// Starts a thread for each CPU; paused ones if `paused`. `end` is told once
-    /// or more why the guest does not go on.
+    /// Starts a thread for each CPU; `confined` ones give up all but what they need.
+    /// `end` is told once or more why the guest does not go on.
     ///
     /// # Errors
     /// No threads.
@@ -118,15 +120,15 @@ impl Crew {
         bus: Arc<Bus>,
         ports: Arc<Ports>,
         exits: Arc<Exits>,
-        paused: bool,
+        confined: bool,
         end: impl Fn(End) + Send + Sync + 'static,
     ) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             bus,
             ports,
             exits,
-            called: AtomicBool::new(paused),
-            wish: Mutex::new(if paused { Wish::Pause } else { Wish::Run }),
+            called: AtomicBool::new(false),
+            wish: Mutex::new(Wish::Run),
             changed: Condvar::new(),
             resting: AtomicUsize::new(0),
             end: Box::new(end),
@@ -140,7 +142,13 @@ impl Crew {
             let thread = std::thread::Builder::new()
                 .name(format!("cpu-{index}"))
                 .stack_size(STACK)
-                .spawn(move || run(cpu, &shared));
+                .spawn(move || match confined.then(narrow_cpu) {
+                    None | Some(Ok(())) => run(cpu, &shared),
+                    Some(Err(error)) => {
+                        let why = format!("cannot confine a CPU's thread: {}", chain(&error));
+                        (shared.end)(End::Failed(why));
+                    }
+                });
             match thread {
                 Ok(thread) => crew.threads.push(thread),
                 Err(e) => {
