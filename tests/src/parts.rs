@@ -27,6 +27,8 @@ pub enum Part {
     Crun,
     /// Makes read-only file systems of images.
     MkfsErofs,
+    /// Reads ACPI tables.
+    Iasl,
     /// Connects anything with anything, vsock among it.
     Socat,
     /// One static binary with the usual tools.
@@ -69,6 +71,7 @@ impl Part {
             Part::Runc => "runc",
             Part::Crun => "crun",
             Part::MkfsErofs => "mkfs.erofs",
+            Part::Iasl => "iasl",
             Part::Socat => "socat",
             Part::Busybox => "busybox",
             Part::Strace => "strace",
@@ -92,6 +95,7 @@ impl Part {
             Part::Runc => "runc",
             Part::Crun => "crun",
             Part::MkfsErofs => "erofs-utils",
+            Part::Iasl => "acpica-tools",
             Part::Socat => "socat",
             Part::Busybox => "busybox-static",
             Part::Strace => "strace",

@@ -66,6 +66,11 @@ const NEEDS: &[Need] = &[
         why: "a user space in one file for test guests",
     },
     Need {
+        program: "iasl",
+        package: "acpica-tools",
+        why: "reads the tables by which pericarp-vmm describes its machine",
+    },
+    Need {
         program: "socat",
         package: "socat",
         why: "speaks vsock in a test guest",
