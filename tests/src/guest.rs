@@ -195,7 +195,10 @@ pub fn initramfs(
 }
 
 /// Makes an initramfs of a tree, which is removed.
-pub(crate) fn pack(scratch: &Scratch, root: &Path) -> io::Result<PathBuf> {
+///
+/// # Errors
+/// When busybox is missing or the disk is full.
+pub fn pack(scratch: &Scratch, root: &Path) -> io::Result<PathBuf> {
     let image = scratch.path("initramfs");
     let pack = "cd \"$0\" && find . | busybox cpio -o -H newc >\"$1\"";
     run(Command::new("sh").args(["-c", pack]).arg(root).arg(&image))?;

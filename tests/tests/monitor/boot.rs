@@ -60,7 +60,7 @@ fn a_panic_is_a_reset_and_ends_the_machine_where_that_is_wanted() {
     };
     let image = rig.image(&[], "echo c >/proc/sysrq-trigger; sleep 100");
     let mut monitor = rig.start(&image, &["--memory", "512M", "--no-reboot"]);
-    let status = monitor.process.wait(crate::rig::LIFE).unwrap();
+    let status = monitor.process.wait(crate::rig::life()).unwrap();
     assert_eq!(status.code(), Some(3), "{}", monitor.said());
 }
 

@@ -7,7 +7,7 @@ use pericarp_tests::bounded::poll;
 use pericarp_tests::parts::Part;
 use pericarp_tests::process::command;
 
-use crate::rig::{LIFE, Rig, backend, started};
+use crate::rig::{Rig, backend, life, started};
 
 /// A file system on a disk, with checksums that are read again.
 const FILES: &str = r#"
@@ -102,7 +102,7 @@ fn a_backend_that_dies_under_load_is_found_again() {
         let _ = std::fs::remove_file(&socket);
         std::thread::sleep(Duration::from_millis(200));
         first = backend("pericarp-block", &socket, &arguments);
-        let back = poll(LIFE, || {
+        let back = poll(life(), || {
             let stats = monitor.tell(r#"{"op":"stats"}"#);
             (stats["devices"][0]["reconnects"] == round).then_some(())
         });
@@ -166,7 +166,7 @@ fn a_share_and_a_socket_and_what_is_added_later() {
     let address = added["address"].as_str().unwrap();
     std::fs::write(dir.join("part"), address).unwrap();
     std::fs::rename(dir.join("part"), dir.join("added")).unwrap();
-    let removed = poll(LIFE, || dir.join("removed").exists().then_some(()));
+    let removed = poll(life(), || dir.join("removed").exists().then_some(()));
     assert!(removed.is_some(), "{}", monitor.said());
     monitor.tell(r#"{"op":"remove-device","id":"late"}"#);
     let elsewhere = r#"{"op":"add-device","kind":"disk","id":"x","socket":"/etc/passwd"}"#;

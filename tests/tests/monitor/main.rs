@@ -8,6 +8,7 @@
 
 mod boot;
 mod devices;
+mod hostile;
 mod rig;
 mod run;
 
@@ -40,9 +41,14 @@ fn all_tests_pass_in_the_laboratory() {
         quoted(&program.to_string_lossy()),
         chosen.join(" ")
     ));
-    lab.limit = LIMIT;
+    lab.limit = LIMIT + rig::life();
     lab.live = true;
-    for name in ["PERICARP_ASSETS", "PERICARP_REQUIRE_ALL", "RUST_BACKTRACE"] {
+    for name in [
+        "PERICARP_ASSETS",
+        "PERICARP_REQUIRE_ALL",
+        "PERICARP_POKE_SECONDS",
+        "RUST_BACKTRACE",
+    ] {
         if let Ok(value) = std::env::var(name) {
             lab.variables.push((name.to_owned(), value));
         }

@@ -13,8 +13,13 @@ use pericarp_tests::process::{Process, command};
 use pericarp_tests::scratch::Scratch;
 use serde_json::Value;
 
-/// A guest's whole life, in a CPU that is emulated twice.
-pub(crate) const LIFE: Duration = Duration::from_secs(120);
+/// A guest's whole life, in a CPU that is emulated twice, and what a test is told to go on
+/// for longer.
+pub(crate) fn life() -> Duration {
+    let more = std::env::var("PERICARP_POKE_SECONDS").ok();
+    let more = more.and_then(|seconds| seconds.parse().ok()).unwrap_or(0);
+    Duration::from_secs(120 + more)
+}
 
 /// What a test begins with.
 pub(crate) struct Rig {
@@ -55,7 +60,7 @@ impl Rig {
             .arg("--control-path")
             .arg(&control)
             .args(options);
-        let process = Process::start(&mut vmm, LIFE).unwrap();
+        let process = Process::start(&mut vmm, life()).unwrap();
         Monitor { process, control }
     }
 }
@@ -73,7 +78,7 @@ impl Monitor {
             UnixStream::connect(&self.control).ok()
         });
         let mut stream = stream.expect("a control socket");
-        stream.set_read_timeout(Some(LIFE)).unwrap();
+        stream.set_read_timeout(Some(life())).unwrap();
         writeln!(stream, "{request}").unwrap();
         let mut line = String::new();
         BufReader::new(stream).read_line(&mut line).unwrap();
@@ -89,7 +94,7 @@ impl Monitor {
 
     /// Waits until the guest has written this.
     pub(crate) fn wait_for(&mut self, text: &str) {
-        let seen = poll(LIFE, || {
+        let seen = poll(life(), || {
             if self.process.output().find(text).is_some() {
                 return Some(true);
             }
@@ -107,7 +112,7 @@ impl Monitor {
 
     /// Waits for the guest's end. The script must have come to its own.
     pub(crate) fn finish(mut self) -> String {
-        let status = self.process.wait(LIFE);
+        let status = self.process.wait(life());
         let code = status.and_then(|status| status.code());
         self.process.kill();
         let console = self.process.output().lines().join("\n");
@@ -126,7 +131,7 @@ pub(crate) fn backend(program: &str, socket: &Path, arguments: &[&str]) -> Proce
 
 /// Starts a backend and waits until it listens.
 pub(crate) fn started(backend: &mut std::process::Command, socket: &Path) -> Process {
-    let mut process = Process::start(backend, LIFE).unwrap();
+    let mut process = Process::start(backend, life()).unwrap();
     let there = poll(Duration::from_secs(20), || {
         let ended = process.ended().is_some();
         (ended || socket.exists()).then_some(!ended)
