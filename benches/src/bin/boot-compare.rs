@@ -1,0 +1,308 @@
+//! `boot-compare`: how long a stock kernel takes from the start of its monitor to
+//! the first line of user space, where KVM is backed by hardware: ours and
+//! QEMU's machines in turns, with the same kernel, initramfs, CPU and memory.
+//!
+//! ```text
+//! cargo xtask lab -- target/release/boot-compare --rounds 10
+//! ```
+//!
+//! The raw numbers are the last line that it prints, since there is no place for a file
+//! in the laboratory.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use pericarp_benches::Outcome;
+use pericarp_tests::guest::{Assets, pack};
+use pericarp_tests::lab::Lab;
+use pericarp_tests::parts::{Part, beside_us};
+use pericarp_tests::scratch::Scratch;
+use serde_json::{Value, json};
+
+/// What user space says first.
+const LINE: &str = "user-space-is-there";
+/// The longest that a boot may take.
+const LIMIT: Duration = Duration::from_secs(120);
+const PARAMETERS: &str = "console=ttyS0 quiet panic=-1 cryptomgr.notests";
+const MEMORY: &str = "512M";
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Target {
+    Pericarp,
+    Microvm,
+    Q35,
+}
+
+const TARGETS: [(Target, &str); 3] = [
+    (Target::Pericarp, "pericarp-vmm"),
+    (Target::Microvm, "qemu-microvm"),
+    (Target::Q35, "qemu-q35"),
+];
+
+/// One boot.
+struct Boot {
+    target: &'static str,
+    round: usize,
+    /// From the start of the program to the first line.
+    total: Duration,
+    /// Of it, until the guest was entered, where the monitor says.
+    set_up: Option<Duration>,
+    /// KiB that are resident and not the guest's memory, where that can be told.
+    resident: Option<u64>,
+}
+
+fn main() -> ExitCode {
+    let mut words = std::env::args().skip(1);
+    let rounds = match (words.next().as_deref(), words.next()) {
+        (None, None) => Some(10),
+        (Some("--rounds"), Some(text)) => text.parse().ok().filter(|n| (1..=100).contains(n)),
+        _ => None,
+    };
+    let Some(rounds) = rounds.filter(|_| words.next().is_none()) else {
+        eprintln!("boot-compare: takes --rounds N, 1 to 100, and nothing else");
+        return ExitCode::from(2);
+    };
+    match compare(rounds) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("boot-compare: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn compare(rounds: usize) -> Outcome<()> {
+    if !Lab::is_here() {
+        return Err(
+            "KVM is not backed by hardware here: cargo xtask lab -- target/release/boot-compare"
+                .into(),
+        );
+    }
+    let assets = Assets::find().ok_or("the guest's kernel is missing: cargo xtask setup")?;
+    let scratch = Scratch::new();
+    let image = initramfs(&scratch)?;
+    let mut boots = Vec::new();
+    // The first boots of each are for the caches.
+    for round in 0..=rounds {
+        for (target, name) in TARGETS {
+            let boot = boot(target, name, round, &scratch, &assets.kernel(), &image)?;
+            println!("round {round}: {name}: {:.0} ms", millis(boot.total));
+            if round > 0 {
+                boots.push(boot);
+            }
+        }
+    }
+    report(&boots);
+    Ok(())
+}
+
+fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
+
+/// A first process that says so and switches off.
+fn initramfs(scratch: &Scratch) -> Outcome<PathBuf> {
+    let root = scratch.path("root");
+    for dir in ["bin", "dev"] {
+        fs::create_dir_all(root.join(dir))?;
+    }
+    fs::copy(
+        Part::Busybox.find().ok_or("busybox is missing")?,
+        root.join("bin/busybox"),
+    )?;
+    let init = format!(
+        "#!/bin/busybox sh\n\
+         /bin/busybox mount -t devtmpfs dev /dev\n\
+         echo {LINE} >/dev/console\n\
+         /bin/busybox sleep 1\n\
+         /bin/busybox poweroff -f\n"
+    );
+    fs::write(root.join("init"), init)?;
+    fs::set_permissions(root.join("init"), fs::Permissions::from_mode(0o755))?;
+    Ok(pack(scratch, &root)?)
+}
+
+fn command(target: Target, control: &Path, kernel: &Path, image: &Path) -> Outcome<Command> {
+    if target == Target::Pericarp {
+        let mut vmm = Command::new(beside_us().join("pericarp-vmm"));
+        vmm.args(["--cpus", "1", "--memory", MEMORY, "--cmdline", PARAMETERS])
+            .arg("--kernel")
+            .arg(kernel)
+            .arg("--initramfs")
+            .arg(image)
+            .args(["--kernel-cache", "/tmp/pericarp-kernels"])
+            .arg("--control-path")
+            .arg(control);
+        return Ok(vmm);
+    }
+    let machine = match target {
+        Target::Microvm => "microvm,acpi=on,pit=off,pic=off,rtc=off,isa-serial=on",
+        _ => "q35,sata=off,smbus=off,usb=off,vmport=off,graphics=off",
+    };
+    let mut qemu = Command::new(Part::QemuSystem.find().ok_or("QEMU is missing")?);
+    qemu.args(["-machine", machine, "-accel", "kvm", "-cpu", "host"])
+        .args(["-smp", "1", "-m", MEMORY, "-nodefaults", "-no-user-config"])
+        .args(["-no-reboot", "-display", "none", "-serial", "stdio"])
+        .arg("-kernel")
+        .arg(kernel)
+        .arg("-initrd")
+        .arg(image)
+        .args(["-append", PARAMETERS]);
+    Ok(qemu)
+}
+
+fn boot(
+    target: Target,
+    name: &'static str,
+    round: usize,
+    scratch: &Scratch,
+    kernel: &Path,
+    image: &Path,
+) -> Outcome<Boot> {
+    let control = scratch.path("control");
+    let mut command = command(target, &control, kernel, image)?;
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit());
+    let begun = Instant::now();
+    let mut child = command.spawn()?;
+    let seen = child.stdout.take().map(|console| {
+        let mut lines = BufReader::new(console).lines();
+        let seen = lines.any(|line| line.is_ok_and(|line| line.contains(LINE)));
+        (seen, begun.elapsed(), lines)
+    });
+    let (total, resident, set_up) = match &seen {
+        Some((true, total, _)) => (
+            *total,
+            resident(&child, target),
+            (target == Target::Pericarp)
+                .then(|| set_up(&control))
+                .flatten(),
+        ),
+        _ => {
+            let _ = child.kill();
+            return Err(format!("{name} did not boot").into());
+        }
+    };
+    // What it still says is read, so that it can end.
+    if let Some((_, _, lines)) = seen {
+        lines.for_each(drop);
+    }
+    wait(&mut child);
+    Ok(Boot {
+        target: name,
+        round,
+        total,
+        set_up,
+        resident,
+    })
+}
+
+fn wait(child: &mut Child) {
+    let end = Instant::now() + LIMIT;
+    while Instant::now() < end && matches!(child.try_wait(), Ok(None)) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// When the guest was entered, as the monitor says.
+fn set_up(control: &Path) -> Option<Duration> {
+    let mut stream = UnixStream::connect(control).ok()?;
+    writeln!(stream, r#"{{"op":"stats"}}"#).ok()?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).ok()?;
+    let stats: Value = serde_json::from_str(&line).ok()?;
+    Some(Duration::from_micros(stats["entered-us"].as_u64()?))
+}
+
+/// KiB resident but for mappings of guest memory: ours is a file with that name;
+/// QEMU's is the one anonymous mapping of its size.
+fn resident(child: &Child, target: Target) -> Option<u64> {
+    let smaps = fs::read_to_string(format!("/proc/{}/smaps", child.id())).ok()?;
+    let mut guest = false;
+    let (mut kib, mut of_mapping) = (0, 0);
+    for line in smaps.lines() {
+        let mut words = line.split_whitespace();
+        match (words.next(), words.next()) {
+            (Some("Rss:"), Some(size)) => {
+                of_mapping = size.parse().ok()?;
+                kib += if guest { 0 } else { of_mapping };
+            }
+            (Some("Size:"), Some(size)) if target != Target::Pericarp => {
+                guest = size.parse::<u64>().ok()? == 512 << 10;
+            }
+            (Some(range), Some(_)) if range.contains('-') && !range.ends_with(':') => {
+                guest = target == Target::Pericarp && line.contains("memfd:guest");
+            }
+            _ => {}
+        }
+    }
+    let _ = of_mapping;
+    Some(kib)
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => f64::NAN,
+        count if count % 2 == 1 => values[count / 2],
+        count => f64::midpoint(values[count / 2 - 1], values[count / 2]),
+    }
+}
+
+fn report(boots: &[Boot]) {
+    let of = |name: &str, value: &dyn Fn(&Boot) -> Option<f64>| -> Vec<f64> {
+        let mine = boots.iter().filter(|boot| boot.target == name);
+        mine.filter_map(value).collect()
+    };
+    let total = |name: &str| of(name, &|boot| Some(millis(boot.total)));
+    let base = median(total("qemu-q35"));
+    println!(
+        "\n{:<14}{:>9}  {:>16}{:>9}{:>11}{:>14}",
+        "", "ms", "min .. max", "of q35", "set-up ms", "resident KiB"
+    );
+    for (_, name) in TARGETS {
+        let totals = total(name);
+        let least = totals.iter().copied().fold(f64::INFINITY, f64::min);
+        let most = totals.iter().copied().fold(0.0, f64::max);
+        let set_up = median(of(name, &|boot| boot.set_up.map(millis)));
+        let resident = median(of(name, &|boot| boot.resident.map(|kib| kib as f64)));
+        let set_up = if set_up.is_nan() {
+            "-".to_owned()
+        } else {
+            format!("{set_up:.0}")
+        };
+        println!(
+            "{name:<14}{:>9.0}  {:>16}{:>9.2}{set_up:>11}{resident:>14.0}",
+            median(totals.clone()),
+            format!("{least:.0} .. {most:.0}"),
+            median(totals) / base,
+        );
+    }
+    let raw = |boot: &Boot| {
+        json!({
+            "target": boot.target,
+            "round": boot.round,
+            "total_ms": millis(boot.total),
+            "set_up_ms": boot.set_up.map(millis),
+            "resident_kib": boot.resident,
+        })
+    };
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let cpu = cpu
+        .lines()
+        .find_map(|line| line.strip_prefix("model name\t: "));
+    let results: Vec<Value> = boots.iter().map(raw).collect();
+    println!(
+        "\n{}",
+        json!({ "machine": { "cpu": cpu }, "results": results })
+    );
+}
