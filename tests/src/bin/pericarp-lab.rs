@@ -3,8 +3,12 @@
 //! builds and starts this.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use pericarp_tests::lab::{Lab, quoted};
+
+/// Whoever waits at a terminal can end it sooner.
+const LIMIT: Duration = Duration::from_secs(6 * 3600);
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
@@ -16,6 +20,7 @@ fn main() -> ExitCode {
     }
     let mut lab = Lab::new(&words.join(" "));
     lab.live = true;
+    lab.limit = LIMIT;
     for name in ["PERICARP_ASSETS", "PERICARP_REQUIRE_ALL", "RUST_BACKTRACE"] {
         if let Ok(value) = std::env::var(name) {
             lab.variables.push((name.to_owned(), value));
