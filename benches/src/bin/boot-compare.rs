@@ -228,13 +228,13 @@ fn set_up(control: &Path) -> Option<Duration> {
 fn resident(child: &Child, target: Target) -> Option<u64> {
     let smaps = fs::read_to_string(format!("/proc/{}/smaps", child.id())).ok()?;
     let mut guest = false;
-    let (mut kib, mut of_mapping) = (0, 0);
+    let mut kib = 0;
     for line in smaps.lines() {
         let mut words = line.split_whitespace();
         match (words.next(), words.next()) {
             (Some("Rss:"), Some(size)) => {
-                of_mapping = size.parse().ok()?;
-                kib += if guest { 0 } else { of_mapping };
+                let size: u64 = size.parse().ok()?;
+                kib += if guest { 0 } else { size };
             }
             (Some("Size:"), Some(size)) if target != Target::Pericarp => {
                 guest = size.parse::<u64>().ok()? == 512 << 10;
@@ -245,7 +245,6 @@ fn resident(child: &Child, target: Target) -> Option<u64> {
             _ => {}
         }
     }
-    let _ = of_mapping;
     Some(kib)
 }
 

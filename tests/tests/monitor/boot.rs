@@ -118,7 +118,6 @@ fn it_is_small() {
         }
     }
     println!("resident beyond guest memory: {kib} KiB");
-    // The kernel's pages that were read for loading are not its own.
-    assert!(kib <= 12 * 1024, "{kib} KiB");
+    assert!(kib <= 5 * 1024, "{kib} KiB");
     monitor.tell(r#"{"op":"stop"}"#);
 }

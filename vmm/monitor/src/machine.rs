@@ -149,7 +149,6 @@ impl Machine {
         options: &Options,
         image: Image,
         initramfs: Option<File>,
-        console: Option<File>,
         begun: Instant,
     ) -> Result<Self, MachineError> {
         let kvm = Kvm::open()?;
@@ -170,7 +169,7 @@ impl Machine {
             memory: options.memory,
             no_reboot: options.no_reboot,
             confined: options.confine,
-            ports: Arc::new(Ports::new(console, begun)?),
+            ports: Arc::new(Ports::new(begun)?),
             devices,
             exits: Arc::default(),
             begun,

@@ -93,16 +93,31 @@ fn run(options: &Options, begun: Instant) -> Result<Ending, Failure> {
     ending
 }
 
-/// Opens all there is to open; the control socket last, since it is the one thing
-/// that this makes.
+/// Opens all there is to open. What this makes comes last: an unpacked kernel in its cache,
+/// the file of the console, the control socket.
 fn open(options: &Options, begun: Instant) -> Result<Opened, Failure> {
-    let kernel = &options.kernel;
-    let image = cache::open(kernel, options.kernel_cache.as_deref())
-        .map_err(|e| Failure::mistake("--kernel", kernel.display(), chain(&e)))?;
     let initramfs = match &options.initramfs {
         None => None,
         Some(path) => Some(regular("--initramfs", path)?),
     };
+    let mut backends = Vec::new();
+    for device in &options.devices {
+        let path = &device.socket;
+        let wrong = |e: std::io::Error| {
+            let rule = format!("the socket of {}: {e}: start its backend first", device.id);
+            Failure::mistake("socket", path.display(), rule)
+        };
+        let socket = SocketFile::open(path).map_err(wrong)?.with_neighbours();
+        let stream = UnixStream::connect(path).map_err(wrong)?;
+        backends.push((socket, stream));
+    }
+    let kernel = &options.kernel;
+    let image = cache::open(kernel, options.kernel_cache.as_deref())
+        .map_err(|e| Failure::mistake("--kernel", kernel.display(), chain(&e)))?;
+    let machine = Machine::new(options, image, initramfs, begun).map_err(|e| match e {
+        MachineError::Memory(e) => Failure::mistake("--memory", options.memory, chain(&e)),
+        e => Failure::run_time(chain(&e)),
+    })?;
     let console = match &options.serial {
         SerialOut::Null => None,
         SerialOut::Stdio => {
@@ -117,21 +132,9 @@ fn open(options: &Options, begun: Instant) -> Result<Opened, Failure> {
             Some(file.map_err(wrong)?)
         }
     };
-    let mut backends = Vec::new();
-    for device in &options.devices {
-        let path = &device.socket;
-        let wrong = |e: std::io::Error| {
-            let rule = format!("the socket of {}: {e}: start its backend first", device.id);
-            Failure::mistake("socket", path.display(), rule)
-        };
-        let socket = SocketFile::open(path).map_err(wrong)?.with_neighbours();
-        let stream = UnixStream::connect(path).map_err(wrong)?;
-        backends.push((socket, stream));
+    if let Some(console) = console {
+        machine.ports().attach(console);
     }
-    let machine = Machine::new(options, image, initramfs, console, begun).map_err(|e| match e {
-        MachineError::Memory(e) => Failure::mistake("--memory", options.memory, chain(&e)),
-        e => Failure::run_time(chain(&e)),
-    })?;
     let (control, own) = match &options.control_path {
         None => (None, None),
         Some(path) => {

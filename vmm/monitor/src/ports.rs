@@ -96,15 +96,15 @@ pub struct Ports {
 }
 
 impl Ports {
-    /// The ports of a machine that begins at `begun`, with its console going to `sink`.
+    /// The ports of a machine that begins at `begun`, with its console going nowhere yet.
     ///
     /// # Errors
     /// No eventfd.
-    pub fn new(sink: Option<File>, begun: Instant) -> io::Result<Self> {
+    pub fn new(begun: Instant) -> io::Result<Self> {
         let line = Arc::new(event::new()?);
         let dropped = Arc::new(AtomicU64::new(0));
         let console = Console {
-            sink,
+            sink: None,
             dropped: Arc::clone(&dropped),
             slow: false,
         };
@@ -116,6 +116,11 @@ impl Ports {
             marks: Mutex::default(),
             unclaimed: AtomicU64::new(0),
         })
+    }
+
+    /// The console goes to `sink` from now on.
+    pub fn attach(&self, sink: File) {
+        self.uart().writer_mut().sink = Some(sink);
     }
 
     /// The eventfd of the 16550's interrupt.
@@ -201,7 +206,8 @@ mod tests {
 
     fn ports() -> (Ports, File) {
         let (reader, writer) = rustix::pipe::pipe().unwrap();
-        let ports = Ports::new(Some(writer.into()), Instant::now()).unwrap();
+        let ports = Ports::new(Instant::now()).unwrap();
+        ports.attach(writer.into());
         (ports, reader.into())
     }
 
