@@ -244,7 +244,7 @@ fn a_time_out_is_one_clear_error_and_leaves_no_process() {
     }
     let mut machine = Machine::new(&[], "echo so far; sleep 600");
     machine.memory_mib = 129;
-    machine.limit = Duration::from_secs(6);
+    machine.limit = Duration::from_secs(10);
     let error = machine.run().unwrap_err();
     assert!(matches!(error, UmlError::TimedOut { .. }), "{error}");
     assert!(error.to_string().contains("so far"), "{error}");

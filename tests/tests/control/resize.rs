@@ -105,7 +105,7 @@ fn a_channel_that_nobody_reads_holds_nothing_up() {
     read.read_exact(&mut notice).unwrap();
     assert_eq!(notice, NOTICE);
     drop(read);
-    let gone = poll(Duration::from_secs(5), || {
+    let gone = poll(Duration::from_secs(20), || {
         (resize(&rig, DISK)["told"] == "nobody").then_some(())
     });
     assert!(gone.is_some());

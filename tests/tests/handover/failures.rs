@@ -82,8 +82,11 @@ fn a_new_process_that_fails_leaves_the_old_one_serving() {
         }
         drop(pretender);
         let before = load.done;
-        load.run(&mut driver, STEP).unwrap();
-        assert!(load.done > before, "after step {step}");
+        let went_on = poll(SOON, || {
+            load.run(&mut driver, STEP).unwrap();
+            (load.done > before).then_some(())
+        });
+        assert!(went_on.is_some(), "after step {step}\n{}", rig.told());
         // It has noticed before the next one asks.
         let over = || {
             let lines = rig.serving.output().lines();
@@ -122,7 +125,15 @@ fn a_new_process_that_is_killed_loses_nothing() {
         let ran = load.run(&mut driver, Duration::from_micros(micros));
         ran.unwrap_or_else(|e| panic!("{e}\n{}", rig.told()));
         new.kill();
-        if rig.serving.wait(Duration::from_millis(300)).is_some() {
+        // More is done than was in flight, or the old one ends, now or soon.
+        let before = load.done;
+        let ended = poll(SOON, || {
+            let ended = rig.serving.ended().is_some();
+            let ran = load.run(&mut driver, STEP);
+            ran.unwrap_or_else(|e| panic!("round {round}: {e}\n{}", rig.told()));
+            (ended || load.done > before + 2 * Rig::DEPTH).then_some(ended)
+        });
+        if ended.unwrap_or_else(|| panic!("round {round}\n{}", rig.told())) {
             // There was no way back any more: it is as with any killed backend.
             moved += 1;
             rig.fresh();

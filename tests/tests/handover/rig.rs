@@ -29,6 +29,9 @@ pub(crate) struct Rig {
 }
 
 impl Rig {
+    /// The most requests that a driver has in flight.
+    pub(crate) const DEPTH: u64 = 256;
+
     /// `None` when there is no program to test.
     pub(crate) fn start(test: &str, extra: &[&str]) -> Option<Self> {
         if !have(test, &[Part::PERICARP_BLOCK]) {
@@ -78,7 +81,7 @@ impl Rig {
 
     pub(crate) fn connect(&self, inflight: bool) -> Driver {
         let setup = Setup {
-            queue_size: 256,
+            queue_size: Self::DEPTH as u16,
             inflight,
             ..Setup::default()
         };

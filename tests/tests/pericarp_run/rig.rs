@@ -221,7 +221,7 @@ impl Rig {
 
     fn assert_no_process_or_mount_but(&self, directory: Option<&Path>) {
         let own = directory.map(|directory| directory.display().to_string());
-        let end = Instant::now() + Duration::from_secs(5);
+        let end = Instant::now() + Duration::from_secs(20);
         loop {
             let processes = self.processes("");
             let mut mounts = self.left_mounts();

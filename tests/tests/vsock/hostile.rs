@@ -314,11 +314,11 @@ fn host_programs_that_misbehave_disturb_nobody() {
     let began = Instant::now();
     for stream in &mut silent[..half] {
         stream
-            .set_read_timeout(Some(Duration::from_secs(9)))
+            .set_read_timeout(Some(Duration::from_secs(30)))
             .unwrap();
         assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0);
     }
-    assert!(began.elapsed() < Duration::from_secs(9));
+    assert!(began.elapsed() < Duration::from_secs(30));
     host.write_all(b"still there").unwrap();
     assert_eq!(guest.expect(op::RW).payload, b"still there");
 }

@@ -29,7 +29,7 @@ use pericarp_tests::parts::Part;
 use rig::{CID, op};
 
 const PART: Part = Part::Ours("pericarp-vsock");
-const STEP: Duration = Duration::from_secs(5);
+const STEP: Duration = Duration::from_secs(20);
 
 /// Deterministic bytes.
 fn pattern(len: usize) -> Vec<u8> {

@@ -20,7 +20,7 @@ use rustix::process::Signal;
 pub(crate) const CID: u64 = 42;
 pub(crate) const HOST: u64 = 2;
 const HEADER: usize = 44;
-const STEP: Duration = Duration::from_secs(5);
+const STEP: Duration = Duration::from_secs(20);
 const QUEUE: u16 = 128;
 /// Size of a receive buffer: what Linux 6 uses.
 pub(crate) const BUFFER: u32 = 4096;
