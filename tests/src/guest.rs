@@ -54,6 +54,11 @@ impl Assets {
         found
     }
 
+    /// Those of the release's own kernel, which is older.
+    pub fn older(&self) -> Self {
+        Self(self.0.join("older"))
+    }
+
     /// The kernel image.
     pub fn kernel(&self) -> PathBuf {
         self.0.join("kernel/vmlinuz")

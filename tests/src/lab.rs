@@ -33,6 +33,8 @@ use crate::scratch::Scratch;
 /// Where a command in the lab finds the directory that it may leave files in.
 pub const OUT: &str = "/run/lab";
 
+/// Set in it.
+const MADE: &str = "PERICARP_LAB";
 /// How long the servers of files may take to listen.
 const STEP: Duration = Duration::from_secs(10);
 /// Its memory, MiB.
@@ -113,6 +115,11 @@ impl Lab {
     pub fn is_here() -> bool {
         let facts = HostFacts::probe();
         facts.kvm_device.is_ok() && facts.cpu_flag.is_some()
+    }
+
+    /// True in a laboratory that [`run`](Self::run) made, where all may be changed.
+    pub fn is_made() -> bool {
+        std::env::var_os(MADE).is_some()
     }
 
     /// What is missing to make one, and how to get it.
@@ -208,7 +215,10 @@ impl Lab {
             .map(|(name, value)| format!("export {name}={}\n", quoted(value)))
             .collect();
         let directory = quoted(&self.directory.to_string_lossy());
-        format!("{variables}cd {directory} || exit 125\n{}\n", self.script)
+        format!(
+            "export {MADE}=1\n{variables}cd {directory} || exit 125\n{}\n",
+            self.script
+        )
     }
 }
 
@@ -352,7 +362,7 @@ mod tests {
         let mut lab = Lab::new("true");
         lab.directory = "/some where".into();
         lab.variables.push(("NAME".into(), "a b".into()));
-        let want = "export NAME='a b'\ncd '/some where' || exit 125\ntrue\n";
+        let want = "export PERICARP_LAB=1\nexport NAME='a b'\ncd '/some where' || exit 125\ntrue\n";
         assert_eq!(lab.script_of_init(), want);
     }
 }

@@ -1,6 +1,7 @@
 //! The assets directory: what the programs need beside themselves at run time.
 //!
-//! Called by `setup`. The layout is read by `pericarp run` and by the tests:
+//! Called by `setup`, and by `test` for what tests alone need. The layout is read
+//! by `pericarp run` and by the tests:
 //!
 //! ```text
 //! assets/kernel/vmlinuz        the kernel image as Debian ships it
@@ -12,6 +13,7 @@
 //! assets/pericarp-agent        the guest's first process, static
 //! assets/guest/                a tree for the initramfs, as it is: bin/crun and
 //!                              what it loads
+//! assets/older/kernel/         as above, the kernel of Debian 12's release: for tests
 //! ```
 
 use std::fs;
@@ -24,7 +26,7 @@ use crate::project::Project;
 
 /// Changes whenever the way the kernel directory is made changes, so that a
 /// directory made the old way is made again.
-const KERNEL_RECIPE: &str = "4\n";
+const KERNEL_RECIPE: &str = "5\n";
 
 /// Our own program that runs in the guest, by package.
 const AGENT: &str = "pericarp-agent";
@@ -36,7 +38,7 @@ const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
 pub(crate) fn prepare(project: &Project) -> Result<(), Failure> {
     let assets = project.assets();
     fs::create_dir_all(&assets).map_err(|e| format!("cannot create {}: {e}", assets.display()))?;
-    prepare_kernel(&assets)?;
+    prepare_kernel(&assets, kernel::SERIES)?;
     let bytes = guest::prepare(&assets)?;
     build_agent(project, &assets)?;
     let release = fs::read_to_string(assets.join("kernel/release"))
@@ -49,7 +51,14 @@ pub(crate) fn prepare(project: &Project) -> Result<(), Failure> {
     Ok(())
 }
 
-fn prepare_kernel(assets: &Path) -> Result<(), Failure> {
+/// Brings the older kernel up to date, which tests boot beside the other.
+pub(crate) fn prepare_older(project: &Project) -> Result<(), Failure> {
+    let older = project.assets().join("older");
+    fs::create_dir_all(&older).map_err(|e| format!("cannot create {}: {e}", older.display()))?;
+    prepare_kernel(&older, &[kernel::RELEASE_SERIES])
+}
+
+fn prepare_kernel(assets: &Path, series: &[&str]) -> Result<(), Failure> {
     let kernel = assets.join("kernel");
     let recipe = kernel.join("recipe");
     let complete = fs::read_to_string(&recipe).is_ok_and(|text| text == KERNEL_RECIPE)
@@ -62,7 +71,7 @@ fn prepare_kernel(assets: &Path) -> Result<(), Failure> {
     let unfinished = assets.join(format!("kernel.{}", std::process::id()));
     fs::create_dir_all(&unfinished)
         .map_err(|e| format!("cannot create {}: {e}", unfinished.display()))?;
-    let made = kernel::fetch_into(&unfinished).and_then(|()| {
+    let made = kernel::fetch_into(&unfinished, series).and_then(|()| {
         fs::write(unfinished.join("recipe"), KERNEL_RECIPE)
             .map_err(|e| format!("cannot write the kernel's recipe: {e}"))?;
         if kernel.exists() {

@@ -15,11 +15,15 @@ use crate::modules::Tree;
 
 /// Kernel series by preference. 6.12 is in Debian 12's security archive; 6.1
 /// is the release's own and always served.
-const SERIES: [&str; 2] = ["linux-image-6.12.", "linux-image-6.1."];
+pub(crate) const SERIES: &[&str] = &["linux-image-6.12.", RELEASE_SERIES];
+/// The release's own.
+pub(crate) const RELEASE_SERIES: &str = "linux-image-6.1.";
 
 /// What the first process loads: to reach its disks and the host, and to make
 /// a container's root of an image that is not changed and a layer that is.
 const BOOT_MODULES: &[&str] = &[
+    // Built into 6.12.
+    "virtio_pci",
     "virtio_blk",
     "vmw_vsock_virtio_transport",
     "erofs",
@@ -33,20 +37,20 @@ const LAB_MODULES: &[&str] = &["virtiofs", "kvm_amd"];
 /// What later devices need; shipped beside the others, not loaded at boot.
 const MORE_MODULES: &[&str] = &["virtio_net"];
 
-/// Fetches the newest cloud kernel and lays it out in `dir`, a directory of
-/// its own that is still empty.
-pub(crate) fn fetch_into(dir: &Path) -> Result<(), Failure> {
+/// Fetches the newest cloud kernel of the first of these series that there is,
+/// and lays it out in `dir`, a directory of its own that is still empty.
+pub(crate) fn fetch_into(dir: &Path, series: &[&str]) -> Result<(), Failure> {
     if find_program("apt-get").is_none() {
         return Err("there is no apt-get on this machine to fetch Debian's kernel with".into());
     }
-    let mut candidates = candidates()?;
+    let mut candidates = candidates(series)?;
     if candidates.is_empty() {
         apt::refresh();
-        candidates = self::candidates()?;
+        candidates = self::candidates(series)?;
     }
     let unpacked = dir.join("unpacked");
     create(&unpacked)?;
-    download_first(&candidates, &unpacked)?;
+    download_first(&candidates, &unpacked, series)?;
     let release = release_of(&unpacked)?;
     println!("setup: unpacks guest kernel {release}");
 
@@ -60,10 +64,10 @@ pub(crate) fn fetch_into(dir: &Path) -> Result<(), Failure> {
     write(&dir.join("release"), &format!("{release}\n"))
 }
 
-/// All kernels apt offers, the preferred series first, the newest of each first.
-fn candidates() -> Result<Vec<String>, Failure> {
+/// All kernels of these series that apt offers, in their order, the newest of each first.
+fn candidates(series: &[&str]) -> Result<Vec<String>, Failure> {
     let mut all = Vec::new();
-    for series in SERIES {
+    for series in series {
         let mut names = apt::names_starting_with(series)?;
         names.retain(|name| is_signed_cloud_kernel(name));
         names.sort_by(|one, other| compare_versions(other, one));
@@ -106,7 +110,7 @@ fn compare_versions(one: &str, other: &str) -> Ordering {
 
 /// Unpacks the first candidate the archive really has. Package lists may be
 /// older than the archive, so they are refreshed before giving up.
-fn download_first(candidates: &[String], unpacked: &Path) -> Result<(), Failure> {
+fn download_first(candidates: &[String], unpacked: &Path, series: &[&str]) -> Result<(), Failure> {
     const TRIED: usize = 3;
     for name in candidates.iter().take(TRIED) {
         println!("setup: fetches {name} (the guest kernel; not installed on this machine)");
@@ -115,10 +119,11 @@ fn download_first(candidates: &[String], unpacked: &Path) -> Result<(), Failure>
         }
     }
     apt::refresh();
-    let fresh = self::candidates()?;
-    let name = fresh
-        .first()
-        .ok_or("apt offers no linux-image-6.12 or 6.1 cloud-amd64 package; Debian 12 does")?;
+    let fresh = self::candidates(series)?;
+    let name = fresh.first().ok_or_else(|| {
+        let series = series.join("* or ");
+        format!("apt offers no {series}*-cloud-amd64 package; Debian 12 does")
+    })?;
     download_and_unpack(name, unpacked)
 }
 

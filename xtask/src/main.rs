@@ -84,7 +84,7 @@ fn main() -> ExitCode {
         return bench::compare::run(rest);
     }
     let command: fn(&Project) -> Result<(), Failure> = match words.as_slice() {
-        ["setup"] => |project| setup::run(project).and_then(|()| tools::prepare(project)),
+        ["setup"] => |project| setup::run(project).and_then(|()| test::prepare(project)),
         ["check"] => check::run,
         ["test"] => test::run,
         ["demo"] => demo::run,

@@ -2,11 +2,13 @@
 //!
 //! Sets the machine up, runs `check`, builds all programs and runs all tests
 //! with nothing allowed to be skipped. What the test programs print goes
-//! through unchanged; the last line is the sum of their summary lines.
+//! through unchanged. Why tests failed is printed again at the end, where whoever
+//! opens a long log looks first; the last line is the sum of the summary lines.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Command, Stdio};
 
+use crate::assets;
 use crate::check;
 use crate::command::{self, Failure, cannot_start, cargo};
 use crate::project::Project;
@@ -16,7 +18,7 @@ use crate::tools;
 /// Runs the whole test command.
 pub(crate) fn run(project: &Project) -> Result<(), Failure> {
     setup::run(project)?;
-    tools::prepare(project)?;
+    prepare(project)?;
     let checked = check::run(project);
     if let Err(failure) = &checked {
         // The tests still run: one call should show everything.
@@ -29,6 +31,9 @@ pub(crate) fn run(project: &Project) -> Result<(), Failure> {
             .args(["build", "--workspace", "--bins"]),
     )?;
     let (total, tests_passed) = run_tests(project)?;
+    if !total.why.is_empty() {
+        println!("\nonce more, why tests failed:\n{}", total.why);
+    }
     println!("{} passed, {} failed", total.passed, total.failed);
     if !tests_passed {
         return Err("tests failed".into());
@@ -37,6 +42,12 @@ pub(crate) fn run(project: &Project) -> Result<(), Failure> {
         return Err("no test was run".into());
     }
     checked
+}
+
+/// What tests need and the demo does not.
+pub(crate) fn prepare(project: &Project) -> Result<(), Failure> {
+    tools::prepare(project)?;
+    assets::prepare_older(project)
 }
 
 /// All tests of the workspace, with nothing skipped.
@@ -78,18 +89,36 @@ pub(crate) fn count(command: &mut Command) -> Result<(Total, bool), Failure> {
     Ok((total, status.success()))
 }
 
+/// How much of what a failed test wrote is printed again, in lines.
+const AGAIN: usize = 60;
+
 /// The sum over all test programs.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Total {
     pub(crate) passed: u64,
     pub(crate) failed: u64,
+    /// What the failed tests wrote, each under its name.
+    pub(crate) why: String,
+    /// More lines of this test belong there.
+    room: usize,
 }
 
 impl Total {
-    /// Adds a summary line; other lines count for nothing. The standard harness
-    /// writes `test result: ok. 3 passed; 0 failed; ...`, others may leave out
-    /// the verdict.
+    /// Adds a summary line, and keeps what a failed test wrote; other lines count
+    /// for nothing. The standard harness writes `test result: ok. 3 passed; 0
+    /// failed; ...`, others may leave out the verdict; what a failed test wrote
+    /// comes before that, after `---- its name stdout ----`.
     fn add_line(&mut self, line: &str) {
+        if line.starts_with("---- ") && line.trim_end().ends_with(" ----") {
+            self.room = AGAIN;
+        }
+        if line == "failures:\n" || line.starts_with("test result: ") {
+            self.room = 0;
+        }
+        if self.room > 0 {
+            self.room -= 1;
+            self.why += line;
+        }
         let Some(summary) = line.strip_prefix("test result: ") else {
             return;
         };
@@ -128,8 +157,27 @@ mod tests {
             total,
             Total {
                 passed: 15,
-                failed: 22
+                failed: 22,
+                ..Total::default()
             }
         );
+    }
+
+    #[test]
+    fn what_failed_tests_wrote_is_kept_and_is_bounded() {
+        let mut total = Total::default();
+        let much = "much\n".repeat(500);
+        let output = format!(
+            "test a ... FAILED\n\nfailures:\n\n---- a stdout ----\nwhy a\n{much}\
+             ---- b stdout ----\nwhy b\n\nfailures:\n    a\n    b\n\n\
+             test result: FAILED. 0 passed; 2 failed; 0 ignored\nafter it\n"
+        );
+        for line in output.split_inclusive('\n') {
+            total.add_line(line);
+        }
+        let much = "much\n".repeat(AGAIN - 2);
+        let want = format!("---- a stdout ----\nwhy a\n{much}---- b stdout ----\nwhy b\n\n");
+        assert_eq!(total.why, want);
+        assert_eq!((total.passed, total.failed), (0, 2));
     }
 }

@@ -2,7 +2,7 @@
 //! into `target/tools/bin`. They are tools as QEMU and fio are: nothing of
 //! theirs is part of ours.
 //!
-//! Called by `test`, and by `main` for `setup`. The demo needs none of them.
+//! Called by `test`, which also serves `setup`. The demo needs none of them.
 
 use std::path::Path;
 

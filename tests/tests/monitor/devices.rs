@@ -1,5 +1,8 @@
 //! Guests with devices, of our backends and of others'.
 
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -33,6 +36,7 @@ fn a_disk_holds_a_file_system() {
     };
     let (disk, socket) = (rig.scratch.sparse("disk", 64 << 20), rig.scratch.path("d"));
     let file = disk.to_str().unwrap();
+    let control = rig.scratch.path("block.control");
     let arguments = [
         "--blk-file",
         file,
@@ -40,19 +44,40 @@ fn a_disk_holds_a_file_system() {
         "2",
         "--cache",
         "buffered",
+        "--control-path",
+        control.to_str().unwrap(),
     ];
     let _backend = backend("pericarp-block", &socket, &arguments);
-    let image = rig.image(&["mkfs.ext4"], FILES);
+    let sectors = (128 << 20) / 512;
+    let script = format!(
+        "{FILES}\n\
+         echo grow it\n\
+         while [ $(cat /sys/block/vda/size) != {sectors} ]; do sleep 0.2; done"
+    );
+    let image = rig.image(&["mkfs.ext4"], &script);
     let option = format!("id=root,socket={}", socket.display());
     let options = ["--memory", "512M", "--cpus", "2", "--disk", &option];
-    let monitor = rig.start(&image, &options);
+    let mut monitor = rig.start(&image, &options);
+    monitor.wait_for("grow it");
+    // The guest is told by an interrupt of the device's configuration.
+    disk_grows(&disk, &control);
     monitor.finish();
 }
 
+fn disk_grows(disk: &Path, control: &Path) {
+    let file = std::fs::File::options().write(true).open(disk);
+    file.unwrap().set_len(128 << 20).unwrap();
+    let mut stream = UnixStream::connect(control).unwrap();
+    writeln!(stream, r#"{{"op":"resize"}}"#).unwrap();
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer).unwrap();
+    assert!(answer.contains("\"ok\":true"), "{answer}");
+}
+
 #[test]
-fn a_foreign_backend_serves_as_well() {
-    let parts = [Part::QemuStorageDaemon];
-    let Some(rig) = Rig::here("a_foreign_backend_serves_as_well", &parts) else {
+fn foreign_backends_serve_as_well() {
+    let parts = [Part::QemuStorageDaemon, Part::Virtiofsd];
+    let Some(rig) = Rig::here("foreign_backends_serve_as_well", &parts) else {
         return;
     };
     let (disk, socket) = (rig.scratch.sparse("disk", 64 << 20), rig.scratch.path("d"));
@@ -68,10 +93,30 @@ fn a_foreign_backend_serves_as_well() {
             socket.display()
         ));
     let _backend = started(&mut peer, &socket);
-    let image = rig.image(&["mkfs.ext4"], FILES);
-    let option = format!("id=root,socket={}", socket.display());
-    let monitor = rig.start(&image, &["--memory", "512M", "--disk", &option]);
-    monitor.finish();
+    let (dir, share) = (rig.scratch.path("shared"), rig.scratch.path("f"));
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(dir.join("there"), "from the host\n").unwrap();
+    let mut peer: Command = command(&Part::Virtiofsd.find().unwrap());
+    peer.args(["--sandbox", "chroot", "--tag", "data", "--socket-path"])
+        .arg(&share)
+        .arg("--shared-dir")
+        .arg(&dir);
+    let _server = started(&mut peer, &share);
+    let script = format!(
+        "{FILES}\n\
+         mkdir /tmp/data; mount -t virtiofs data /tmp/data; cat /tmp/data/there\n\
+         echo from the guest >/tmp/data/back; umount /tmp/data"
+    );
+    let image = rig.image(&["mkfs.ext4"], &script);
+    let (disk, data) = (
+        format!("id=root,socket={}", socket.display()),
+        format!("id=data,socket={}", share.display()),
+    );
+    let options = ["--memory", "512M", "--disk", &disk, "--fs", &data];
+    let said = rig.start(&image, &options).finish();
+    assert!(said.contains("from the host"), "{said}");
+    let back = std::fs::read_to_string(dir.join("back")).unwrap();
+    assert_eq!(back, "from the guest\n");
 }
 
 #[test]
@@ -145,7 +190,7 @@ fn a_share_and_a_socket_and_what_is_added_later() {
                   echo ready\n\
                   while ! [ -e /mnt/added ]; do sleep 0.2; done\n\
                   [ ! -e /dev/vda ]; echo 1 >/sys/bus/pci/rescan\n\
-                  for i in 1 2 3 4 5 6 7 8 9; do [ -e /dev/vda ] || sleep 0.3; done\n\
+                  while ! [ -e /dev/vda ]; do sleep 0.2; done\n\
                   dd if=/dev/vda of=/dev/null bs=1M 2>/dev/null; echo disk read\n\
                   echo 1 >/sys/bus/pci/devices/$(cat /mnt/added)/remove\n\
                   [ ! -e /dev/vda ]; echo gone >/mnt/removed\n\

@@ -13,12 +13,12 @@ use pericarp_tests::process::{Process, command};
 use pericarp_tests::scratch::Scratch;
 use serde_json::Value;
 
-/// A guest's whole life, in a CPU that is emulated twice, and what a test is told to go on
-/// for longer.
+/// A guest's whole life, which takes seconds: but in a CPU that is emulated twice, on a
+/// machine that may be busy with more than this. And what a test is told to go on for longer.
 pub(crate) fn life() -> Duration {
     let more = std::env::var("PERICARP_POKE_SECONDS").ok();
     let more = more.and_then(|seconds| seconds.parse().ok()).unwrap_or(0);
-    Duration::from_secs(120 + more)
+    Duration::from_secs(300 + more)
 }
 
 /// What a test begins with.
@@ -74,9 +74,7 @@ pub(crate) struct Monitor {
 impl Monitor {
     /// Asks the control socket.
     pub(crate) fn ask(&self, request: &str) -> Value {
-        let stream = poll(Duration::from_secs(20), || {
-            UnixStream::connect(&self.control).ok()
-        });
+        let stream = poll(life(), || UnixStream::connect(&self.control).ok());
         let mut stream = stream.expect("a control socket");
         stream.set_read_timeout(Some(life())).unwrap();
         writeln!(stream, "{request}").unwrap();
@@ -132,7 +130,7 @@ pub(crate) fn backend(program: &str, socket: &Path, arguments: &[&str]) -> Proce
 /// Starts a backend and waits until it listens.
 pub(crate) fn started(backend: &mut std::process::Command, socket: &Path) -> Process {
     let mut process = Process::start(backend, life()).unwrap();
-    let there = poll(Duration::from_secs(20), || {
+    let there = poll(life(), || {
         let ended = process.ended().is_some();
         (ended || socket.exists()).then_some(!ended)
     });

@@ -24,7 +24,7 @@ fn a_container_runs_in_its_own_machine() {
     std::fs::copy(Part::Busybox.find().unwrap(), root.join("busybox")).unwrap();
     let host = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
     let output = Command::new(beside_us().join("pericarp"))
-        .args(["run", "--timing", "--boot-timeout", "120"])
+        .args(["run", "--timing", "--boot-timeout", "300"])
         .arg("--rootfs")
         .arg(rig.scratch.path("root"))
         .args(["--", "/bin/busybox", "sh", "-c"])

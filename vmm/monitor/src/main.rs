@@ -112,7 +112,7 @@ fn open(options: &Options, begun: Instant) -> Result<Opened, Failure> {
         backends.push((socket, stream));
     }
     let kernel = &options.kernel;
-    let image = cache::open(kernel, options.kernel_cache.as_deref())
+    let image = cache::open(kernel, options.kernel_cache.as_deref(), options.kaslr)
         .map_err(|e| Failure::mistake("--kernel", kernel.display(), chain(&e)))?;
     let machine = Machine::new(options, image, initramfs, begun).map_err(|e| match e {
         MachineError::Memory(e) => Failure::mistake("--memory", options.memory, chain(&e)),

@@ -41,6 +41,8 @@ the machine:
   --huge-pages          take the memory from the host's reserve of 2 MiB pages
   --prefault N          touch all of it before the start, with N threads
   --no-reboot           end when the guest resets itself, with exit code 3
+  --kaslr               let a bzImage unpack itself, at an address of its own choice:
+                        slower, and harder to attack from within
   --kernel-cache DIR    keep unpacked kernels here; none is off
                         (default /var/cache/pericarp/kernels)
 
@@ -111,6 +113,8 @@ pub struct Options {
     pub backing: Backing,
     /// A reset of the guest's ends the machine.
     pub no_reboot: bool,
+    /// The kernel unpacks itself, where it likes.
+    pub kaslr: bool,
     /// Where unpacked kernels are kept.
     pub kernel_cache: Option<PathBuf>,
     /// Devices, in order.
@@ -156,7 +160,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Vec<Ba
         match name.as_str() {
             "--help" => return Ok(Command::Help),
             "--version" => return Ok(Command::Version),
-            "--huge-pages" | "--no-reboot" | "--no-confine" => draft.set(&name, "on"),
+            "--huge-pages" | "--no-reboot" | "--kaslr" | "--no-confine" => draft.set(&name, "on"),
             "--config" => match line.value(&name) {
                 Ok(file) => draft.read(&file),
                 Err(mistake) => draft.mistakes.push(mistake),
@@ -181,6 +185,7 @@ struct Draft {
     memory: Option<u64>,
     backing: Backing,
     no_reboot: bool,
+    kaslr: bool,
     kernel_cache: Option<Option<PathBuf>>,
     devices: Vec<DeviceOptions>,
     serial: Option<SerialOut>,
@@ -208,6 +213,7 @@ impl Draft {
             "--huge-pages" => self.backing.huge_pages = on_or_off(name, value)?,
             "--prefault" => self.backing.populate = number(name, value, 0, 64)?,
             "--no-reboot" => self.no_reboot = on_or_off(name, value)?,
+            "--kaslr" => self.kaslr = on_or_off(name, value)?,
             "--no-confine" => self.unconfined = on_or_off(name, value)?,
             "--kernel-cache" => {
                 self.kernel_cache = Some(match value {
@@ -295,6 +301,7 @@ impl Draft {
                 memory: self.memory.unwrap_or(MEMORY),
                 backing: self.backing,
                 no_reboot: self.no_reboot,
+                kaslr: self.kaslr,
                 kernel_cache: self
                     .kernel_cache
                     .unwrap_or_else(|| Some(crate::kernel::cache::DIRECTORY.into())),

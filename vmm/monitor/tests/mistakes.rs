@@ -47,6 +47,7 @@ fn each_mistake_has_its_line_and_nothing_is_made() {
             vec!["--kernel", &kernel, "--initramfs", "/dev/null"],
             "--initramfs",
         ),
+        (vec!["--kernel", &kernel, "--kaslr"], "--kernel"),
         (vec!["--kernel", &kernel, "--disk", &missing], "socket"),
         (vec!["--kernel", &kernel, "--disk", &dead], "socket"),
         (vec!["--kernel", &kernel, "--memory", "1"], "--memory"),

@@ -23,18 +23,25 @@ use super::{Image, KernelError, is_elf, payload};
 /// Where kernels are kept, unless said otherwise.
 pub const DIRECTORY: &str = "/var/cache/pericarp/kernels";
 
-/// Opens a kernel in the form in which it is loaded.
+/// Opens a kernel in the form in which it is loaded. One that is to choose its
+/// own address (`kaslr`) is left to unpack itself.
 ///
 /// # Errors
-/// It cannot be read, is none, or is damaged.
-pub fn open(path: &Path, cache: Option<&Path>) -> Result<Image, KernelError> {
+/// It cannot be read, is none, is damaged, or has no choice.
+pub fn open(path: &Path, cache: Option<&Path>, kaslr: bool) -> Result<Image, KernelError> {
     let file = File::open(path)?;
     if is_elf(&file)? {
-        return Ok(Image::Elf(file));
+        return match kaslr {
+            true => Err(KernelError::Placed),
+            false => Ok(Image::Elf(file)),
+        };
     }
     let Some(place) = payload::find(&file)? else {
         return Ok(Image::BzImage(file));
     };
+    if kaslr {
+        return Ok(Image::BzImage(file));
+    }
     let cache = cache.and_then(|dir| match Cache::open(dir) {
         Ok(cache) => Some(cache),
         Err(e) => {
@@ -182,7 +189,7 @@ mod tests {
         let scratch = Scratch::new();
         let (kernel, cache) = (scratch.path("vmlinuz"), scratch.path("a/b"));
         fs::write(&kernel, bzimage(b"\x7fELF one")).unwrap();
-        let opened = open(&kernel, Some(&cache)).unwrap();
+        let opened = open(&kernel, Some(&cache), false).unwrap();
         assert_eq!(content(opened), b"\x7fELF one");
         // The second time it comes from the cache: what is there is what counts.
         let kept = fs::read_dir(&cache).unwrap();
@@ -191,10 +198,10 @@ mod tests {
         let kept: Vec<_> = kept.collect();
         assert_eq!(kept.len(), 1);
         fs::write(&kept[0], b"\x7fELF kept").unwrap();
-        let opened = open(&kernel, Some(&cache)).unwrap();
+        let opened = open(&kernel, Some(&cache), false).unwrap();
         assert_eq!(content(opened), b"\x7fELF kept");
         fs::write(&kernel, bzimage(b"\x7fELF another")).unwrap();
-        let opened = open(&kernel, Some(&cache)).unwrap();
+        let opened = open(&kernel, Some(&cache), false).unwrap();
         assert_eq!(content(opened), b"\x7fELF another");
     }
 
@@ -206,11 +213,11 @@ mod tests {
         fs::create_dir(&cache).unwrap();
         fs::set_permissions(&cache, fs::Permissions::from_mode(0o777)).unwrap();
         assert_eq!(
-            content(open(&kernel, Some(&cache)).unwrap()),
+            content(open(&kernel, Some(&cache), false).unwrap()),
             b"\x7fELF one"
         );
         assert_eq!(fs::read_dir(&cache).unwrap().count(), 0);
-        assert_eq!(content(open(&kernel, None).unwrap()), b"\x7fELF one");
+        assert_eq!(content(open(&kernel, None, false).unwrap()), b"\x7fELF one");
     }
 
     #[test]
@@ -219,7 +226,10 @@ mod tests {
         let file = scratch.path("file");
         for bytes in [&b""[..], b"#!/bin/sh\n", &[0; 4096]] {
             fs::write(&file, bytes).unwrap();
-            assert!(matches!(open(&file, None), Err(KernelError::Unknown)));
+            assert!(matches!(
+                open(&file, None, false),
+                Err(KernelError::Unknown)
+            ));
         }
     }
 }

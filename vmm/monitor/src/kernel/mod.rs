@@ -40,6 +40,12 @@ pub enum KernelError {
     /// Its payload cannot be unpacked.
     #[error("its {0} payload cannot be unpacked: {1}")]
     Payload(&'static str, String),
+    /// It was to choose its address.
+    #[error(
+        "it is a plain ELF kernel, which stands where it was linked: give its bzImage, or leave \
+         out --kaslr"
+    )]
+    Placed,
     /// It does not fit.
     #[error("it cannot be loaded: {0}")]
     Load(String),
