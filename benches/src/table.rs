@@ -110,8 +110,9 @@ impl Row {
     }
 }
 
-/// The middle value; the mean of the two middle ones for an even count.
-fn median(mut values: Vec<f64>) -> f64 {
+/// The middle value; the mean of the two middle ones for an even count, not a
+/// number for none.
+pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     match values.len() {

@@ -1,10 +1,15 @@
 //! `boot-compare`: how long a stock kernel takes from the start of its monitor to
-//! the first line of user space, where KVM is backed by hardware: ours and
-//! QEMU's machines in turns, with the same kernel, initramfs, CPU and memory.
+//! the first line of user space, where KVM is backed by hardware: ours, QEMU's
+//! machines and Cloud Hypervisor in turns, with the same kernel, initramfs, CPU
+//! and memory.
 //!
 //! ```text
 //! cargo xtask lab -- target/release/boot-compare --rounds 10
 //! ```
+//!
+//! Cloud Hypervisor takes part if it is in the search path: once with the bzImage
+//! that all others get, once with the kernel that it unpacks to, which spares the
+//! guest that work as ours does.
 //!
 //! The raw numbers are the last line that it prints, since there is no place for a file
 //! in the laboratory.
@@ -18,9 +23,10 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use pericarp_benches::Outcome;
+use pericarp_benches::table::median;
 use pericarp_tests::guest::{Assets, pack};
 use pericarp_tests::lab::Lab;
-use pericarp_tests::parts::{Part, beside_us};
+use pericarp_tests::parts::{Part, beside_us, search_path};
 use pericarp_tests::scratch::Scratch;
 use serde_json::{Value, json};
 
@@ -34,15 +40,23 @@ const MEMORY: &str = "512M";
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Target {
     Pericarp,
+    Cloud,
+    CloudUnpacked,
     Microvm,
     Q35,
 }
 
-const TARGETS: [(Target, &str); 3] = [
+const TARGETS: [(Target, &str); 5] = [
     (Target::Pericarp, "pericarp-vmm"),
+    (Target::CloudUnpacked, "cloud-hypervisor, unpacked"),
+    (Target::Cloud, "cloud-hypervisor"),
     (Target::Microvm, "qemu-microvm"),
     (Target::Q35, "qemu-q35"),
 ];
+/// What Cloud Hypervisor is called.
+const CLOUD: &str = "cloud-hypervisor";
+/// Where ours keeps what it unpacked.
+const KERNELS: &str = "/tmp/pericarp-kernels";
 
 /// One boot.
 struct Boot {
@@ -52,6 +66,8 @@ struct Boot {
     total: Duration,
     /// Of it, until the guest was entered, where the monitor says.
     set_up: Option<Duration>,
+    /// Of it, in the kernel, by its own clock, which begins a little after it does.
+    kernel: Option<Duration>,
     /// KiB that are resident and not the guest's memory, where that can be told.
     resident: Option<u64>,
 }
@@ -87,9 +103,14 @@ fn compare(rounds: usize) -> Outcome<()> {
     let scratch = Scratch::new();
     let image = initramfs(&scratch)?;
     let mut boots = Vec::new();
+    let mut targets = TARGETS.to_vec();
+    if search_path(CLOUD).is_none() {
+        println!("{CLOUD} is not in the search path and takes no part");
+        targets.retain(|(target, _)| !target.is_cloud());
+    }
     // The first boots of each are for the caches.
     for round in 0..=rounds {
-        for (target, name) in TARGETS {
+        for &(target, name) in &targets {
             let boot = boot(target, name, round, &scratch, &assets.kernel(), &image)?;
             println!("round {round}: {name}: {:.0} ms", millis(boot.total));
             if round > 0 {
@@ -97,8 +118,21 @@ fn compare(rounds: usize) -> Outcome<()> {
             }
         }
     }
-    report(&boots);
+    report(&targets, &boots);
     Ok(())
+}
+
+impl Target {
+    fn is_cloud(self) -> bool {
+        matches!(self, Self::Cloud | Self::CloudUnpacked)
+    }
+}
+
+/// The kernel that ours unpacked before: it comes first in each round.
+fn unpacked() -> Outcome<PathBuf> {
+    let kept = fs::read_dir(KERNELS)?.flatten().map(|entry| entry.path());
+    let mut kept = kept.filter(|path| path.extension().is_some_and(|kind| kind == "elf"));
+    Ok(kept.next().ok_or("pericarp-vmm has kept no kernel")?)
 }
 
 fn millis(time: Duration) -> f64 {
@@ -108,7 +142,7 @@ fn millis(time: Duration) -> f64 {
 /// A first process that says so and switches off.
 fn initramfs(scratch: &Scratch) -> Outcome<PathBuf> {
     let root = scratch.path("root");
-    for dir in ["bin", "dev"] {
+    for dir in ["bin", "dev", "proc"] {
         fs::create_dir_all(root.join(dir))?;
     }
     fs::copy(
@@ -118,7 +152,9 @@ fn initramfs(scratch: &Scratch) -> Outcome<PathBuf> {
     let init = format!(
         "#!/bin/busybox sh\n\
          /bin/busybox mount -t devtmpfs dev /dev\n\
-         echo {LINE} >/dev/console\n\
+         /bin/busybox mount -t proc proc /proc\n\
+         read up rest </proc/uptime\n\
+         echo {LINE} $up >/dev/console\n\
          /bin/busybox sleep 1\n\
          /bin/busybox poweroff -f\n"
     );
@@ -135,9 +171,23 @@ fn command(target: Target, control: &Path, kernel: &Path, image: &Path) -> Outco
             .arg(kernel)
             .arg("--initramfs")
             .arg(image)
-            .args(["--kernel-cache", "/tmp/pericarp-kernels"])
+            .args(["--kernel-cache", KERNELS])
             .arg("--control-path")
             .arg(control);
+        return Ok(vmm);
+    }
+    if target.is_cloud() {
+        let mut vmm = Command::new(search_path(CLOUD).ok_or("it was there")?);
+        vmm.arg("--kernel")
+            .arg(match target {
+                Target::CloudUnpacked => unpacked()?,
+                _ => kernel.to_owned(),
+            })
+            .arg("--initramfs")
+            .arg(image)
+            .args(["--cmdline", PARAMETERS, "--cpus", "boot=1"])
+            .args(["--memory", &format!("size={MEMORY}")])
+            .args(["--serial", "tty", "--console", "off"]);
         return Ok(vmm);
     }
     let machine = match target {
@@ -174,12 +224,16 @@ fn boot(
     let mut child = command.spawn()?;
     let seen = child.stdout.take().map(|console| {
         let mut lines = BufReader::new(console).lines();
-        let seen = lines.any(|line| line.is_ok_and(|line| line.contains(LINE)));
-        (seen, begun.elapsed(), lines)
+        let up = lines.find_map(|line| {
+            let up = line.ok()?.split_once(LINE)?.1.trim().to_owned();
+            Some(Duration::from_secs_f64(up.parse().ok()?))
+        });
+        (up, begun.elapsed(), lines)
     });
-    let (total, resident, set_up) = match &seen {
-        Some((true, total, _)) => (
+    let (total, kernel, resident, set_up) = match &seen {
+        Some((Some(up), total, _)) => (
             *total,
+            Some(*up),
             resident(&child, target),
             (target == Target::Pericarp)
                 .then(|| set_up(&control))
@@ -200,6 +254,7 @@ fn boot(
         round,
         total,
         set_up,
+        kernel,
         resident,
     })
 }
@@ -248,16 +303,7 @@ fn resident(child: &Child, target: Target) -> Option<u64> {
     Some(kib)
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    match values.len() {
-        0 => f64::NAN,
-        count if count % 2 == 1 => values[count / 2],
-        count => f64::midpoint(values[count / 2 - 1], values[count / 2]),
-    }
-}
-
-fn report(boots: &[Boot]) {
+fn report(targets: &[(Target, &str)], boots: &[Boot]) {
     let of = |name: &str, value: &dyn Fn(&Boot) -> Option<f64>| -> Vec<f64> {
         let mine = boots.iter().filter(|boot| boot.target == name);
         mine.filter_map(value).collect()
@@ -265,22 +311,23 @@ fn report(boots: &[Boot]) {
     let total = |name: &str| of(name, &|boot| Some(millis(boot.total)));
     let base = median(total("qemu-q35"));
     println!(
-        "\n{:<14}{:>9}  {:>16}{:>9}{:>11}{:>14}",
-        "", "ms", "min .. max", "of q35", "set-up ms", "resident KiB"
+        "\n{:<28}{:>7}  {:>16}{:>8}{:>11}{:>11}{:>14}",
+        "", "ms", "min .. max", "of q35", "set-up ms", "kernel ms", "resident KiB"
     );
-    for (_, name) in TARGETS {
+    for (_, name) in targets {
         let totals = total(name);
         let least = totals.iter().copied().fold(f64::INFINITY, f64::min);
         let most = totals.iter().copied().fold(0.0, f64::max);
         let set_up = median(of(name, &|boot| boot.set_up.map(millis)));
         let resident = median(of(name, &|boot| boot.resident.map(|kib| kib as f64)));
+        let kernel = median(of(name, &|boot| boot.kernel.map(millis)));
         let set_up = if set_up.is_nan() {
             "-".to_owned()
         } else {
             format!("{set_up:.0}")
         };
         println!(
-            "{name:<14}{:>9.0}  {:>16}{:>9.2}{set_up:>11}{resident:>14.0}",
+            "{name:<28}{:>7.0}  {:>16}{:>8.2}{set_up:>11}{kernel:>11.0}{resident:>14.0}",
             median(totals.clone()),
             format!("{least:.0} .. {most:.0}"),
             median(totals) / base,
@@ -292,6 +339,7 @@ fn report(boots: &[Boot]) {
             "round": boot.round,
             "total_ms": millis(boot.total),
             "set_up_ms": boot.set_up.map(millis),
+            "kernel_ms": boot.kernel.map(millis),
             "resident_kib": boot.resident,
         })
     };
