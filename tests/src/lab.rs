@@ -324,6 +324,8 @@ fn initramfs(scratch: &Scratch, assets: &Assets, script: &str) -> io::Result<Pat
          mount -t proc proc /proc\n\
          mount -t sysfs sys /sys\n\
          mount -t devtmpfs dev /dev\n\
+         mkdir /dev/pts\n\
+         mount -t devpts devpts /dev/pts\n\
          exec >/dev/console 2>&1 </dev/null\n\
          stty -onlcr </dev/console\n\
          {loads}\

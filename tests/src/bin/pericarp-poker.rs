@@ -131,6 +131,30 @@ fn poke_memory(random: &mut Random, memory: *mut u8) {
     }
 }
 
+/// Takes a device as a driver does, without a queue, and leaves it at once.
+fn take_and_leave(memory: *mut u8) {
+    const FEATURE_SELECT: usize = 0x08;
+    const FEATURE: usize = 0x0c;
+    const STATUS: usize = 0x14;
+    let (status, word) = (
+        // SAFETY: within the mapping.
+        |value: u8| unsafe { memory.add(STATUS).write_volatile(value) },
+        // SAFETY: as above, and aligned.
+        |at: usize, value: u32| unsafe { memory.add(at).cast::<u32>().write_volatile(value) },
+    );
+    for value in [0, 1, 3] {
+        status(value);
+    }
+    // VERSION_1, which no driver of our time does without.
+    for (half, bits) in [(0, 0), (1, 1)] {
+        word(FEATURE_SELECT, half);
+        word(FEATURE, bits);
+    }
+    for value in [0xb, 0xf, 0, 0] {
+        status(value);
+    }
+}
+
 fn main() {
     let mut words = std::env::args()
         .skip(1)
@@ -158,7 +182,10 @@ fn main() {
                         memory: Some(memory),
                         ..
                     }),
-                ) => poke_memory(&mut random, *memory),
+                ) => match random.below(32) {
+                    0 => take_and_leave(*memory),
+                    _ => poke_memory(&mut random, *memory),
+                },
                 _ => {}
             }
         }

@@ -1,11 +1,16 @@
 //! Guests without devices: how they start, end, and start again.
 
+use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
+use pericarp_tests::bounded::poll;
 use pericarp_tests::lab::Lab;
-use pericarp_tests::parts::Part;
+use pericarp_tests::parts::{Part, beside_us};
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{LocalModes, tcgetattr};
 
-use crate::rig::{Monitor, Rig, backend};
+use crate::rig::{Monitor, Rig, backend, life};
 
 #[test]
 fn a_stock_kernel_boots_and_powers_off() {
@@ -68,13 +73,13 @@ fn a_guest_that_reboots_starts_again_with_clean_memory() {
     let image = rig.image(&[], "echo up; sleep 1; reboot -f; sleep 100");
     let mut monitor = rig.start(&image, &["--memory", "512M"]);
     monitor.wait_for("up");
-    let again = pericarp_tests::bounded::poll(crate::rig::life(), || {
+    let again = poll(life(), || {
         let status = monitor.tell(r#"{"op":"status"}"#);
         (status["starts"].as_u64() >= Some(3)).then_some(())
     });
     assert!(again.is_some(), "{}", monitor.said());
     monitor.tell(r#"{"op":"stop"}"#);
-    let status = monitor.process.wait(crate::rig::life()).unwrap();
+    let status = monitor.process.wait(life()).unwrap();
     assert_eq!(status.code(), Some(0), "{}", monitor.said());
 }
 
@@ -88,7 +93,7 @@ fn a_panic_is_a_reset_and_ends_the_machine_where_that_is_wanted() {
     };
     let image = rig.image(&[], "echo c >/proc/sysrq-trigger; sleep 100");
     let mut monitor = rig.start(&image, &["--memory", "512M", "--no-reboot"]);
-    let status = monitor.process.wait(crate::rig::life()).unwrap();
+    let status = monitor.process.wait(life()).unwrap();
     assert_eq!(status.code(), Some(3), "{}", monitor.said());
 }
 
@@ -123,9 +128,7 @@ fn it_is_small_is_paused_and_goes_on_and_says_how_it_is() {
         "{stats}"
     );
     assert_eq!(monitor.ask(r#"{"op":"fly"}"#)["ok"], false);
-    let more = pericarp_tests::bounded::poll(crate::rig::life(), || {
-        (ticks(&monitor) > before + 1).then_some(())
-    });
+    let more = poll(life(), || (ticks(&monitor) > before + 1).then_some(()));
     assert!(more.is_some(), "{}", monitor.said());
     monitor.tell(r#"{"op":"stop"}"#);
 }
@@ -176,4 +179,37 @@ fn an_older_kernel_boots_and_so_does_one_that_unpacks_itself() {
         let linked = said.contains("text at ffffffff81000000");
         assert_eq!(linked, text, "{said}");
     }
+}
+
+#[test]
+fn a_terminal_is_the_guests_and_is_given_back() {
+    let Some(rig) = Rig::here("a_terminal_is_the_guests_and_is_given_back", &[]) else {
+        return;
+    };
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&master).and_then(|()| unlockpt(&master)).unwrap();
+    let path = ptsname(&master, Vec::new()).unwrap();
+    let mut options = std::fs::File::options();
+    options.read(true).write(true).custom_flags(libc::O_NOCTTY);
+    let terminal = options.open(path.to_str().unwrap()).unwrap();
+    let canonical = || {
+        let modes = tcgetattr(&terminal).unwrap().local_modes;
+        modes.contains(LocalModes::ICANON)
+    };
+    assert!(canonical());
+    let mut child = std::process::Command::new(beside_us().join("pericarp-vmm"))
+        .arg("--kernel")
+        .arg(rig.assets.kernel())
+        .args(["--kernel-cache", "/tmp/pericarp-kernels"])
+        .stdin(terminal.try_clone().unwrap())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let taken = poll(life(), || (!canonical()).then_some(()));
+    let _ = kill_process(Pid::from_child(&child), Signal::TERM);
+    let ended = poll(life(), || child.try_wait().unwrap());
+    let _ = child.kill();
+    assert!(taken.is_some());
+    assert_eq!(ended.and_then(|status| status.code()), Some(0));
+    assert!(canonical());
 }

@@ -4,7 +4,7 @@
 
 use pericarp_confine::{Namespaces, Profile};
 
-/// KVM's commands, as `ioctl` numbers (linux/kvm.h). Not among them: anything of
+/// KVM's commands and one more, as `ioctl` numbers (linux/kvm.h). Not among them: anything of
 /// devices, nested state, encryption or migration.
 #[rustfmt::skip] // in groups
 const KVM: &[u32] = &[
@@ -13,6 +13,8 @@ const KVM: &[u32] = &[
     // A machine's: CREATE_VCPU, SET_USER_MEMORY_REGION, SET_TSS_ADDR, SET_IDENTITY_MAP_ADDR,
     // CREATE_IRQCHIP, SET_GSI_ROUTING, IRQFD, IOEVENTFD.
     0xae41, 0x4020_ae46, 0xae47, 0x4008_ae48, 0xae60, 0x4008_ae6a, 0x4020_ae76, 0x4040_ae79,
+    // Of the operator's terminal, which gets back its settings.
+    crate::terminal::RESTORE,
     // A CPU's: RUN, SET_REGS, GET_SREGS, SET_SREGS, SET_MSRS, SET_CPUID2.
     0xae80, 0x4090_ae82, 0x8138_ae83, 0x4138_ae84, 0x4008_ae89, 0x4008_ae90,
 ];
@@ -31,6 +33,8 @@ const CALLS: &[i64] = &[
 /// nothing, reaches nobody and opens nothing.
 #[rustfmt::skip] // in groups
 const CPU_CALLS: &[i64] = &[
+    // The end of a connection whose backend is not to be waited for (`Lifeline`).
+    libc::SYS_shutdown,
     // Eventfds, the console, locks; unoptimised programs look whether what they close is open.
     libc::SYS_read, libc::SYS_write, libc::SYS_ppoll, libc::SYS_poll, libc::SYS_close,
     libc::SYS_fcntl,

@@ -31,5 +31,6 @@ pub mod memory;
 pub mod options;
 pub mod pci;
 pub mod ports;
+pub mod terminal;
 pub mod virtio;
 pub mod wiring;

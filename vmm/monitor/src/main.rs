@@ -26,6 +26,7 @@ use pericarp_vmm::kernel::cache;
 use pericarp_vmm::machine::{Ending, Machine, MachineError, Neighbours};
 use pericarp_vmm::options::{Command, HELP, Options, SerialOut, parse};
 use pericarp_vmm::ports::Ports;
+use pericarp_vmm::terminal::Raw;
 
 const PROGRAM: &str = "pericarp-vmm";
 /// The exit code of a machine that ended because its guest reset it.
@@ -78,6 +79,13 @@ fn run(options: &Options, begun: Instant) -> Result<Ending, Failure> {
         streams.push(stream);
     }
     let count = sockets.len();
+    // The operator has it back whatever happens.
+    let _terminal = match options.serial {
+        SerialOut::Stdio => {
+            Raw::enter().map_err(|e| Failure::run_time(format_args!("the terminal: {e}")))?
+        }
+        _ => None,
+    };
     sockets.extend(opened.own);
     let ending = confine(options, &mut sockets)
         .and_then(|()| prepare().map_err(|e| Failure::run_time(format_args!("signals: {e}"))))

@@ -3,9 +3,15 @@
 //! Made by [`crate::machine`] once for the life of the process. What lies above
 //! the hole for devices is the same file further on, so that a backend gets two
 //! regions at most.
+//!
+//! A guest's first touch of a page is an exit that its CPU waits for. Files in
+//! memory come in pages of 4 KiB, unless the host's administrator allows more
+//! (`transparent_hugepage/shmem_enabled`), so that the start of a stock kernel
+//! would take 15,000 of these exits: what is known to be touched by every start
+//! is made of 2 MiB pages beforehand, see [`Ram::prepare`].
 
-// UNSAFETY: memory is taken back from a mapping with `madvise`, and KVM is told
-// of the mapping's address elsewhere.
+// UNSAFETY: guest memory is mapped at addresses that huge pages fit, and taken back
+// from a mapping with `madvise`; KVM is told of the mapping's address elsewhere.
 #![expect(unsafe_code)]
 
 use std::fs::File;
@@ -58,8 +64,62 @@ pub struct Backing {
 /// The memory of a guest.
 #[derive(Debug)]
 pub struct Ram {
+    // Before what it points into.
     mmap: GuestMemoryMmap,
     file: FileOffset,
+    _room: Vec<Room>,
+}
+
+/// Address space whose start is a multiple of [`GRAIN`], unmapped in the end.
+#[derive(Debug)]
+struct Room {
+    start: usize,
+    size: usize,
+}
+
+impl Room {
+    /// Maps a part of a file.
+    fn map(size: u64, part: &FileOffset) -> io::Result<Self> {
+        let (size, grain) = (size as usize, GRAIN as usize);
+        let map = |at: usize, size: usize, protection, flags, fd, offset| {
+            // SAFETY: either the kernel chooses the address, or it is within what it has just
+            // chosen for us, which nobody uses.
+            let start = unsafe { libc::mmap(at as *mut _, size, protection, flags, fd, offset) };
+            match start {
+                libc::MAP_FAILED => Err(io::Error::last_os_error()),
+                start => Ok(start as usize),
+            }
+        };
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let all = map(0, size + grain, libc::PROT_NONE, flags, -1, 0)?;
+        let start = all.next_multiple_of(grain);
+        let unmap = |from: usize, to: usize| {
+            // SAFETY: at either end of what was chosen for us, beside what is kept.
+            unsafe { libc::munmap(from as *mut _, to - from) };
+        };
+        unmap(all, start);
+        unmap(start + size, all + size + grain);
+        let room = Self { start, size };
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_SHARED | libc::MAP_NORESERVE | libc::MAP_FIXED;
+        let fd = part.file().as_raw_fd();
+        map(
+            start,
+            size,
+            protection,
+            flags,
+            fd,
+            part.start().cast_signed(),
+        )?;
+        Ok(room)
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        // SAFETY: `Ram` drops the regions, which alone refer to it, before.
+        unsafe { libc::munmap(self.start as *mut _, self.size) };
+    }
 }
 
 impl Ram {
@@ -85,21 +145,38 @@ impl Ram {
         let seals = SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
         fcntl_add_seals(&memfd, seals).map_err(failed("cannot seal the memory file"))?;
         let file = FileOffset::new(File::from(memfd), 0);
-        let mut regions = Vec::new();
+        let (mut regions, mut rooms) = (Vec::new(), Vec::new());
         for (start, size, offset) in ranges(bytes) {
             let part = FileOffset::from_arc(std::sync::Arc::clone(file.arc()), offset);
-            let mapped = MmapRegionBuilder::new(size as usize)
-                .with_file_offset(part)
-                .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-                .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
-                .build()
-                .map_err(|e| MemoryError::Map(size, e))?;
+            let room = Room::map(size, &part).map_err(|source| MemoryError::Kernel {
+                step: "cannot map guest memory",
+                source,
+            })?;
+            let protection = libc::PROT_READ | libc::PROT_WRITE;
+            // SAFETY: the room is as long as said, mapped so, and outlives the region.
+            let builder = unsafe {
+                MmapRegionBuilder::new(size as usize)
+                    .with_mmap_prot(protection)
+                    .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+                    .with_file_offset(part)
+                    .with_raw_mmap_pointer(room.start as *mut u8)
+            };
+            let mapped = builder.build().map_err(|e| MemoryError::Map(size, e))?;
+            rooms.push(room);
             let region = GuestRegionMmap::new(mapped, GuestAddress(start));
             // None where the region would end beyond the address space, which `bytes` excludes.
             regions.extend(region);
         }
         let mmap = GuestMemoryMmap::from_regions(regions).map_err(MemoryError::Layout)?;
-        let ram = Self { mmap, file };
+        let ram = Self {
+            mmap,
+            file,
+            _room: rooms,
+        };
+        for region in ram.mmap.iter() {
+            // Where the host lets files in memory have huge pages, each first touch gets one.
+            let _ = ram.advise(region, 0, region.len(), libc::MADV_HUGEPAGE);
+        }
         if backing.populate > 0 {
             ram.populate(backing.populate)?;
         }
@@ -109,6 +186,11 @@ impl Ram {
     /// The mapping.
     pub fn mmap(&self) -> &GuestMemoryMmap {
         &self.mmap
+    }
+
+    /// All bytes of it.
+    pub fn size(&self) -> u64 {
+        self.mmap.iter().map(GuestMemoryRegion::len).sum()
     }
 
     /// Guest address, size and our address of each part.
@@ -141,6 +223,29 @@ impl Ram {
     pub fn holds(&self, address: u64, size: u64) -> bool {
         let size = usize::try_from(size).unwrap_or(usize::MAX);
         self.mmap.check_range(GuestAddress(address), size)
+    }
+
+    /// Makes this part of huge pages, as far as the host has them: for what is
+    /// about to be filled, or is touched by every guest. Whole pages of 2 MiB
+    /// around it become resident.
+    pub fn prepare(&self, start: u64, size: u64) {
+        let (mut at, end) = (start / GRAIN * GRAIN, start.saturating_add(size));
+        while at < end {
+            let found = self.mmap.to_region_addr(GuestAddress(at));
+            let Some((region, offset)) = found.filter(|_| self.holds(at, GRAIN)) else {
+                return;
+            };
+            // One page must be there, or there is nothing to enlarge. It is no error where this
+            // cannot be done (before Linux 6.1, without memory in one piece): then all of it is
+            // touched in small pages as ever.
+            let grown = self
+                .advise(region, offset.0, 4096, libc::MADV_POPULATE_WRITE)
+                .and_then(|()| self.advise(region, offset.0, GRAIN, libc::MADV_COLLAPSE));
+            if grown.is_err() {
+                return;
+            }
+            at += GRAIN;
+        }
     }
 
     /// Gives every page back, so that all of it reads as zero: the next guest
@@ -250,6 +355,23 @@ mod tests {
         let region = ram.regions()[0];
         assert_eq!(region.userspace_addr, RING_BASE);
         assert_eq!(region.memory_size, 2 * GRAIN);
+    }
+
+    #[test]
+    fn what_is_prepared_keeps_its_content_and_no_more_is_touched() {
+        let ram = Ram::new(4 * GRAIN, Backing::default()).unwrap();
+        let starts: Vec<u64> = ram.slots().iter().map(|slot| slot.2 % GRAIN).collect();
+        assert_eq!(starts, [0], "huge pages fit");
+        ram.mmap().write_obj(7u64, GuestAddress(GRAIN + 8)).unwrap();
+        ram.prepare(GRAIN + 4096, 1);
+        // Some of it is no memory.
+        ram.prepare(4 * GRAIN - 1, u64::MAX);
+        assert_eq!(
+            ram.mmap().read_obj::<u64>(GuestAddress(GRAIN + 8)).unwrap(),
+            7
+        );
+        let blocks = rustix::fs::fstat(ram.file.file()).unwrap().st_blocks;
+        assert!(blocks.unsigned_abs() * 512 <= 2 * GRAIN, "{blocks}");
     }
 
     #[test]

@@ -55,7 +55,8 @@ its devices, in the order of their places on the bus:
                         any other, by its virtio device id
 
 the process:
-  --serial stdio|null|FILE   where the console goes (default stdio, with input)
+  --serial stdio|null|FILE   where the console goes (default stdio, with input;
+                        of a terminal all keys are the guest's)
   --control-path PATH   answer requests on this socket
   --log-level LEVEL     error, warn (default), info, debug or off
   --no-confine          keep all privileges; for debugging only

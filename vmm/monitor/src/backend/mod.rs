@@ -75,8 +75,10 @@ impl Back for Handle {
     }
 
     fn reset(&mut self) {
-        self.say(Word::Reset);
+        // In this order: once it has been told, the device's thread may have taken the rings
+        // back before we look, and a connection in the best of health would be cut.
         self.lifeline.cut_if_idle();
+        self.say(Word::Reset);
     }
 
     fn set_call(&mut self, ring: u16, call: Arc<EventFd>) {

@@ -7,7 +7,8 @@
 //! the CPU serves both: see [`crate::cpu`].
 
 use std::fs::File;
-use std::io::{Seek, SeekFrom};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
 
 use linux_loader::configurator::linux::LinuxBootConfigurator;
 use linux_loader::configurator::pvh::PvhBootConfigurator;
@@ -32,6 +33,12 @@ const E820_RESERVED: u32 = 2;
 const LOADER_UNDEFINED: u8 = 0xff;
 /// Below this any kernel of our time finds its initramfs.
 const INITRAMFS_END: u64 = 0x7fff_ffff;
+
+/// What a kernel of 6.12 touches at its start, above its own end and below its initramfs.
+const FIRST_LOW: u64 = 6 << 20;
+const FIRST_HIGH: u64 = 12 << 20;
+/// Its list of all pages, above its own end too, takes this part of them.
+const PAGES: u64 = 64;
 
 /// How the first CPU enters the kernel: 32-bit, flat, without paging.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,16 +68,23 @@ pub fn load(
         .write_slice(&line, GuestAddress(layout::COMMAND_LINE))
         .map_err(unloadable)?;
     let start = Some(GuestAddress(layout::HIGH));
+    // What the firmware would have used, and what the kernel uses before it knows its memory.
+    ram.prepare(0, layout::HIGH);
     match image {
         Image::Elf(file) => {
             let mut file = file.try_clone()?;
+            for (address, size) in segments(&file)? {
+                ram.prepare(address, size);
+            }
             file.rewind()?;
             let loaded = Elf::load(memory, None, &mut file, start).map_err(unloadable)?;
             let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
                 let reason = "it has no PVH entry (CONFIG_PVH): give its bzImage instead";
                 return Err(KernelError::Load(reason.to_owned()));
             };
-            let initramfs = place(ram, initramfs, loaded.kernel_end, INITRAMFS_END)?;
+            let after = loaded.kernel_end;
+            ram.prepare(after, FIRST_LOW + ram.size() / PAGES);
+            let initramfs = place(ram, initramfs, after, INITRAMFS_END)?;
             start_info(ram, initramfs)?;
             Ok(Entry {
                 rip: entry.0,
@@ -85,6 +99,7 @@ pub fn load(
             let header = loaded.setup_header.ok_or(KernelError::Unknown)?;
             // It unpacks itself to its preferred address and needs so much there.
             let unpacked = header.pref_address.saturating_add(header.init_size.into());
+            ram.prepare(header.pref_address, header.init_size.into());
             let after = loaded.kernel_end.max(unpacked);
             let last = u64::from(header.initrd_addr_max).min(INITRAMFS_END);
             let initramfs = place(ram, initramfs, after, last)?;
@@ -121,6 +136,26 @@ fn unloadable(error: impl std::fmt::Display) -> KernelError {
     KernelError::Load(error.to_string())
 }
 
+/// Where the parts of a plain kernel go: address and size of each. The loader checks them.
+fn segments(file: &File) -> Result<Vec<(u64, u64)>, KernelError> {
+    const LOAD: u64 = 1;
+    const ENTRY: u64 = 56;
+    let field = |at: u64, size: usize| {
+        let mut bytes = [0; 8];
+        file.read_exact_at(&mut bytes[..size], at)?;
+        Ok::<u64, io::Error>(u64::from_le_bytes(bytes))
+    };
+    let (table, count) = (field(32, 8)?, field(56, 2)?);
+    let mut segments = Vec::new();
+    for index in 0..count {
+        let entry = table.saturating_add(index * ENTRY);
+        if field(entry, 4)? == LOAD {
+            segments.push((field(entry + 24, 8)?, field(entry + 40, 8)?));
+        }
+    }
+    Ok(segments)
+}
+
 /// Puts the initramfs as high as it goes below `last`, above `after`. Returns
 /// its address and size.
 fn place(
@@ -145,6 +180,8 @@ fn place(
             memory: low,
         });
     };
+    let first = address.saturating_sub(FIRST_HIGH).max(after);
+    ram.prepare(first, end - first);
     let size_here = usize::try_from(size).map_err(unloadable)?;
     ram.mmap()
         .read_exact_volatile_from(GuestAddress(address), &mut file, size_here)
