@@ -9,7 +9,8 @@
 //!
 //! Cloud Hypervisor takes part if it is in the search path: once with the bzImage
 //! that all others get, once with the kernel that it unpacks to, which spares the
-//! guest that work as ours does.
+//! guest that work as ours does, and once with that and memory that backends can
+//! share, as ours is and as its own vhost-user devices need it.
 //!
 //! The raw numbers are the last line that it prints, since there is no place for a file
 //! in the laboratory.
@@ -42,12 +43,14 @@ enum Target {
     Pericarp,
     Cloud,
     CloudUnpacked,
+    CloudShared,
     Microvm,
     Q35,
 }
 
-const TARGETS: [(Target, &str); 5] = [
+const TARGETS: [(Target, &str); 6] = [
     (Target::Pericarp, "pericarp-vmm"),
+    (Target::CloudShared, "cloud-hypervisor, shared"),
     (Target::CloudUnpacked, "cloud-hypervisor, unpacked"),
     (Target::Cloud, "cloud-hypervisor"),
     (Target::Microvm, "qemu-microvm"),
@@ -124,7 +127,7 @@ fn compare(rounds: usize) -> Outcome<()> {
 
 impl Target {
     fn is_cloud(self) -> bool {
-        matches!(self, Self::Cloud | Self::CloudUnpacked)
+        matches!(self, Self::Cloud | Self::CloudUnpacked | Self::CloudShared)
     }
 }
 
@@ -180,13 +183,17 @@ fn command(target: Target, control: &Path, kernel: &Path, image: &Path) -> Outco
         let mut vmm = Command::new(search_path(CLOUD).ok_or("it was there")?);
         vmm.arg("--kernel")
             .arg(match target {
-                Target::CloudUnpacked => unpacked()?,
-                _ => kernel.to_owned(),
+                Target::Cloud => kernel.to_owned(),
+                _ => unpacked()?,
             })
             .arg("--initramfs")
             .arg(image)
             .args(["--cmdline", PARAMETERS, "--cpus", "boot=1"])
-            .args(["--memory", &format!("size={MEMORY}")])
+            .arg("--memory")
+            .arg(match target {
+                Target::CloudShared => format!("size={MEMORY},shared=on"),
+                _ => format!("size={MEMORY}"),
+            })
             .args(["--serial", "tty", "--console", "off"]);
         return Ok(vmm);
     }

@@ -140,7 +140,7 @@ fn script() -> String {
         format!(
             "echo begins {name}\n\
              fio --name={name} --filename=/dev/vda --direct=1 --rw=randread --bs=4k \
-             --time_based --runtime={time} --output=/dev/null {options}\n"
+             --time_based --runtime={time} --eta=never --output=/dev/null {options}\n"
         )
     });
     jobs.concat()
