@@ -231,14 +231,18 @@ pub fn quoted(word: &str) -> String {
 fn show(log: &Path, from: usize) -> usize {
     use std::io::Write;
     let bytes = fs::read(log).unwrap_or_default();
-    if let Some(new) = bytes.get(from..) {
+    // Whole lines: another lab may write beside this one.
+    let whole = bytes.iter().rposition(|byte| *byte == b'\n');
+    let end = whole.map_or(0, |at| at + 1);
+    if let Some(new) = bytes.get(from..end) {
         let text = String::from_utf8_lossy(new).replace('\r', "");
         let text = text.split(MARK).next().unwrap_or_default();
         let mut stdout = io::stdout();
         let _ = stdout.write_all(text.as_bytes());
         let _ = stdout.flush();
+        return end;
     }
-    bytes.len()
+    from
 }
 
 /// Shows the lab this machine's files and a directory it may write to.

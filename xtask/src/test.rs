@@ -99,24 +99,34 @@ pub(crate) struct Total {
     pub(crate) failed: u64,
     /// What the failed tests wrote, each under its name.
     pub(crate) why: String,
-    /// More lines of this test belong there.
-    room: usize,
+    /// What belongs there of the test whose turn it is.
+    said: Vec<String>,
 }
 
 impl Total {
+    /// What a test said last is why it failed.
+    fn tell(&mut self) {
+        let said = std::mem::take(&mut self.said);
+        let left_out = said.len().saturating_sub(AGAIN).max(1);
+        for line in said.iter().take(1).chain(said.iter().skip(left_out)) {
+            self.why += line;
+        }
+    }
+
     /// Adds a summary line, and keeps what a failed test wrote; other lines count
     /// for nothing. The standard harness writes `test result: ok. 3 passed; 0
     /// failed; ...`, others may leave out the verdict; what a failed test wrote
     /// comes before that, after `---- its name stdout ----`.
     fn add_line(&mut self, line: &str) {
-        if line.starts_with("---- ") && line.trim_end().ends_with(" ----") {
-            self.room = AGAIN;
+        let begins = line.starts_with("---- ") && line.trim_end().ends_with(" ----");
+        let ends = line == "failures:\n" || line.starts_with("test result: ");
+        if begins || ends {
+            self.tell();
         }
-        if line == "failures:\n" || line.starts_with("test result: ") {
-            self.room = 0;
+        if begins || !(ends || self.said.is_empty()) {
+            self.said.push(line.to_owned());
         }
-        if self.room > 0 {
-            self.room -= 1;
+        if line.starts_with("test ") && line.trim_end().ends_with("... FAILED") {
             self.why += line;
         }
         let Some(summary) = line.strip_prefix("test result: ") else {
@@ -168,15 +178,17 @@ mod tests {
         let mut total = Total::default();
         let much = "much\n".repeat(500);
         let output = format!(
-            "test a ... FAILED\n\nfailures:\n\n---- a stdout ----\nwhy a\n{much}\
+            "test a ... FAILED\n\nfailures:\n\n---- a stdout ----\n{much}why a\n\
              ---- b stdout ----\nwhy b\n\nfailures:\n    a\n    b\n\n\
              test result: FAILED. 0 passed; 2 failed; 0 ignored\nafter it\n"
         );
         for line in output.split_inclusive('\n') {
             total.add_line(line);
         }
-        let much = "much\n".repeat(AGAIN - 2);
-        let want = format!("---- a stdout ----\nwhy a\n{much}---- b stdout ----\nwhy b\n\n");
+        let much = "much\n".repeat(AGAIN - 1);
+        let want = format!(
+            "test a ... FAILED\n---- a stdout ----\n{much}why a\n---- b stdout ----\nwhy b\n\n"
+        );
         assert_eq!(total.why, want);
         assert_eq!((total.passed, total.failed), (0, 2));
     }

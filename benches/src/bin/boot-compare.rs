@@ -58,8 +58,8 @@ const TARGETS: [(Target, &str); 6] = [
 ];
 /// What Cloud Hypervisor is called.
 const CLOUD: &str = "cloud-hypervisor";
-/// Where ours keeps what it unpacked.
-const KERNELS: &str = "/tmp/pericarp-kernels";
+/// Where ours keeps what it unpacked, in the directory of a run.
+const KERNELS: &str = "kernels";
 
 /// One boot.
 struct Boot {
@@ -132,8 +132,8 @@ impl Target {
 }
 
 /// The kernel that ours unpacked before: it comes first in each round.
-fn unpacked() -> Outcome<PathBuf> {
-    let kept = fs::read_dir(KERNELS)?.flatten().map(|entry| entry.path());
+fn unpacked(kernels: &Path) -> Outcome<PathBuf> {
+    let kept = fs::read_dir(kernels)?.flatten().map(|entry| entry.path());
     let mut kept = kept.filter(|path| path.extension().is_some_and(|kind| kind == "elf"));
     Ok(kept.next().ok_or("pericarp-vmm has kept no kernel")?)
 }
@@ -166,7 +166,7 @@ fn initramfs(scratch: &Scratch) -> Outcome<PathBuf> {
     Ok(pack(scratch, &root)?)
 }
 
-fn command(target: Target, control: &Path, kernel: &Path, image: &Path) -> Outcome<Command> {
+fn command(target: Target, scratch: &Scratch, kernel: &Path, image: &Path) -> Outcome<Command> {
     if target == Target::Pericarp {
         let mut vmm = Command::new(beside_us().join("pericarp-vmm"));
         vmm.args(["--cpus", "1", "--memory", MEMORY, "--cmdline", PARAMETERS])
@@ -174,9 +174,10 @@ fn command(target: Target, control: &Path, kernel: &Path, image: &Path) -> Outco
             .arg(kernel)
             .arg("--initramfs")
             .arg(image)
-            .args(["--kernel-cache", KERNELS])
+            .arg("--kernel-cache")
+            .arg(scratch.path(KERNELS))
             .arg("--control-path")
-            .arg(control);
+            .arg(scratch.path("control"));
         return Ok(vmm);
     }
     if target.is_cloud() {
@@ -184,7 +185,7 @@ fn command(target: Target, control: &Path, kernel: &Path, image: &Path) -> Outco
         vmm.arg("--kernel")
             .arg(match target {
                 Target::Cloud => kernel.to_owned(),
-                _ => unpacked()?,
+                _ => unpacked(&scratch.path(KERNELS))?,
             })
             .arg("--initramfs")
             .arg(image)
@@ -222,7 +223,7 @@ fn boot(
     image: &Path,
 ) -> Outcome<Boot> {
     let control = scratch.path("control");
-    let mut command = command(target, &control, kernel, image)?;
+    let mut command = command(target, scratch, kernel, image)?;
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -200,6 +200,9 @@ fn monitor(target: Target, place: &Place) -> Outcome<Command> {
 
 fn guest(target: Target, name: &'static str, round: usize, place: &Place) -> Outcome<Vec<Run>> {
     let path = |file: &str| place.scratch.path(file);
+    for stale in ["disk.sock", "block.control"] {
+        let _ = fs::remove_file(path(stale));
+    }
     let mut block = command(&beside_us().join("pericarp-block"));
     block
         .arg("--socket-path")
@@ -215,9 +218,13 @@ fn guest(target: Target, name: &'static str, round: usize, place: &Place) -> Out
     let mut runs = Vec::new();
     for (job, _) in JOBS {
         let begins = format!("begins {job}");
-        let begun = poll(LIFE, || process.output().find(&begins).map(drop));
+        let begun = poll(LIFE, || {
+            let ended = process.ended().is_some();
+            let begun = process.output().find(&begins).is_some();
+            (ended || begun).then_some(())
+        });
         begun.ok_or_else(|| format!("{name}: {}", process.output().last(20)))?;
-        let run = measure(target, name, job, round, place)
+        let run = measure((target, name), job, round, process.pid(), place)
             .map_err(|e| format!("{name}, {job}: {e}\n{}", process.output().last(20)))?;
         println!(
             "round {round}: {name}, {job}: {:.0} a second, {:.2} exits each",
@@ -232,24 +239,22 @@ fn guest(target: Target, name: &'static str, round: usize, place: &Place) -> Out
 }
 
 fn measure(
-    target: Target,
-    name: &'static str,
+    (target, name): (Target, &'static str),
     job: &'static str,
     round: usize,
+    pid: i32,
     place: &Place,
 ) -> Outcome<Run> {
     let before = requests(place)?;
-    poll(LIFE, || {
-        (requests(place).ok()? > before + 50.0).then_some(())
-    })
-    .ok_or("no request")?;
+    let busy = || (requests(place).ok()? > before + 50.0).then_some(());
+    poll(BEFORE * 10, busy).ok_or("no request")?;
     std::thread::sleep(BEFORE);
     let sample = || -> Outcome<(Instant, f64, f64, Option<f64>)> {
         let to_user = (target == Target::Pericarp).then(|| to_user(place));
         Ok((
             Instant::now(),
             requests(place)?,
-            exits()?,
+            exits(pid)?,
             to_user.transpose()?,
         ))
     };
@@ -290,11 +295,13 @@ fn requests(place: &Place) -> Outcome<f64> {
         .ok_or_else(|| format!("no count of reads: {stats}"))?)
 }
 
-/// Exits of the one machine that there is.
-fn exits() -> Outcome<f64> {
-    let mut machines = fs::read_dir(COUNTS)?.flatten().map(|entry| entry.path());
-    let machine = machines.find(|path| path.is_dir()).ok_or("no machine")?;
-    Ok(fs::read_to_string(machine.join("exits"))?.trim().parse()?)
+/// Exits of the machine of this process.
+fn exits(pid: i32) -> Outcome<f64> {
+    let of_it = format!("{pid}-");
+    let mut machines = fs::read_dir(COUNTS)?.flatten();
+    let machine = machines.find(|entry| entry.file_name().to_string_lossy().starts_with(&of_it));
+    let counts = machine.ok_or("the kernel counts nothing for it")?.path();
+    Ok(fs::read_to_string(counts.join("exits"))?.trim().parse()?)
 }
 
 /// Exits that ours has seen.

@@ -70,13 +70,14 @@ fn load(socket: &Path, queues: usize, depth: usize, sizes: &[usize], skip: u64, 
     done
 }
 
-/// The limit itself is never exceeded by more than 5 %. Falling short of it by
+/// The limit itself is never exceeded by more than 5 %, and a burst. Falling short of it by
 /// as much would be wrong, too, but on a busy machine it need not be ours: a
 /// driver that has one request in flight and gets the CPU late is short by that.
 fn near(name: &str, got: u64, want: u64) {
     let ratio = got as f64 / want as f64;
     println!("{name}: {got} of {want}, {ratio:.4}");
-    assert!((0.6..=1.05).contains(&ratio), "{name}: {got} for {want}");
+    // A burst more, if the driver was away before the time began.
+    assert!((0.6..=1.1).contains(&ratio), "{name}: {got} for {want}");
 }
 
 #[test]

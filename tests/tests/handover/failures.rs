@@ -162,7 +162,14 @@ fn an_old_process_that_is_killed_leaves_its_record() {
     load.run(&mut driver, STEP).unwrap();
     rig.serving.signal(Signal::STOP);
     let new = rig.successor(&[]);
-    std::thread::sleep(Duration::from_millis(300));
+    // Its connection waits in the queue of the old one's socket, which has the path, too.
+    let control = rig.control().display().to_string();
+    let asks = poll(SOON, || {
+        let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
+        let there = sockets.lines().filter(|line| line.ends_with(&control));
+        (there.count() > 1).then_some(())
+    });
+    assert!(asks.is_some());
     rig.serving.kill();
     ends(new, 1, &["--take-over", "ended in the middle"]);
     rig.fresh();

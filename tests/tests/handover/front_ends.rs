@@ -236,7 +236,7 @@ fn a_request_that_hangs_does_not_hang_the_rest() {
         sector: 8,
         len: 4096,
     };
-    mount.behaviour.read_ms.store(4000, Ordering::SeqCst);
+    mount.behaviour.read_ms.store(15_000, Ordering::SeqCst);
     let hangs = driver.prepare(1, &read).unwrap();
     driver.place(0, 8, &hangs);
     driver.offer(0, 8);
@@ -259,7 +259,7 @@ fn a_request_that_hangs_does_not_hang_the_rest() {
     }
     // Messages, too, are answered.
     driver.config(60).unwrap();
-    driver.limit = SOON;
+    driver.limit = SOON * 2;
     driver.settled(0, 8).unwrap();
 }
 

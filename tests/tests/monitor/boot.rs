@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pericarp_tests::bounded::poll;
 use pericarp_tests::lab::Lab;
-use pericarp_tests::parts::{Part, beside_us};
+use pericarp_tests::parts::{Part, beside_us, skip};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, tcgetattr};
@@ -117,7 +117,8 @@ fn it_is_small_is_paused_and_goes_on_and_says_how_it_is() {
         let lines = monitor.process.output().lines();
         lines.iter().filter(|line| line.contains("tick")).count()
     };
-    std::thread::sleep(Duration::from_millis(300));
+    // What it said before is still on its way to us.
+    std::thread::sleep(Duration::from_secs(1));
     let before = ticks(&monitor);
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(ticks(&monitor), before, "{}", monitor.said());
@@ -161,6 +162,13 @@ fn an_older_kernel_boots_and_so_does_one_that_unpacks_itself() {
         return;
     };
     rig.assets = rig.assets.older();
+    if !rig.assets.kernel().is_file() {
+        skip(
+            test,
+            "the older kernel is missing (make it: cargo xtask setup)",
+        );
+        return;
+    }
     let script = "uname -r; dd if=/dev/vda bs=4k count=16 iflag=direct 2>/dev/null | md5sum\n\
                   awk '$3 == \"_text\" {print \"text at\", $1}' /proc/kallsyms";
     let image = rig.image(&[], script);
@@ -168,17 +176,18 @@ fn an_older_kernel_boots_and_so_does_one_that_unpacks_itself() {
     let arguments = ["--blk-file", disk.to_str().unwrap(), "--cache", "buffered"];
     let _backend = backend("pericarp-block", &socket, &arguments);
     let option = format!("id=d,socket={}", socket.display());
-    for (kaslr, text) in [(None, true), (Some("--kaslr"), false)] {
+    let linked = |kaslr: Option<&str>| {
         let mut options = vec!["--memory", "512M", "--cpus", "2", "--disk", &option];
         options.extend(kaslr);
         let said = rig.start(&image, &options).finish();
         assert!(said.contains("6.1.0-"), "{said}");
         // Of 64 KiB of zeroes.
         assert!(said.contains("fcd6bcb56c1689fcef28b57c22475bad"), "{said}");
-        // One start in 500 finds it there by chance.
-        let linked = said.contains("text at ffffffff81000000");
-        assert_eq!(linked, text, "{said}");
-    }
+        said.contains("text at ffffffff81000000")
+    };
+    assert!(linked(None));
+    // One start in 500 finds it there by chance.
+    assert!(!linked(Some("--kaslr")) || !linked(Some("--kaslr")));
 }
 
 #[test]

@@ -88,6 +88,10 @@ fn failures(output: &str) -> String {
         if line.contains(" panicked at ") {
             room = 40;
         }
+        // What counts tests would count these once more.
+        if line == "failures:" || line.starts_with("test result: ") {
+            room = 0;
+        }
         let frame = line.trim_start();
         let frame = frame.starts_with("at ") || frame.contains(": core::");
         if room > 0 && !frame {

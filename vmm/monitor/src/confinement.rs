@@ -30,7 +30,7 @@ const CALLS: &[i64] = &[
 ];
 
 /// Of the thread of a virtual CPU: it is where a guest's accesses are answered, and makes
-/// nothing, reaches nobody and opens nothing.
+/// nothing, connects to nobody and opens nothing.
 #[rustfmt::skip] // in groups
 const CPU_CALLS: &[i64] = &[
     // The end of a connection whose backend is not to be waited for (`Lifeline`).
@@ -42,6 +42,9 @@ const CPU_CALLS: &[i64] = &[
     // The allocator; nothing becomes executable, as the process's own filter says.
     libc::SYS_mmap, libc::SYS_munmap, libc::SYS_mremap, libc::SYS_mprotect, libc::SYS_madvise,
     libc::SYS_brk,
+    // What the process answers with an error: to be killed for it would be worse. The allocator
+    // opens a file of /proc before it first gives memory back; a panic looks for its frames.
+    libc::SYS_openat, libc::SYS_readlink, libc::SYS_getcwd, libc::SYS_writev,
     // Signals, a panic's way out, the end of the thread.
     libc::SYS_rt_sigreturn, libc::SYS_rt_sigprocmask, libc::SYS_sigaltstack, libc::SYS_gettid,
     libc::SYS_getpid, libc::SYS_tgkill, libc::SYS_rt_sigaction, libc::SYS_rseq, libc::SYS_exit,

@@ -79,7 +79,7 @@ fn run(options: &Options, begun: Instant) -> Result<Ending, Failure> {
         streams.push(stream);
     }
     let count = sockets.len();
-    // The operator has it back whatever happens.
+    // The operator has it back unless this process is killed.
     let _terminal = match options.serial {
         SerialOut::Stdio => {
             Raw::enter().map_err(|e| Failure::run_time(format_args!("the terminal: {e}")))?

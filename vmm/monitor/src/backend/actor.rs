@@ -7,7 +7,7 @@
 //! ever waits here.
 
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender, TryRecvError};
 use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
@@ -90,6 +90,7 @@ pub fn start(
     ram: Arc<Ram>,
 ) -> std::io::Result<Started> {
     let (words, inbox) = mpsc::channel();
+    let waiting = Arc::new(AtomicUsize::new(0));
     let bell = Arc::new(event::new()?);
     let lifeline = Arc::new(Lifeline::default());
     lifeline.hold(Some(stream.try_clone()?));
@@ -103,6 +104,7 @@ pub fn start(
         dialer,
         ram,
         inbox,
+        waiting: Arc::clone(&waiting),
         bell: Arc::clone(&bell),
         lifeline: Arc::clone(&lifeline),
         mirror: Arc::clone(&mirror),
@@ -122,6 +124,7 @@ pub fn start(
         .spawn(move || actor.begin(stream, &offer_out, &shown_in))?;
     let handle = Handle {
         words,
+        waiting,
         bell,
         lifeline,
     };
@@ -166,6 +169,7 @@ struct Actor {
     dialer: Box<dyn Dial>,
     ram: Arc<Ram>,
     inbox: Receiver<Word>,
+    waiting: Arc<AtomicUsize>,
     bell: Arc<EventFd>,
     lifeline: Arc<Lifeline>,
     mirror: Arc<Mirror>,
@@ -268,7 +272,11 @@ impl Actor {
 
     fn hear_words(&mut self) -> Fate {
         loop {
-            match self.inbox.try_recv() {
+            let word = self.inbox.try_recv();
+            if word.is_ok() {
+                self.waiting.fetch_sub(1, Ordering::Relaxed);
+            }
+            match word {
                 Ok(Word::Activate(activation)) => {
                     self.active = Some(activation);
                     self.start(false);

@@ -13,6 +13,7 @@ pub mod session;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -42,6 +43,9 @@ impl Dial for PathBuf {
     }
 }
 
+/// Words of a guest's making that may wait for the thread of a device.
+const WAITING_MAX: usize = 1024;
+
 /// What the thread of a device is told.
 #[derive(Debug)]
 pub(crate) enum Word {
@@ -56,16 +60,28 @@ pub(crate) enum Word {
 #[derive(Debug)]
 pub struct Handle {
     pub(crate) words: Sender<Word>,
+    /// Words that nobody has heard yet.
+    pub(crate) waiting: Arc<AtomicUsize>,
     pub(crate) bell: Arc<EventFd>,
     pub(crate) lifeline: Arc<Lifeline>,
 }
 
 impl Handle {
     fn say(&self, word: Word) {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
         // Without a reader the thread has ended, and so has the device.
         if self.words.send(word).is_ok() {
             let _ = self.bell.write(1);
         }
+    }
+
+    /// What a guest can say as often as it likes, which costs memory until it is heard.
+    fn say_if_room(&self, word: Word) -> bool {
+        let room = self.waiting.load(Ordering::Relaxed) < WAITING_MAX;
+        if room {
+            self.say(word);
+        }
+        room
     }
 }
 
@@ -81,12 +97,12 @@ impl Back for Handle {
         self.say(Word::Reset);
     }
 
-    fn set_call(&mut self, ring: u16, call: Arc<EventFd>) {
-        self.say(Word::Call(ring, call));
+    fn set_call(&mut self, ring: u16, call: Arc<EventFd>) -> bool {
+        self.say_if_room(Word::Call(ring, call))
     }
 
-    fn write_config(&mut self, offset: u32, data: &[u8]) {
-        self.say(Word::WriteConfig(offset, data.to_vec()));
+    fn write_config(&mut self, offset: u32, data: &[u8]) -> bool {
+        self.say_if_room(Word::WriteConfig(offset, data.to_vec()))
     }
 
     fn remove(&mut self) {
@@ -131,5 +147,30 @@ impl Lifeline {
                 let _ = stream.shutdown(std::net::Shutdown::Both);
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_outruns_its_backend_costs_no_memory() {
+        let (words, inbox) = std::sync::mpsc::channel();
+        let mut handle = Handle {
+            words,
+            waiting: Arc::default(),
+            bell: Arc::new(crate::event::new().unwrap()),
+            lifeline: Arc::default(),
+        };
+        let taken = (0..3000)
+            .filter(|at| handle.write_config(*at, &[1]))
+            .count();
+        assert_eq!(taken, WAITING_MAX);
+        let call = Arc::clone(&handle.bell);
+        assert!(!handle.set_call(0, call));
+        // A reset is heard all the same.
+        handle.reset();
+        assert_eq!(inbox.try_iter().count(), WAITING_MAX + 1);
     }
 }

@@ -73,7 +73,8 @@ pub fn load(
     match image {
         Image::Elf(file) => {
             let mut file = file.try_clone()?;
-            for (address, size) in segments(&file)? {
+            // Only to be quicker: what is wrong with them the loader says.
+            for (address, size) in segments(&file).unwrap_or_default() {
                 ram.prepare(address, size);
             }
             file.rewind()?;
@@ -83,7 +84,12 @@ pub fn load(
                 return Err(KernelError::Load(reason.to_owned()));
             };
             let after = loaded.kernel_end;
-            ram.prepare(after, FIRST_LOW + ram.size() / PAGES);
+            let pages = match ram.slots().len() {
+                1 => ram.size() / PAGES,
+                // It lies elsewhere where there is memory above the hole.
+                _ => 0,
+            };
+            ram.prepare(after, FIRST_LOW + pages);
             let initramfs = place(ram, initramfs, after, INITRAMFS_END)?;
             start_info(ram, initramfs)?;
             Ok(Entry {
@@ -99,7 +105,6 @@ pub fn load(
             let header = loaded.setup_header.ok_or(KernelError::Unknown)?;
             // It unpacks itself to its preferred address and needs so much there.
             let unpacked = header.pref_address.saturating_add(header.init_size.into());
-            ram.prepare(header.pref_address, header.init_size.into());
             let after = loaded.kernel_end.max(unpacked);
             let last = u64::from(header.initrd_addr_max).min(INITRAMFS_END);
             let initramfs = place(ram, initramfs, after, last)?;
@@ -136,21 +141,25 @@ fn unloadable(error: impl std::fmt::Display) -> KernelError {
     KernelError::Load(error.to_string())
 }
 
-/// Where the parts of a plain kernel go: address and size of each. The loader checks them.
-fn segments(file: &File) -> Result<Vec<(u64, u64)>, KernelError> {
+/// Where the parts of a plain kernel go: address and size of each. No more of them and no
+/// larger than those of a kernel; the loader checks them.
+fn segments(file: &File) -> io::Result<Vec<(u64, u64)>> {
     const LOAD: u64 = 1;
     const ENTRY: u64 = 56;
+    const MOST: u64 = 16;
+    const LARGEST: u64 = 64 << 20;
     let field = |at: u64, size: usize| {
         let mut bytes = [0; 8];
         file.read_exact_at(&mut bytes[..size], at)?;
-        Ok::<u64, io::Error>(u64::from_le_bytes(bytes))
+        Ok::<_, io::Error>(u64::from_le_bytes(bytes))
     };
     let (table, count) = (field(32, 8)?, field(56, 2)?);
     let mut segments = Vec::new();
-    for index in 0..count {
+    for index in 0..count.min(MOST) {
         let entry = table.saturating_add(index * ENTRY);
         if field(entry, 4)? == LOAD {
-            segments.push((field(entry + 24, 8)?, field(entry + 40, 8)?));
+            let (address, size) = (field(entry + 24, 8)?, field(entry + 40, 8)?);
+            segments.push((address, size.min(LARGEST)));
         }
     }
     Ok(segments)

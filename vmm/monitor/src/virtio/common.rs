@@ -210,7 +210,8 @@ impl Common {
         }
     }
 
-    fn mistake(&mut self, what: &'static str) {
+    /// Counts what the driver should not have done.
+    pub(crate) fn mistake(&mut self, what: &'static str) {
         self.mistakes += 1;
         self.last_mistake = Some(what);
     }

@@ -15,12 +15,14 @@ use super::common::{Asked, Common, NO_VECTOR};
 use super::{Back, Mirror};
 use crate::layout;
 use crate::memory::Ram;
+use crate::pci::bus::PLACES;
 use crate::pci::config::{BAR0, COMMAND, Config, Identity};
 use crate::pci::copy;
 use crate::pci::msix::{self, Msix};
 use crate::wiring::Wiring;
 
 /// The vendor of virtio devices.
+const TOO_FAST: &str = "it asked for more than its backend takes in";
 const VENDOR: u16 = 0x1af4;
 /// Devices have this plus their virtio id.
 const DEVICE: u16 = 0x1040;
@@ -49,6 +51,8 @@ const NOTIFY_STEP: u32 = 4;
 pub const QUEUES_MAX: usize = 128;
 /// Interrupts of a place.
 const MESSAGES: u32 = QUEUES_MAX as u32 + 1;
+/// What KVM has of them (KVM_MAX_IRQ_ROUTES); the bridge takes none.
+const _: () = assert!(layout::FIRST_MESSAGE + (PLACES as u32 - 1) * MESSAGES <= 4096);
 
 /// What a function is made of.
 #[derive(Debug)]
@@ -105,7 +109,8 @@ impl Function {
         wiring: Arc<dyn Wiring>,
     ) -> io::Result<Self> {
         let vectors = parts.queues.len() as u16 + 1;
-        let first = layout::FIRST_MESSAGE + u32::from(place) * MESSAGES;
+        // The bridge at place 0 has none.
+        let first = layout::FIRST_MESSAGE + u32::from(place.saturating_sub(1)) * MESSAGES;
         let msix = Msix::new(vectors, first, Arc::clone(&wiring))?;
         let mirror = Arc::clone(&parts.mirror);
         let common = Common::new(parts.features, &parts.queues, vectors, mirror, ram)?;
@@ -230,7 +235,9 @@ impl Function {
                     Asked::Reset => self.stop(),
                     Asked::Vector(queue) => {
                         let call = self.call_of(self.common.queue_vector(queue));
-                        self.back.set_call(queue, call);
+                        if !self.back.set_call(queue, call) {
+                            self.common.mistake(TOO_FAST);
+                        }
                     }
                 }
                 self.follow_config_vector();
@@ -238,7 +245,9 @@ impl Function {
             DEVICE_CONFIG..NOTIFY => {
                 let at = offset - DEVICE_CONFIG;
                 self.mirror.write_config(at as usize, data);
-                self.back.write_config(at as u32, data);
+                if !self.back.write_config(at as u32, data) {
+                    self.common.mistake(TOO_FAST);
+                }
             }
             NOTIFY..TABLE => {
                 let queue = (offset - NOTIFY) / u64::from(NOTIFY_STEP);

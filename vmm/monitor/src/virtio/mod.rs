@@ -56,11 +56,15 @@ pub trait Back: Send + Debug {
     /// [`Mirror::is_quiet`] says when.
     fn reset(&mut self);
 
-    /// A ring's notifications of the driver go here from now on.
-    fn set_call(&mut self, ring: u16, call: Arc<EventFd>);
+    /// A ring's notifications of the driver go here from now on. False when the
+    /// driver asks for such things faster than the backend takes them in: then
+    /// this one is passed over.
+    #[must_use]
+    fn set_call(&mut self, ring: u16, call: Arc<EventFd>) -> bool;
 
-    /// The driver writes device configuration.
-    fn write_config(&mut self, offset: u32, data: &[u8]);
+    /// The driver writes device configuration. False as above.
+    #[must_use]
+    fn write_config(&mut self, offset: u32, data: &[u8]) -> bool;
 
     /// The device goes for good.
     fn remove(&mut self);

@@ -201,9 +201,9 @@ fn rings_are_given_and_taken_back() {
     fixture.until("busy", |started| !started.mirror.is_quiet());
 
     let call = Arc::new(event::new().unwrap());
-    fixture.started.handle.set_call(1, call);
+    assert!(fixture.started.handle.set_call(1, call));
     fixture.wait_for(SET_VRING_CALL);
-    fixture.started.handle.write_config(4, &[7]);
+    assert!(fixture.started.handle.write_config(4, &[7]));
     let written = fixture.wait_for(SET_CONFIG);
     assert_eq!((&written[..4], written[12]), (&[4, 0, 0, 0][..], 7));
 

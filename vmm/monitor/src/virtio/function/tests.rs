@@ -32,12 +32,14 @@ impl Back for Fake {
         self.say("reset".into());
     }
 
-    fn set_call(&mut self, ring: u16, _: Arc<EventFd>) {
+    fn set_call(&mut self, ring: u16, _: Arc<EventFd>) -> bool {
         self.say(format!("call {ring}"));
+        true
     }
 
-    fn write_config(&mut self, offset: u32, data: &[u8]) {
+    fn write_config(&mut self, offset: u32, data: &[u8]) -> bool {
         self.say(format!("config {offset} {data:?}"));
+        true
     }
 
     fn remove(&mut self) {
