@@ -42,19 +42,40 @@ impl Random {
 struct Device {
     config: File,
     memory: Option<*mut u8>,
+    /// Where that was at first.
+    bar: [u8; 8],
+}
+
+impl Device {
+    const COMMAND: u64 = 0x04;
+    const BAR: u64 = 0x10;
+
+    /// Its memory is where it was, and on.
+    fn restore(&self) {
+        let _ = self.config.write_at(&self.bar, Self::BAR);
+        let _ = self.config.write_at(&[6, 0], Self::COMMAND);
+    }
 }
 
 fn devices() -> Vec<Device> {
     let list = fs::read_dir("/sys/bus/pci/devices").into_iter().flatten();
     let open = |entry: fs::DirEntry| {
+        // Memory that a driver has is not given to others; without one the device is off.
+        let name = entry.file_name();
+        let _ = fs::write(entry.path().join("driver/unbind"), name.as_encoded_bytes());
+        let _ = fs::write(entry.path().join("enable"), "1");
         let both = |name| {
             File::options()
                 .read(true)
                 .write(true)
                 .open(entry.path().join(name))
         };
+        let config = both("config").ok()?;
+        let mut bar = [0; 8];
+        config.read_exact_at(&mut bar, Device::BAR).ok()?;
         Some(Device {
-            config: both("config").ok()?,
+            config,
+            bar,
             memory: both("resource0").ok().and_then(|file| map(&file)),
         })
     };
@@ -167,6 +188,8 @@ fn main() {
     let end = Instant::now() + Duration::from_secs(seconds);
     let mut count = 0u64;
     while Instant::now() < end {
+        // What was poked moves it away, and then nothing is hit any more.
+        devices.iter().for_each(Device::restore);
         for _ in 0..64 {
             count += 1;
             let device = match devices.len() {
@@ -191,7 +214,11 @@ fn main() {
         }
     }
     println!(
-        "poked {count} times, {} devices, ports {ports}",
-        devices.len()
+        "poked {count} times, {} devices, memory of {}, ports {ports}",
+        devices.len(),
+        devices
+            .iter()
+            .filter(|device| device.memory.is_some())
+            .count()
     );
 }

@@ -43,6 +43,7 @@ fn a_guest_that_pokes_everything_harms_itself_alone() {
         count("poking from"),
         count("poked")
     );
+    assert!(count("memory of 1, ports true") > 0, "{}", monitor.said());
     let stats = monitor.tell(r#"{"op":"stats"}"#);
     println!("{stats}");
     assert!(stats["exits"]["device"].as_u64() > Some(100), "{stats}");
