@@ -24,9 +24,9 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use pericarp_benches::Outcome;
+use pericarp_benches::laboratory::race;
 use pericarp_benches::table::median;
 use pericarp_tests::guest::{Assets, pack};
-use pericarp_tests::lab::Lab;
 use pericarp_tests::parts::{Part, beside_us, search_path};
 use pericarp_tests::scratch::Scratch;
 use serde_json::{Value, json};
@@ -76,32 +76,10 @@ struct Boot {
 }
 
 fn main() -> ExitCode {
-    let mut words = std::env::args().skip(1);
-    let rounds = match (words.next().as_deref(), words.next()) {
-        (None, None) => Some(10),
-        (Some("--rounds"), Some(text)) => text.parse().ok().filter(|n| (1..=100).contains(n)),
-        _ => None,
-    };
-    let Some(rounds) = rounds.filter(|_| words.next().is_none()) else {
-        eprintln!("boot-compare: takes --rounds N, 1 to 100, and nothing else");
-        return ExitCode::from(2);
-    };
-    match compare(rounds) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("boot-compare: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    race("boot-compare", 10, compare)
 }
 
 fn compare(rounds: usize) -> Outcome<()> {
-    if !Lab::is_here() {
-        return Err(
-            "KVM is not backed by hardware here: cargo xtask lab -- target/release/boot-compare"
-                .into(),
-        );
-    }
     let assets = Assets::find().ok_or("the guest's kernel is missing: cargo xtask setup")?;
     let scratch = Scratch::new();
     let image = initramfs(&scratch)?;

@@ -21,10 +21,10 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use pericarp_benches::Outcome;
+use pericarp_benches::laboratory::race;
 use pericarp_benches::table::median;
 use pericarp_tests::bounded::poll;
 use pericarp_tests::guest::{Assets, initramfs};
-use pericarp_tests::lab::Lab;
 use pericarp_tests::parts::{Part, beside_us, search_path};
 use pericarp_tests::process::{Process, command};
 use pericarp_tests::scratch::Scratch;
@@ -79,30 +79,10 @@ struct Place {
 }
 
 fn main() -> ExitCode {
-    let mut words = std::env::args().skip(1);
-    let rounds = match (words.next().as_deref(), words.next()) {
-        (None, None) => Some(5),
-        (Some("--rounds"), Some(text)) => text.parse().ok().filter(|n| (1..=100).contains(n)),
-        _ => None,
-    };
-    let Some(rounds) = rounds.filter(|_| words.next().is_none()) else {
-        eprintln!("front-compare: takes --rounds N, 1 to 100, and nothing else");
-        return ExitCode::from(2);
-    };
-    match compare(rounds) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("front-compare: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    race("front-compare", 5, compare)
 }
 
 fn compare(rounds: usize) -> Outcome<()> {
-    if !Lab::is_here() {
-        let cure = "cargo xtask lab -- target/release/front-compare";
-        return Err(format!("KVM is not backed by hardware here: {cure}").into());
-    }
     if !Path::new(COUNTS).exists() {
         // An error is told by the counts that are not there.
         let _ = Command::new("mount")
@@ -295,11 +275,17 @@ fn requests(place: &Place) -> Outcome<f64> {
         .ok_or_else(|| format!("no count of reads: {stats}"))?)
 }
 
-/// Exits of the machine of this process.
+/// Exits of the machine of this process, whose directory has the name of the thread that
+/// made it.
 fn exits(pid: i32) -> Outcome<f64> {
-    let of_it = format!("{pid}-");
+    let threads = fs::read_dir(format!("/proc/{pid}/task"))?.flatten();
+    let threads: Vec<_> = threads.map(|entry| entry.file_name()).collect();
     let mut machines = fs::read_dir(COUNTS)?.flatten();
-    let machine = machines.find(|entry| entry.file_name().to_string_lossy().starts_with(&of_it));
+    let machine = machines.find(|entry| {
+        let name = entry.file_name();
+        let made_by = name.to_str().and_then(|name| name.split_once('-'));
+        made_by.is_some_and(|(thread, _)| threads.iter().any(|name| name == thread))
+    });
     let counts = machine.ok_or("the kernel counts nothing for it")?.path();
     Ok(fs::read_to_string(counts.join("exits"))?.trim().parse()?)
 }
