@@ -14,6 +14,8 @@
 //! - a virtual machine in it is translated twice, and runs ten times slower than
 //!   one beside it.
 
+mod pulse;
+
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -24,11 +26,12 @@ use std::time::Duration;
 use pericarp_hypervisor::HostFacts;
 use thiserror::Error;
 
-use crate::bounded::poll;
+use crate::bounded::{Deadline, poll};
 use crate::guest::{Assets, MARK, exit_code, pack};
 use crate::parts::{Part, missing};
 use crate::process::{Process, command};
 use crate::scratch::Scratch;
+use pulse::Pulse;
 
 /// Where a command in the lab finds the directory that it may leave files in.
 pub const OUT: &str = "/run/lab";
@@ -37,8 +40,8 @@ pub const OUT: &str = "/run/lab";
 const MADE: &str = "PERICARP_LAB";
 /// How long the servers of files may take to listen.
 const STEP: Duration = Duration::from_secs(10);
-/// Its memory, MiB.
-const MEMORY_MIB: u32 = 3072;
+/// How often somebody looks at what it wrote.
+const LOOK: Duration = Duration::from_millis(50);
 /// Lines of the console that are kept for whoever asks why.
 const SHOWN: usize = 30;
 
@@ -98,6 +101,10 @@ pub struct Lab {
 }
 
 impl Lab {
+    /// Its memory. What it runs and has read takes less than half a GiB, its guests the
+    /// rest; QEMU takes half a GiB more, for what it has translated.
+    pub const MEMORY_MIB: u32 = 2048;
+
     /// A script in the current directory, with five minutes for all.
     pub fn new(script: &str) -> Self {
         Self {
@@ -151,12 +158,17 @@ impl Lab {
         let mut qemu = emulator(&assets, &image, &scratch, self.cpus, &log);
         let mut process = Process::start(&mut qemu, self.limit + STEP)?;
         let mut shown = 0;
-        let ended = poll(self.limit, || {
+        let mut pulse = Pulse::of(&scratch.path("monitor"));
+        let deadline = Deadline::after(self.limit);
+        while process.ended().is_none() && !deadline.passed() {
+            std::thread::sleep(LOOK);
+            let written = fs::metadata(&log).map_or(0, |log| log.len());
+            pulse.feel(written as usize);
             if self.live {
                 shown = show(&log, shown);
             }
-            process.ended().map(drop)
-        });
+        }
+        let ended = process.ended();
         let epitaph = process.epitaph();
         process.kill();
         files.kill();
@@ -173,7 +185,7 @@ impl Lab {
         let lines: Vec<&str> = said.lines().collect();
         let console = lines[lines.len().saturating_sub(SHOWN)..].join("\n");
         Err(match ended {
-            Some(()) => LabError::Died { epitaph, console },
+            Some(_) => LabError::Died { epitaph, console },
             None => LabError::TimedOut {
                 limit: self.limit,
                 console,
@@ -282,14 +294,26 @@ fn emulator(assets: &Assets, image: &Path, scratch: &Scratch, cpus: u32, log: &P
     let program = Part::QemuSystem.find().unwrap_or_default();
     let mut qemu = command(&program);
     qemu.args(["-machine", "q35,memory-backend=mem"])
-        .args(["-m", &format!("{MEMORY_MIB}M"), "-smp", &cpus.to_string()])
+        .args([
+            "-m",
+            &format!("{}M", Lab::MEMORY_MIB),
+            "-smp",
+            &cpus.to_string(),
+        ])
         .arg("-object")
         .arg(format!(
-            "memory-backend-memfd,id=mem,share=on,size={MEMORY_MIB}M"
+            "memory-backend-memfd,id=mem,share=on,size={}M",
+            Lab::MEMORY_MIB
         ))
         .args(["-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt"])
         .args(["-nodefaults", "-no-reboot", "-display", "none"])
         .args(["-serial", &format!("file:{}", log.display())]);
+    let monitor = scratch.path("monitor");
+    qemu.arg("-chardev").arg(format!(
+        "socket,id=monitor,path={},server=on,wait=off",
+        monitor.display()
+    ));
+    qemu.args(["-mon", "chardev=monitor,mode=control"]);
     for tag in ["host", "out"] {
         let socket = scratch.path(&format!("{tag}.sock"));
         qemu.arg("-chardev")

@@ -90,7 +90,15 @@ pub(crate) fn count(command: &mut Command) -> Result<(Total, bool), Failure> {
 }
 
 /// How much of what a failed test wrote is printed again, in lines.
-const AGAIN: usize = 60;
+const AGAIN: usize = 40;
+
+/// True of a line of a backtrace, which takes more room than it tells.
+fn is_frame(line: &str) -> bool {
+    let line = line.trim();
+    let (number, rest) = line.split_once(": ").unwrap_or_default();
+    let numbered = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    numbered && rest.contains("::") || line.starts_with("at ") || line == "stack backtrace:"
+}
 
 /// The sum over all test programs.
 #[derive(Debug, Default, PartialEq)]
@@ -123,7 +131,7 @@ impl Total {
         if begins || ends {
             self.tell();
         }
-        if begins || !(ends || self.said.is_empty()) {
+        if begins || !(ends || self.said.is_empty() || is_frame(line)) {
             self.said.push(line.to_owned());
         }
         if line.starts_with("test ") && line.trim_end().ends_with("... FAILED") {
@@ -171,6 +179,14 @@ mod tests {
                 ..Total::default()
             }
         );
+    }
+
+    #[test]
+    fn frames_are_told_from_words() {
+        let output = "stack backtrace:\n   0: core::panicking::panic\n             at ./main.rs:75:28\n\
+                      note: 1: it is late at ten\n  2: two words\n";
+        let words: Vec<&str> = output.lines().filter(|line| !is_frame(line)).collect();
+        assert_eq!(words, ["note: 1: it is late at ten", "  2: two words"]);
     }
 
     #[test]

@@ -126,18 +126,30 @@ fn a_backend_that_dies_under_load_is_found_again() {
         return;
     };
     let (disk, socket) = (rig.scratch.sparse("disk", 64 << 20), rig.scratch.path("d"));
-    let arguments = ["--blk-file", disk.to_str().unwrap(), "--cache", "buffered"];
+    let control = rig.scratch.path("block.control");
+    let arguments = [
+        "--blk-file",
+        disk.to_str().unwrap(),
+        "--cache",
+        "buffered",
+        "--control-path",
+        control.to_str().unwrap(),
+    ];
     let mut first = backend("pericarp-block", &socket, &arguments);
-    let script = "dd if=/dev/urandom of=/tmp/part bs=1M count=32 2>/dev/null\n\
-                  want=$(md5sum </tmp/part); echo writing\n\
-                  for round in 1 2 3 4 5 6 7 8 9 10 11 12; do\n\
-                      dd if=/tmp/part of=/dev/vda bs=64k oflag=direct 2>/dev/null\n\
-                  done\n\
-                  echo 3 >/proc/sys/vm/drop_caches\n\
-                  [ \"$(dd if=/dev/vda bs=1M count=32 2>/dev/null | md5sum)\" = \"$want\" ]\n\
-                  dmesg | grep -i 'i/o error' && exit 1\n\
-                  true";
-    let image = rig.image(&[], script);
+    // It writes until the disk is larger, which it is once all has happened.
+    let sectors = (128 << 20) / 512;
+    let script = format!(
+        "dd if=/dev/urandom of=/tmp/part bs=1M count=8 2>/dev/null\n\
+         want=$(md5sum </tmp/part); echo writing\n\
+         while [ $(cat /sys/block/vda/size) != {sectors} ]; do\n\
+             dd if=/tmp/part of=/dev/vda bs=64k oflag=direct 2>/dev/null\n\
+         done\n\
+         echo 3 >/proc/sys/vm/drop_caches\n\
+         [ \"$(dd if=/dev/vda bs=1M count=8 2>/dev/null | md5sum)\" = \"$want\" ]\n\
+         dmesg | grep -i 'i/o error' && exit 1\n\
+         true"
+    );
+    let image = rig.image(&[], &script);
     let option = format!("id=root,socket={}", socket.display());
     let mut monitor = rig.start(&image, &["--memory", "512M", "--disk", &option]);
     monitor.wait_for("writing");
@@ -153,6 +165,7 @@ fn a_backend_that_dies_under_load_is_found_again() {
         });
         assert!(back.is_some(), "{}", monitor.said());
     }
+    disk_grows(&disk, &control);
     monitor.finish();
 }
 
