@@ -76,6 +76,21 @@ impl Assets {
         Ok(order.lines().map(|name| dir.join(name.trim())).collect())
     }
 
+    /// The modules of the network driver, as tools of an [`initramfs`], and the lines of
+    /// a script that load them.
+    ///
+    /// # Errors
+    /// When the assets are incomplete.
+    pub fn network(&self) -> io::Result<(Vec<String>, String)> {
+        let mut lines = String::new();
+        let modules = self.listed("order-net")?;
+        for name in modules.iter().filter_map(|module| module.file_name()) {
+            lines += &format!("insmod /bin/{}\n", name.to_string_lossy());
+        }
+        let text = |module: &PathBuf| module.to_string_lossy().into_owned();
+        Ok((modules.iter().map(text).collect(), lines))
+    }
+
     /// Where they are.
     pub fn dir(&self) -> &Path {
         &self.0

@@ -15,6 +15,7 @@ pub mod fuse;
 pub mod guest;
 pub mod lab;
 pub mod model;
+pub mod network;
 pub mod parts;
 pub mod peer;
 pub mod process;

@@ -45,6 +45,8 @@ pub enum Part {
     StressNg,
     /// The peer that the file server is compared with.
     Virtiofsd,
+    /// Makes network interfaces.
+    Ip,
     /// A program of this workspace, by name.
     Ours(&'static str),
 }
@@ -54,6 +56,8 @@ impl Part {
     pub const PERICARP_BLOCK: Part = Part::Ours("pericarp-block");
     /// Our file system backend.
     pub const PERICARP_FS: Part = Part::Ours("pericarp-fs");
+    /// Our network backend.
+    pub const PERICARP_NET: Part = Part::Ours("pericarp-net");
     /// Our vsock backend.
     pub const PERICARP_VSOCK: Part = Part::Ours("pericarp-vsock");
     /// The oracle in this package.
@@ -80,6 +84,7 @@ impl Part {
             Part::Fsx => "fsx",
             Part::StressNg => "stress-ng",
             Part::Virtiofsd => "virtiofsd",
+            Part::Ip => "ip",
             Part::Ours(name) => name,
         }
     }
@@ -101,6 +106,7 @@ impl Part {
             Part::Strace => "strace",
             Part::Valgrind => "valgrind",
             Part::StressNg => "stress-ng",
+            Part::Ip => "iproute2",
             Part::Pjdfstest | Part::Fsx | Part::Virtiofsd => {
                 return "make it: cargo xtask setup".into();
             }

@@ -32,10 +32,10 @@ const BOOT_MODULES: &[&str] = &[
 /// What the first process of a machine with shares loads after these.
 const SHARE_MODULES: &[&str] = &["virtiofs"];
 /// What makes a virtual machine of the laboratory a host of others, after those
-/// above. The CPU that QEMU emulates is one of AMD's.
-const LAB_MODULES: &[&str] = &["virtiofs", "kvm_amd"];
-/// What later devices need; shipped beside the others, not loaded at boot.
-const MORE_MODULES: &[&str] = &["virtio_net"];
+/// above. The CPU that QEMU emulates is one of AMD's; taps are for their cards.
+const LAB_MODULES: &[&str] = &["virtiofs", "kvm_amd", "tun"];
+/// What the first process of a machine with network cards loads after those at boot.
+const NET_MODULES: &[&str] = &["virtio_net"];
 
 /// Fetches the newest cloud kernel of the first of these series that there is,
 /// and lays it out in `dir`, a directory of its own that is still empty.
@@ -155,7 +155,7 @@ fn copy_modules(unpacked: &Path, release: &str, to: &Path) -> Result<(), Failure
         &read(&from.join("modules.builtin"))?,
     );
     create(to)?;
-    let wanted: Vec<&str> = [BOOT_MODULES, SHARE_MODULES, LAB_MODULES, MORE_MODULES].concat();
+    let wanted: Vec<&str> = [BOOT_MODULES, SHARE_MODULES, LAB_MODULES, NET_MODULES].concat();
     for path in tree.load_order(&wanted)? {
         let file = to.join(file_name(&path));
         copy(&from.join(&path), &file)?;
@@ -170,6 +170,10 @@ fn copy_modules(unpacked: &Path, release: &str, to: &Path) -> Result<(), Failure
     for_shares.retain(|path| !at_boot.contains(path));
     write(&to.join("order"), &lines(&at_boot))?;
     write(&to.join("order-shares"), &lines(&for_shares))?;
+    write(
+        &to.join("order-net"),
+        &lines(&tree.load_order(NET_MODULES)?),
+    )?;
     write(
         &to.join("order-lab"),
         &lines(&tree.load_order(LAB_MODULES)?),

@@ -71,6 +71,11 @@ const NEEDS: &[Need] = &[
         why: "reads the tables by which pericarp-vmm describes its machine",
     },
     Need {
+        program: "ip",
+        package: "iproute2",
+        why: "makes the networks that network cards are tested in",
+    },
+    Need {
         program: "socat",
         package: "socat",
         why: "speaks vsock in a test guest",

@@ -186,7 +186,7 @@ fn bind_and_run(
             endpoints.push(endpoint.descriptor().map_err(descriptors_failed)?);
         }
         let server = Server::new(endpoint, Arc::clone(block), index as u16, &pool);
-        servers.push(server.overseen(oversee(&device.limits, &**block, control)));
+        servers.push(server.overseen(oversee(&[device.limits], &**block, control)));
     }
     let mut reopener = Reopener::new().map_err(|e| e.to_string());
     let meeting = Meeting::new(devices.len()).map_err(descriptors_failed)?;

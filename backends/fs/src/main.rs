@@ -180,7 +180,7 @@ fn bind_and_run(
             share,
             states.next(),
         )?);
-        let oversight = oversee(&device.limits, &*fs, process.control.as_deref());
+        let oversight = oversee(&[device.limits], &*fs, process.control.as_deref());
         let mut server = Server::new(endpoint, fs, index as u16, &pool).overseen(oversight);
         server.keep_records(CrashSafety {
             reopener: reopener.clone(),

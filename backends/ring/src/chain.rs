@@ -229,6 +229,39 @@ impl Segments {
     pub(crate) fn writable(&self) -> &[iovec] {
         &self.iov[self.writable.0..self.writable.1]
     }
+
+    pub(crate) fn writable_len(&self) -> u64 {
+        self.writable_len
+    }
+
+    /// Copies `bytes` into the writable part, from `offset` on, and consumes nothing.
+    /// Returns how many bytes fitted.
+    pub(crate) fn put(&self, mut offset: u64, bytes: &[u8]) -> usize {
+        let mut done = 0;
+        for segment in self.writable() {
+            let len = segment.iov_len as u64;
+            if offset >= len {
+                offset -= len;
+                continue;
+            }
+            let n = ((len - offset) as usize).min(bytes.len() - done);
+            // SAFETY: the segment was found in shared memory that the queue keeps
+            // mapped, and has `n` bytes from `offset` on, as `bytes` has from `done` on.
+            unsafe {
+                ptr::copy_nonoverlapping(
+                    bytes.as_ptr().add(done),
+                    segment.iov_base.cast::<u8>().add(offset as usize),
+                    n,
+                );
+            }
+            offset = 0;
+            done += n;
+            if done == bytes.len() {
+                break;
+            }
+        }
+        done
+    }
 }
 
 fn indirect_table(

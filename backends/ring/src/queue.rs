@@ -232,9 +232,9 @@ impl SplitQueue {
         Ok(self.avail_seen.wrapping_sub(self.next_avail))
     }
 
-    /// Takes the last [`pop`](Self::pop) back.
-    pub(crate) fn undo_pop(&mut self) {
-        self.next_avail = self.next_avail.wrapping_sub(1);
+    /// Takes the last `count` pops back.
+    pub(crate) fn undo_pops(&mut self, count: u16) {
+        self.next_avail = self.next_avail.wrapping_sub(count);
     }
 
     /// Re-reads avail.idx; true when there is something to pop.

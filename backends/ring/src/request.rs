@@ -133,7 +133,7 @@ impl<R: Default> RequestQueue<R> {
             return Ok(None);
         };
         if self.slots[usize::from(head)].busy {
-            self.queue.undo_pop();
+            self.queue.undo_pops(1);
             return Err(QueueError::DuplicateHead(head));
         }
         // Before anything of it is done.

@@ -13,11 +13,20 @@ use libc::{c_int, iovec, pollfd};
 use crate::files::{FileSlot, Files};
 use crate::{Completion, EngineError, Transfer};
 
+/// What ends a sleep.
+#[derive(Debug, Clone, Copy)]
+struct Watch {
+    token: u64,
+    slot: FileSlot,
+    /// The caller reads it; whether it still has to, and nothing new is to be told.
+    input: Option<bool>,
+}
+
 /// Synchronous file I/O and poll(2).
 #[derive(Debug)]
 pub struct Blocking {
     pub(crate) files: Files,
-    watches: Vec<(u64, FileSlot)>,
+    watches: Vec<Watch>,
     /// When the next sleep ends at the latest.
     wake: Option<Instant>,
     pub(crate) done: Vec<Completion>,
@@ -34,7 +43,26 @@ impl Blocking {
     }
 
     pub(crate) fn watch(&mut self, slot: FileSlot, token: u64) {
-        self.watches.push((token, slot));
+        self.watches.push(Watch {
+            token,
+            slot,
+            input: None,
+        });
+    }
+
+    pub(crate) fn watch_input(&mut self, slot: FileSlot, token: u64) {
+        self.watches.push(Watch {
+            token,
+            slot,
+            input: Some(false),
+        });
+    }
+
+    pub(crate) fn taken(&mut self, token: u64) {
+        let mut watches = self.watches.iter_mut();
+        if let Some(watch) = watches.find(|watch| watch.token == token) {
+            watch.input = Some(false);
+        }
     }
 
     pub(crate) fn wake_at(&mut self, when: Instant) {
@@ -42,7 +70,7 @@ impl Blocking {
     }
 
     pub(crate) fn unwatch(&mut self, token: u64) {
-        self.watches.retain(|(t, _)| *t != token);
+        self.watches.retain(|watch| watch.token != token);
     }
 
     /// # Safety
@@ -125,8 +153,12 @@ impl Blocking {
         let mut polled: Vec<pollfd> = self
             .watches
             .iter()
-            .map(|(_, slot)| pollfd {
-                fd: self.files.get(*slot).unwrap_or(-1),
+            .map(|watch| pollfd {
+                // A negative number is passed over.
+                fd: match watch.input {
+                    Some(true) => -1,
+                    _ => self.files.get(watch.slot).unwrap_or(-1),
+                },
                 events: libc::POLLIN,
                 revents: 0,
             })
@@ -167,7 +199,15 @@ impl Blocking {
         }
         let mut gone = Vec::new();
         for (index, entry) in polled.iter().enumerate().filter(|(_, e)| e.revents != 0) {
-            let (token, slot) = self.watches[index];
+            let Watch { token, slot, input } = self.watches[index];
+            if input.is_some() {
+                self.watches[index].input = Some(true);
+                self.done.push(Completion {
+                    token,
+                    result: i32::from(entry.revents),
+                });
+                continue;
+            }
             let over = libc::POLLHUP | libc::POLLERR | libc::POLLNVAL;
             // At its end, or no descriptor that falls silent: it would keep us
             // awake for ever.

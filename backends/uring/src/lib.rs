@@ -13,6 +13,7 @@ mod blocking;
 mod buffers;
 mod files;
 mod here;
+mod now;
 mod polled;
 mod ring;
 mod setup;
@@ -306,6 +307,24 @@ impl Engine {
         match self {
             Self::Uring(ring) => ring.watch(slot, token),
             Self::Sync(blocking) => blocking.watch(slot, token),
+        }
+    }
+
+    /// Watches a descriptor that has something to read, of which the caller takes all
+    /// there is with [`read_now`](Self::read_now) whenever `token` completes, and then
+    /// says so with [`taken`](Self::taken).
+    pub fn watch_input(&mut self, slot: FileSlot, token: u64) {
+        match self {
+            // The ring reports what is new, and takes nothing.
+            Self::Uring(ring) => ring.watch(slot, token),
+            Self::Sync(blocking) => blocking.watch_input(slot, token),
+        }
+    }
+
+    /// All was read that the watch of this token was for, up to EAGAIN.
+    pub fn taken(&mut self, token: u64) {
+        if let Self::Sync(blocking) = self {
+            blocking.taken(token);
         }
     }
 

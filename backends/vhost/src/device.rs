@@ -15,6 +15,7 @@ use thiserror::Error;
 
 use crate::handover::{Bag, Unpacked};
 use crate::helpers::Errand;
+use crate::limiter::{LIMIT_NAMES, LimitNames};
 
 /// The front end wrote a configuration field that is read-only or unknown, or a
 /// value the device does not take.
@@ -130,6 +131,48 @@ pub struct Account {
     pub failed: bool,
 }
 
+/// Which way packets go, seen from the driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// From a file of the device's to the driver.
+    In,
+    /// From the driver to the file.
+    Out,
+}
+
+/// What a queue carries whose chains are packets: each read of the file gives one,
+/// and each write takes one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Traffic {
+    /// Which way.
+    pub way: Way,
+    /// Index into [`Device::files`]; the file is read for one queue alone.
+    pub file: u16,
+    /// Bytes of each packet that come before what counts.
+    pub header: usize,
+    /// Bytes a packet has at least, header included.
+    pub least: usize,
+    /// Bytes a packet has at most, header included.
+    pub most: usize,
+    /// A packet may be spread over chains (VIRTIO_NET_F_MRG_RXBUF).
+    pub merge: bool,
+    /// Index into [`Device::CLASSES`].
+    pub class: usize,
+}
+
+/// Why a packet was not passed on, or a chain given back empty.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dropped {
+    /// The chain is malformed, or not for packets of this way.
+    Chain,
+    /// Too short or too long.
+    Length,
+    /// The driver's memory does not hold it.
+    NoRoom,
+    /// The file refused it with this errno.
+    Refused(i32),
+}
+
 /// A virtio device served over vhost-user.
 pub trait Device: Debug + Send + Sync + 'static {
     /// What the device remembers of one request between its steps.
@@ -137,6 +180,14 @@ pub trait Device: Debug + Send + Sync + 'static {
 
     /// Names of the classes its requests are counted by, at most 8.
     const CLASSES: &'static [&'static str] = &["other"];
+
+    /// What its limits are called, for each direction that is limited apart.
+    const LIMITS: &'static [LimitNames] = &[LIMIT_NAMES];
+
+    /// Index into [`Device::LIMITS`]: which limits hold for a queue.
+    fn lane(&self, _queue: u16) -> usize {
+        0
+    }
 
     /// How a request that was started counts.
     fn account(&self, _request: &Self::Request) -> Account {
@@ -240,6 +291,17 @@ pub trait Device: Debug + Send + Sync + 'static {
     fn errand(self: Arc<Self>, _request: &mut Self::Request) -> Errand {
         Errand::new(|| -libc::ENOSYS)
     }
+
+    /// What the queue carries, if that is packets: no request of it is started then.
+    fn traffic(&self, _queue: u16) -> Option<Traffic> {
+        None
+    }
+
+    /// A packet of such a queue was not passed on. Called on the data path.
+    fn dropped(&self, _queue: u16, _why: Dropped) {}
+
+    /// A worker begins to serve the queue, or has ceased to.
+    fn serves(&self, _queue: u16, _on: bool) {}
 
     /// A queue is to stop as soon as nothing of it is in flight: what waits for
     /// something that may never happen ([`Errand::awaited`]) is to end now.

@@ -29,13 +29,13 @@ mod session;
 mod stats;
 mod worker;
 
-pub use device::{Account, ConfigRefused, Device, FileRef, Step};
+pub use device::{Account, ConfigRefused, Device, Dropped, FileRef, Step, Traffic, Way};
 pub use handover::{
     BAG_BYTES, BAG_DESCRIPTORS, Bag, DeviceIdentity, Estate, Giver, HandOverError, Identity,
     Inheritance, Meeting, Predecessor, Unpacked,
 };
 pub use helpers::{Errand, Report};
-pub use limiter::Limits;
+pub use limiter::{LIMIT_NAMES, LimitNames, Limits, MAX_LANES};
 pub use oversight::{Overseen, Oversight, Told, device_named, metrics_of, with_operations};
 pub use pericarp_control::{Ending, Stop};
 pub use pericarp_uring::Place;

@@ -42,19 +42,51 @@ pub struct Limits {
     pub bandwidth_burst: u64,
 }
 
+/// What an operator calls the four numbers of [`Limits`], in their order.
+pub type LimitNames = [&'static str; 4];
+
+/// What most devices call them.
+pub const LIMIT_NAMES: LimitNames = ["iops", "iops-burst", "bandwidth", "bandwidth-burst"];
+
+/// The most directions that a device limits apart.
+pub const MAX_LANES: usize = 2;
+
 impl Limits {
+    /// The four numbers, in the order of their names.
+    pub fn numbers(&self) -> [u64; 4] {
+        [
+            self.iops,
+            self.iops_burst,
+            self.bandwidth,
+            self.bandwidth_burst,
+        ]
+    }
+
+    /// The limits with these numbers.
+    pub fn of([iops, iops_burst, bandwidth, bandwidth_burst]: [u64; 4]) -> Self {
+        Self {
+            iops,
+            iops_burst,
+            bandwidth,
+            bandwidth_burst,
+        }
+    }
+
     /// Refuses a burst without the limit it belongs to.
     ///
     /// # Errors
-    /// The name of the burst, and what is wrong.
-    pub fn check(&self) -> Result<(), (&'static str, &'static str)> {
-        if self.iops == 0 && self.iops_burst != 0 {
-            let rule = "there is no limit that a burst could exceed: set iops, too";
-            return Err(("iops-burst", rule));
-        }
-        if self.bandwidth == 0 && self.bandwidth_burst != 0 {
-            let rule = "there is no limit that a burst could exceed: set bandwidth, too";
-            return Err(("bandwidth-burst", rule));
+    /// The number of the burst, and what is wrong.
+    pub fn check(&self, names: &LimitNames) -> Result<(), (usize, String)> {
+        for pair in self.numbers().chunks(2).enumerate() {
+            if let (lane, [0, burst]) = pair
+                && *burst > 0
+            {
+                let rule = format!(
+                    "there is no limit that a burst could exceed: set {}, too",
+                    names[2 * lane]
+                );
+                return Err((2 * lane + 1, rule));
+            }
         }
         Ok(())
     }
@@ -189,21 +221,24 @@ struct Ticket {
 #[derive(Debug)]
 pub(crate) struct Gate {
     oversight: Arc<Oversight>,
+    lane: usize,
     ticket: Option<Ticket>,
     last_bytes: u64,
 }
 
 impl Gate {
-    pub(crate) fn new(oversight: Arc<Oversight>) -> Self {
+    /// A queue that counts in this direction of its device.
+    pub(crate) fn new(oversight: Arc<Oversight>, lane: usize) -> Self {
         Self {
             oversight,
+            lane: lane.min(MAX_LANES - 1),
             ticket: None,
             last_bytes: 0,
         }
     }
 
     fn limiter(&self) -> &Limiter {
-        &self.oversight.limiter
+        &self.oversight.lanes[self.lane]
     }
 
     /// Whether the next request may be popped.

@@ -15,8 +15,8 @@ impl Limited {
     /// A queue of a device with these limits, which begin at time 0.
     pub fn new(limits: &Limits) -> Self {
         let oversight = Oversight::default();
-        oversight.limiter.set(limits, 0);
-        Self(Gate::new(Arc::new(oversight)))
+        oversight.lanes[0].set(limits, 0);
+        Self(Gate::new(Arc::new(oversight), 0))
     }
 
     /// What one request does on its way in, at `now` (nanoseconds), with so many

@@ -217,28 +217,32 @@ impl Ring {
 
     /// Takes the results that are there.
     pub fn take(&mut self) -> Vec<Used> {
-        let mut all = Vec::new();
-        while self.seen_used != self.used_idx() {
-            let at = self.used_at() + 4 + u64::from(self.seen_used % self.size) * 8;
-            let mut element = [0; 8];
-            self.memory
-                .read_slice(&mut element, GuestAddress(at))
-                .expect("rings are in memory");
-            let word = |at: usize| {
-                u32::from_le_bytes([
-                    element[at],
-                    element[at + 1],
-                    element[at + 2],
-                    element[at + 3],
-                ])
-            };
-            all.push(Used {
-                head: word(0),
-                len: word(4),
-            });
-            self.seen_used = self.seen_used.wrapping_add(1);
+        std::iter::from_fn(|| self.take_one()).collect()
+    }
+
+    /// Takes the next result, if there is one.
+    pub fn take_one(&mut self) -> Option<Used> {
+        if self.seen_used == self.used_idx() {
+            return None;
         }
-        all
+        let at = self.used_at() + 4 + u64::from(self.seen_used % self.size) * 8;
+        let mut element = [0; 8];
+        self.memory
+            .read_slice(&mut element, GuestAddress(at))
+            .expect("rings are in memory");
+        let word = |at: usize| {
+            u32::from_le_bytes([
+                element[at],
+                element[at + 1],
+                element[at + 2],
+                element[at + 3],
+            ])
+        };
+        self.seen_used = self.seen_used.wrapping_add(1);
+        Some(Used {
+            head: word(0),
+            len: word(4),
+        })
     }
 
     /// True if a call came since this was asked last.

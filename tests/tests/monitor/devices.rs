@@ -1,12 +1,14 @@
 //! Guests with devices, of our backends and of others'.
 
 use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use pericarp_tests::bounded::poll;
+use pericarp_tests::network::{HOST, Network, TAP, dotted};
 use pericarp_tests::parts::Part;
 use pericarp_tests::process::command;
 
@@ -232,4 +234,48 @@ fn a_share_and_a_socket_and_what_is_added_later() {
     monitor.finish();
     let back = std::fs::read_to_string(dir.join("back")).unwrap();
     assert_eq!(back, "from the guest\n");
+}
+
+/// What Linux says of its card, and what came over it.
+const NETWORK: &str = "
+ip link set eth0 up; ip addr add 10.99.0.2/24 dev eth0
+cat /sys/class/net/eth0/address
+ping -c 2 -W 60 10.99.0.1
+nc 10.99.0.1 7000 </dev/null | md5sum
+echo irqs $(grep -c virtio.-input /proc/interrupts)
+";
+
+#[test]
+fn a_card_reaches_the_host() {
+    let test = "a_card_reaches_the_host";
+    let parts = [Part::PERICARP_NET];
+    let Some(rig) = Rig::here(test, &parts) else {
+        return;
+    };
+    let Some(_network) = Network::here(test, &[], 1) else {
+        return;
+    };
+    let socket = rig.scratch.path("n");
+    let _backend = backend("pericarp-net", &socket, &["--tap", TAP]);
+    let (modules, loads) = rig.assets.network().unwrap();
+    let tools: Vec<&str> = modules.iter().map(String::as_str).collect();
+    let image = rig.image(&tools, &(loads + NETWORK));
+    let option = format!("id=n,socket={},mac=02:00:00:00:00:02", socket.display());
+    let listener = TcpListener::bind((dotted(HOST), 7000)).unwrap();
+    let give = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.write_all(&[7; 1 << 20])
+    });
+    let said = rig.start(&image, &["--memory", "512M", "--net", &option]);
+    let said = said.finish();
+    give.join().unwrap().unwrap();
+    for want in [
+        "02:00:00:00:00:02",
+        "2 packets received",
+        // Of a MiB of sevens.
+        "24c8b42e9f4d53ef58987e469baaad49",
+        "irqs 1",
+    ] {
+        assert!(said.contains(want), "{want}: {said}");
+    }
 }

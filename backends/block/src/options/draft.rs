@@ -128,7 +128,7 @@ impl Draft {
                 .serial
                 .unwrap_or_else(|| id.chars().filter(char::is_ascii_graphic).take(20).collect()),
             id,
-            limits: served.limits,
+            limits: served.limits[0],
         })
     }
 }

@@ -182,7 +182,7 @@ impl Draft {
             gid_map: self.gid_map.unwrap_or_default(),
             queues: served.queues,
             queue_size: served.queue_size,
-            limits: served.limits,
+            limits: served.limits[0],
         })
     }
 }

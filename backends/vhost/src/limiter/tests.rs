@@ -4,9 +4,9 @@ use super::*;
 
 fn gates(limits: Limits, count: usize) -> Vec<Gate> {
     let oversight = Arc::new(Oversight::default());
-    oversight.limiter.set(&limits, 0);
+    oversight.lanes[0].set(&limits, 0);
     (0..count)
-        .map(|_| Gate::new(Arc::clone(&oversight)))
+        .map(|_| Gate::new(Arc::clone(&oversight), 0))
         .collect()
 }
 
@@ -110,7 +110,7 @@ fn a_change_opens_the_gate_at_once_and_voids_tickets() {
     assert!(gates[0].wait(0) > SECOND / 2);
     assert!(!gates[0].open(SECOND / 2));
     let oversight = Arc::clone(&gates[0].oversight);
-    oversight.limiter.set(
+    oversight.lanes[0].set(
         &Limits {
             iops: 2,
             ..Limits::default()
@@ -118,7 +118,7 @@ fn a_change_opens_the_gate_at_once_and_voids_tickets() {
         SECOND / 2,
     );
     assert!(gates[0].open(SECOND / 2));
-    oversight.limiter.set(&Limits::default(), SECOND / 2);
+    oversight.lanes[0].set(&Limits::default(), SECOND / 2);
     for _ in 0..1000 {
         assert!(gates[0].open(SECOND / 2));
         gates[0].charge(SECOND / 2, 1 << 30);

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::clock;
 use crate::device::Device;
-use crate::limiter::{Limiter, Limits};
+use crate::limiter::{LIMIT_NAMES, LimitNames, Limiter, Limits, MAX_LANES};
 use crate::stats::DeviceStats;
 
 pub(crate) use notice::Notices;
@@ -20,19 +20,48 @@ pub use notice::Told;
 pub use operations::{Overseen, device_named, metrics_of, with_operations};
 
 /// Statistics, limits and the front end's ear of one device.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Oversight {
-    pub(crate) limiter: Limiter,
+    /// One for each direction that is limited apart, and what its limits are called.
+    pub(crate) lanes: [Limiter; MAX_LANES],
+    names: &'static [LimitNames],
     pub(crate) stats: Option<DeviceStats>,
     pub(crate) notices: Mutex<Option<Notices>>,
+}
+
+impl Default for Oversight {
+    fn default() -> Self {
+        Self {
+            lanes: Default::default(),
+            names: &[LIMIT_NAMES],
+            stats: None,
+            notices: Mutex::default(),
+        }
+    }
 }
 
 impl Oversight {
     /// Limits, and nobody counts.
     pub fn new(limits: &Limits) -> Self {
-        let oversight = Self::default();
-        oversight.set_limits(limits);
+        Self::with_lanes(&[LIMIT_NAMES], &[*limits])
+    }
+
+    /// Limits for each of these directions.
+    pub fn with_lanes(names: &'static [LimitNames], limits: &[Limits]) -> Self {
+        let names = &names[..names.len().min(MAX_LANES)];
+        let oversight = Self {
+            names,
+            ..Self::default()
+        };
+        for ((_, lane), limits) in oversight.limited().zip(limits) {
+            lane.set(limits, clock::now());
+        }
         oversight
+    }
+
+    /// What is limited apart, with its names.
+    pub(crate) fn limited(&self) -> impl Iterator<Item = (&'static LimitNames, &Limiter)> {
+        self.names.iter().zip(&self.lanes)
     }
 
     /// Counts what the queues of `device` do, too.
@@ -42,16 +71,16 @@ impl Oversight {
         self
     }
 
-    /// The limits as they are.
+    /// The limits as they are, of the first direction if there are several.
     pub fn limits(&self) -> Limits {
-        self.limiter.get()
+        self.lanes[0].get()
     }
 
-    /// Changes the limits. The workers have to be woken after that
+    /// Changes these limits. The workers have to be woken after that
     /// ([`Pool::waker`](crate::Pool::waker)), or they wait as long as the old
     /// ones said.
     pub fn set_limits(&self, limits: &Limits) {
-        self.limiter.set(limits, clock::now());
+        self.lanes[0].set(limits, clock::now());
     }
 
     /// Tells the front end, if there is one that wants to know, to read the

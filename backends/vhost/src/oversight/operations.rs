@@ -7,6 +7,7 @@ use pericarp_control::{Answer, Arguments, Operations, only};
 use serde_json::{Map, Value, json};
 
 use super::Oversight;
+use crate::clock;
 use crate::limiter::Limits;
 use crate::stats;
 
@@ -78,51 +79,55 @@ fn show_stats(devices: &[Overseen], arguments: &Arguments) -> Answer {
     )]))
 }
 
-const LIMITS: [&str; 4] = ["iops", "iops-burst", "bandwidth", "bandwidth-burst"];
-
 fn limits_of(oversight: &Oversight) -> Value {
-    let limits = oversight.limits();
-    json!({
-        "iops": limits.iops,
-        "iops-burst": limits.iops_burst,
-        "bandwidth": limits.bandwidth,
-        "bandwidth-burst": limits.bandwidth_burst,
-    })
+    let shown = oversight
+        .limited()
+        .flat_map(|(names, lane)| names.iter().copied().zip(lane.get().numbers()))
+        .map(|(name, number)| (name.to_owned(), json!(number)));
+    Value::Object(shown.collect())
 }
 
 /// Gets the limits of a device, after setting those that are given.
 fn limits(devices: &[Overseen], arguments: &Arguments, wake: &impl Fn()) -> Answer {
-    only(arguments, &[&["device"][..], &LIMITS].concat())?;
-    let index = device_named(devices.iter().map(|d| d.id.as_str()), arguments)?;
-    let device = &devices[index];
-    let mut wanted = device.oversight.limits();
-    let Limits {
-        iops,
-        iops_burst,
-        bandwidth,
-        bandwidth_burst,
-    } = &mut wanted;
-    let fields = [iops, iops_burst, bandwidth, bandwidth_burst];
+    let device = match device_named(devices.iter().map(|d| d.id.as_str()), arguments) {
+        Ok(index) => &devices[index],
+        Err(why) => return Err(why),
+    };
+    let lanes: Vec<_> = device.oversight.limited().collect();
+    let names = lanes.iter().flat_map(|(names, _)| names.iter().copied());
+    let known: Vec<_> = ["device"].into_iter().chain(names).collect();
+    only(arguments, &known)?;
     // All are looked at before one is set.
-    for (name, field) in LIMITS.into_iter().zip(fields) {
-        if let Some(value) = arguments.get(name) {
-            let number = value.as_u64();
-            *field = number
-                .ok_or_else(|| format!("{name} {value}: not a whole number: use 0 for no limit"))?;
+    let mut wanted = Vec::new();
+    for (names, lane) in &lanes {
+        let mut numbers = lane.get().numbers();
+        for (name, number) in names.iter().zip(&mut numbers) {
+            if let Some(value) = arguments.get(*name) {
+                *number = value.as_u64().ok_or_else(|| {
+                    format!("{name} {value}: not a whole number: use 0 for no limit")
+                })?;
+            }
         }
+        // Without a limit its burst means nothing: it goes with it.
+        for burst in [1, 3] {
+            if numbers[burst - 1] == 0 && !arguments.contains_key(names[burst]) {
+                numbers[burst] = 0;
+            }
+        }
+        let limits = Limits::of(numbers);
+        limits
+            .check(names)
+            .map_err(|(burst, rule)| format!("{}: {rule}", names[burst]))?;
+        wanted.push(limits);
     }
-    // Without a limit its burst means nothing: it goes with it.
-    if wanted.iops == 0 && !arguments.contains_key("iops-burst") {
-        wanted.iops_burst = 0;
-    }
-    if wanted.bandwidth == 0 && !arguments.contains_key("bandwidth-burst") {
-        wanted.bandwidth_burst = 0;
-    }
-    wanted
-        .check()
-        .map_err(|(name, rule)| format!("{name}: {rule}"))?;
-    if wanted != device.oversight.limits() {
-        device.oversight.set_limits(&wanted);
+    let changed = lanes
+        .iter()
+        .zip(&wanted)
+        .any(|((_, lane), wanted)| lane.get() != *wanted);
+    if changed {
+        for ((_, lane), wanted) in lanes.iter().zip(&wanted) {
+            lane.set(wanted, clock::now());
+        }
         wake();
     }
     Ok(Map::from_iter([
@@ -171,6 +176,33 @@ mod tests {
             .any(|(d, b)| d.oversight.limits() != b);
         assert_eq!(woken.load(Ordering::Relaxed), usize::from(changed));
         answer
+    }
+
+    #[test]
+    fn directions_have_limits_of_their_own() {
+        static NAMES: [[&str; 4]; 2] = [["ra", "rb", "rc", "rd"], ["ta", "tb", "tc", "td"]];
+        let limits = [Limits::of([1, 2, 3, 4]), Limits::of([5, 0, 0, 0])];
+        let device = Overseen {
+            id: "n".to_owned(),
+            oversight: Arc::new(Oversight::with_lanes(&NAMES, &limits)),
+            held: Vec::new(),
+        };
+        let devices = [device];
+        let answer = ask_without_a_look(&devices, json!({"ta": 0, "tc": 7, "td": 8, "ra": 0}));
+        assert_eq!(
+            answer.unwrap()["limits"],
+            json!({"ra": 0, "rb": 0, "rc": 3, "rd": 4, "ta": 0, "tb": 0, "tc": 7, "td": 8})
+        );
+        let answer = ask_without_a_look(&devices, json!({"rb": 1}));
+        assert_eq!(
+            answer.unwrap_err(),
+            "rb: there is no limit that a burst could exceed: set ra, too"
+        );
+    }
+
+    fn ask_without_a_look(devices: &[Overseen], arguments: Value) -> Answer {
+        let arguments = arguments.as_object().cloned().unwrap();
+        limits(devices, &arguments, &|| {})
     }
 
     #[test]

@@ -8,7 +8,7 @@ use pericarp_control::command_line::{
     BadOption, SocketOption, amount, bad, descriptor, number, socket_path,
 };
 
-use crate::limiter::Limits;
+use crate::limiter::{LIMIT_NAMES, LimitNames, Limits, MAX_LANES};
 
 /// The most queues one device may have.
 pub const MAX_QUEUES: u16 = 64;
@@ -55,7 +55,7 @@ impl Keys {
 }
 
 /// A device under construction.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct DeviceDraft {
     /// What its options are spelled with.
     pub keys: Keys,
@@ -63,7 +63,23 @@ pub struct DeviceDraft {
     socket: Option<SocketOption>,
     queues: Option<u16>,
     queue_size: Option<u16>,
-    limits: [Option<u64>; 4],
+    /// What its limits are called, for each direction.
+    names: &'static [LimitNames],
+    limits: [[Option<u64>; 4]; MAX_LANES],
+}
+
+impl Default for DeviceDraft {
+    fn default() -> Self {
+        Self {
+            keys: Keys::default(),
+            id: None,
+            socket: None,
+            queues: None,
+            queue_size: None,
+            names: &[LIMIT_NAMES],
+            limits: Default::default(),
+        }
+    }
 }
 
 /// What every device has.
@@ -77,8 +93,8 @@ pub struct Served {
     pub queues: u16,
     /// Largest virtqueue.
     pub queue_size: u16,
-    /// Limits to begin with.
-    pub limits: Limits,
+    /// Limits to begin with, of each direction.
+    pub limits: [Limits; MAX_LANES],
 }
 
 impl DeviceDraft {
@@ -90,13 +106,20 @@ impl DeviceDraft {
         }
     }
 
+    /// With these limits in place of the usual ones.
+    #[must_use]
+    pub fn limited_by(mut self, names: &'static [LimitNames]) -> Self {
+        self.names = &names[..names.len().min(MAX_LANES)];
+        self
+    }
+
     /// Something was said of it.
     pub fn touched(&self) -> bool {
         self.id.is_some()
             || self.socket.is_some()
             || self.queues.is_some()
             || self.queue_size.is_some()
-            || self.limits.iter().any(Option::is_some)
+            || self.limits.iter().flatten().any(Option::is_some)
     }
 
     /// Sets what `key` names, if it is one of these: an option without its
@@ -125,11 +148,14 @@ impl DeviceDraft {
             }
             ("num-queues", _) => self.queues = Some(number(name, value, 1, MAX_QUEUES)?),
             ("queue-size", _) => self.queue_size = Some(queue_size(name, value)?),
-            ("iops", _) => self.limits[0] = Some(amount(name, value)?),
-            ("iops-burst", _) => self.limits[1] = Some(amount(name, value)?),
-            ("bandwidth", _) => self.limits[2] = Some(amount(name, value)?),
-            ("bandwidth-burst", _) => self.limits[3] = Some(amount(name, value)?),
-            _ => return Ok(false),
+            _ => {
+                let limits = self.names.iter().zip(&mut self.limits);
+                let mut limits = limits.flat_map(|(names, limits)| names.iter().zip(limits));
+                match limits.find(|(known, _)| **known == key) {
+                    Some((_, limit)) => *limit = Some(amount(name, value)?),
+                    None => return Ok(false),
+                }
+            }
         }
         Ok(true)
     }
@@ -144,22 +170,14 @@ impl DeviceDraft {
             let name = format!("{prefix}id");
             return Err(bad(&name, "", "missing: give the device a name"));
         }
-        let [iops, iops_burst, bandwidth, bandwidth_burst] =
-            self.limits.map(Option::unwrap_or_default);
-        let limits = Limits {
-            iops,
-            iops_burst,
-            bandwidth,
-            bandwidth_burst,
-        };
-        limits.check().map_err(|(name, rule)| {
-            let value = if name == "iops-burst" {
-                iops_burst
-            } else {
-                bandwidth_burst
-            };
-            bad(&format!("{prefix}{name}"), value, rule)
-        })?;
+        let numbers = self.limits.map(|lane| lane.map(Option::unwrap_or_default));
+        let limits = numbers.map(Limits::of);
+        for (names, limits) in self.names.iter().zip(&limits) {
+            limits.check(names).map_err(|(burst, rule)| {
+                let name = format!("{prefix}{}", names[burst]);
+                bad(&name, limits.numbers()[burst], rule)
+            })?;
+        }
         let socket = match self.keys {
             Keys::Options => "socket-path",
             _ => "socket",

@@ -161,17 +161,19 @@ pub fn listener(endpoint: Endpoint) -> Result<UnixListener, Failure> {
     }
 }
 
-/// What is counted and limited; `None` where nobody asks for either.
+/// What is counted and limited, in each direction; `None` where nobody asks for
+/// either.
 pub fn oversee<D: Device>(
-    limits: &Limits,
+    limits: &[Limits],
     device: &D,
     control: Option<&Path>,
 ) -> Option<Arc<Oversight>> {
-    let oversight = Oversight::new(limits);
+    let oversight = Oversight::with_lanes(D::LIMITS, limits);
     if control.is_some() {
         Some(Arc::new(oversight.counting(device)))
     } else {
-        (*limits != Limits::default()).then(|| Arc::new(oversight))
+        let limited = limits.iter().any(|limits| *limits != Limits::default());
+        limited.then(|| Arc::new(oversight))
     }
 }
 

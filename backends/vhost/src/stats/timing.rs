@@ -148,6 +148,20 @@ impl Timing {
         self.finished.push((self.times[usize::from(head)], account));
     }
 
+    /// So many packets moved at once, and so many did not.
+    pub(crate) fn carried(&mut self, class: usize, packets: u64, bytes: u64, dropped: u64) {
+        if packets + dropped == 0 {
+            return;
+        }
+        if let Some(class) = self.stats().and_then(|stats| stats.classes.get(class)) {
+            add(&class.requests, packets + dropped);
+            add(&class.bytes, bytes);
+            add(&class.errors, dropped);
+        }
+        self.popped += packets + dropped;
+        self.told = true;
+    }
+
     pub(crate) fn kick(&self) {
         if let Some(stats) = self.stats() {
             add(&stats.kicks, 1);
@@ -246,13 +260,12 @@ mod tests {
     use crate::stats::DeviceStats;
 
     fn timing(synchronous: bool) -> (Arc<Oversight>, Timing) {
-        let oversight = Arc::new(Oversight {
-            stats: Some(DeviceStats {
-                classes: &["read", "other"],
-                queues: Box::new([Default::default()]),
-            }),
-            ..Oversight::default()
+        let mut oversight = Oversight::default();
+        oversight.stats = Some(DeviceStats {
+            classes: &["read", "other"],
+            queues: Box::new([Default::default()]),
         });
+        let oversight = Arc::new(oversight);
         let timing = Timing::new(&oversight, 0, 4, 0xffff, synchronous).unwrap();
         (oversight, timing)
     }

@@ -12,6 +12,7 @@ use log::warn;
 use pericarp_ring::{Buffer, QueueError, RequestQueue};
 use pericarp_uring::{Engine, Extent, FileSlot, Transfer};
 
+use super::flow::Flow;
 use super::pace::Pace;
 use super::ringer::Ringer;
 use super::token::Token;
@@ -60,10 +61,12 @@ pub(super) struct Active<D: Device> {
     pub(super) call: Option<Ringer>,
     pub(super) error: Option<Ringer>,
     pub(super) state: State,
+    /// What it carries, if that is packets and no requests.
+    pub(super) flow: Option<Flow>,
     /// The driver was asked to kick and the ring was empty after that.
     armed: bool,
     /// When this turn began.
-    now: u64,
+    pub(super) now: u64,
     gate: Option<Gate>,
     pub(super) timing: Option<Timing>,
     /// A limit keeps requests waiting, until then.
@@ -89,6 +92,7 @@ impl<D: Device> Active<D> {
             let (size, next) = (ring.size(), ring.next_avail());
             Timing::new(oversight, start.id.queue, size, next, synchronous)
         });
+        let lane = start.device.lane(start.id.queue);
         let steps = vec![Step::Done { written: 0 }; usize::from(requests.ring().size())];
         Self {
             id: start.id,
@@ -106,9 +110,10 @@ impl<D: Device> Active<D> {
             call: None,
             error: None,
             state: State::Running,
+            flow: None,
             armed: false,
             now: 0,
-            gate: start.oversight.map(Gate::new),
+            gate: start.oversight.map(|oversight| Gate::new(oversight, lane)),
             timing,
             held_until: None,
         }
@@ -136,6 +141,9 @@ impl<D: Device> Active<D> {
         pace: &mut Pace,
         now: u64,
     ) -> Result<bool, QueueError> {
+        if self.flow.is_some() {
+            return self.carry(engine, now);
+        }
         self.now = now;
         if let Some(timing) = &mut self.timing {
             let ring = self.requests.ring();
@@ -195,9 +203,13 @@ impl<D: Device> Active<D> {
 
     /// True when the driver offers something, as far as a look can tell.
     pub(super) fn has_work(&mut self) -> bool {
-        matches!(self.state, State::Running)
-            && self.held_until.is_none()
-            && self.requests.ring().has_available()
+        if self.held_until.is_some() || !matches!(self.state, State::Running) {
+            return false;
+        }
+        let available = self.requests.ring().has_available();
+        self.flow
+            .as_ref()
+            .map_or(available, |flow| flow.has_work(available))
     }
 
     /// Asks the driver to kick, before the worker sleeps. True when there is
@@ -205,7 +217,8 @@ impl<D: Device> Active<D> {
     pub(super) fn arm(&mut self) -> Result<bool, QueueError> {
         // While a limit holds requests back, a timer looks again.
         let held = self.held_until.is_some();
-        if self.armed || held || !matches!(self.state, State::Running) {
+        let unwanted = self.flow.as_ref().is_some_and(|flow| !flow.wants_kicks());
+        if self.armed || held || unwanted || !matches!(self.state, State::Running) {
             return Ok(false);
         }
         let more = self.requests.ring().enable_kicks()?;
@@ -225,7 +238,7 @@ impl<D: Device> Active<D> {
 
     /// Whether a limit keeps the requests waiting that are there. Kicks are
     /// left off for as long: a timer looks again.
-    fn is_held(&mut self) -> Result<bool, QueueError> {
+    pub(super) fn is_held(&mut self) -> Result<bool, QueueError> {
         self.held_until = None;
         let now = self.now;
         if self.gate.as_mut().is_none_or(|gate| gate.open(now)) {
@@ -238,12 +251,32 @@ impl<D: Device> Active<D> {
         if self.requests.ring().available()? == 0 {
             return Ok(false);
         }
+        Ok(self.holds())
+    }
+
+    /// Whether a limit keeps what is there waiting.
+    pub(super) fn holds(&mut self) -> bool {
+        self.held_until = None;
+        let now = self.now;
+        let Some(gate) = &mut self.gate else {
+            return false;
+        };
+        if gate.open(now) {
+            return false;
+        }
+        self.held_until = Some(gate.wait(now));
         self.disarm();
-        self.held_until = self.gate.as_mut().map(|gate| gate.wait(now));
         if let Some(timing) = &mut self.timing {
             timing.hold();
         }
-        Ok(true)
+        true
+    }
+
+    /// So many bytes moved at once.
+    pub(super) fn charge(&mut self, bytes: u64) {
+        if let Some(gate) = &mut self.gate {
+            gate.charge(self.now, bytes);
+        }
     }
 
     pub(super) fn complete(

@@ -14,6 +14,7 @@
 //! may still write to it. Until then `Command::GoOn` takes the order back.
 
 mod active;
+mod flow;
 mod memory;
 mod pace;
 mod poller;
@@ -34,6 +35,7 @@ use crate::device::Device;
 use crate::helpers::Helpers;
 use crate::mailbox::{Bell, Command, Mailbox, QueueId, StartQueue, Stopped};
 use active::{Active, State};
+use flow::Flow;
 use memory::Registry;
 use pace::Pace;
 use poller::Poller;
@@ -148,10 +150,20 @@ impl<D: Device> Worker<D> {
                         }
                     }
                     Token::Kick { slot } => {
-                        if let Some(Some(active)) = self.queues.get(slot)
-                            && let Some(timing) = &active.timing
+                        if let Some(Some(active)) = self.queues.get_mut(slot) {
+                            if let Some(timing) = &active.timing {
+                                timing.kick();
+                            }
+                            if let Some(flow) = &mut active.flow {
+                                flow.kicked(&mut self.engine);
+                            }
+                        }
+                    }
+                    Token::Input { slot } => {
+                        if let Some(Some(active)) = self.queues.get_mut(slot)
+                            && let Some(flow) = &mut active.flow
                         {
-                            timing.kick();
+                            flow.arrived(completion.result);
                         }
                     }
                     Token::Sync(index) => self.synced(index, completion.result, now),
@@ -344,7 +356,17 @@ impl<D: Device> Worker<D> {
         self.engine.watch(kick_slot, kick_token);
         self.timed |= start.oversight.is_some();
         let synchronous = self.engine.is_synchronous();
+        start.device.serves(start.id.queue, true);
+        let flow = start.device.traffic(start.id.queue).and_then(|traffic| {
+            let file = *files.get(usize::from(traffic.file))?;
+            let token = Token::input(slot, self.generation);
+            Some(Flow::new(traffic, file, token))
+        });
         let mut active = Active::new(start, files, kick_slot, kick_token, synchronous);
+        if let Some(flow) = &flow {
+            flow.watch(&mut self.engine);
+        }
+        active.flow = flow;
         active.call = call;
         active.error = error;
         active.fence_slot = fence;
@@ -424,6 +446,11 @@ impl<D: Device> Worker<D> {
         let Some(mut active) = self.queues[slot].take() else {
             return Ok(());
         };
+        active.give_back();
+        if let Some(flow) = &active.flow {
+            flow.unwatch(&mut self.engine);
+        }
+        active.device.serves(active.id.queue, false);
         let next_avail = active.requests.ring().next_avail();
         if let Some(timing) = &mut active.timing {
             timing.settle(clock::now(), 0);

@@ -6,6 +6,7 @@ const KIND_IO: u64 = 0;
 const KIND_KICK: u64 = 1;
 const KIND_MAILBOX: u64 = 2;
 const KIND_SYNC: u64 = 3;
+const KIND_INPUT: u64 = 4;
 
 /// Names what a completion belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +21,11 @@ pub(super) enum Token {
     /// A kick; nothing but a reason to look at the rings. The slot may have
     /// another queue by now.
     Kick {
+        /// Index of the queue.
+        slot: usize,
+    },
+    /// A file has packets for a queue. The slot may have another queue by now.
+    Input {
         /// Index of the queue.
         slot: usize,
     },
@@ -41,6 +47,11 @@ impl Token {
         KIND_KICK << KIND_SHIFT | u64::from(generation) << 16 | slot as u64 & 0xffff
     }
 
+    /// The token of a watch on what a queue's packets come from, likewise.
+    pub(super) fn input(slot: usize, generation: u32) -> u64 {
+        KIND_INPUT << KIND_SHIFT | u64::from(generation) << 16 | slot as u64 & 0xffff
+    }
+
     /// The token of the mailbox.
     pub(super) const MAILBOX: u64 = KIND_MAILBOX << KIND_SHIFT;
 
@@ -58,6 +69,9 @@ impl Token {
             },
             KIND_MAILBOX => Self::Mailbox,
             KIND_SYNC => Self::Sync(token as u32 as usize),
+            KIND_INPUT => Self::Input {
+                slot: token as usize & 0xffff,
+            },
             _ => Self::Kick {
                 slot: token as usize & 0xffff,
             },
@@ -80,6 +94,8 @@ mod tests {
         for slot in [0, 7, 0xffff] {
             let token = Token::kick(slot, u32::MAX);
             assert_eq!(Token::parse(token), Token::Kick { slot });
+            let token = Token::input(slot, u32::MAX);
+            assert_eq!(Token::parse(token), Token::Input { slot });
         }
         assert_eq!(Token::parse(Token::MAILBOX), Token::Mailbox);
         assert_eq!(Token::parse(Token::sync(70_000)), Token::Sync(70_000));

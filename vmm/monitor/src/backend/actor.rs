@@ -277,7 +277,8 @@ impl Actor {
                 self.waiting.fetch_sub(1, Ordering::Relaxed);
             }
             match word {
-                Ok(Word::Activate(activation)) => {
+                Ok(Word::Activate(mut activation)) => {
+                    activation.features &= !self.kind.features_of_ours();
                     self.active = Some(activation);
                     self.start(false);
                 }

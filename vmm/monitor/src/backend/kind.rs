@@ -101,6 +101,15 @@ impl Kind {
         }
     }
 
+    /// Features that the guest is shown whether or not the backend knows of them, and
+    /// that it is not told of.
+    pub fn features_of_ours(&self) -> u64 {
+        match self {
+            Self::Net { mac: Some(_) } => NET_MAC,
+            _ => 0,
+        }
+    }
+
     /// Entries of a queue when nothing is said.
     pub fn queue_size(&self) -> u16 {
         match self {
@@ -160,7 +169,19 @@ impl Kind {
                 let control = usize::from(features & NET_CONTROL != 0);
                 let pairs = match features & NET_MQ {
                     0 if wanted.unwrap_or(1) == 1 => 1,
-                    _ => limited(control, 2)?,
+                    // The control queue comes after all pairs, in the backend's count.
+                    _ if control == 1 => {
+                        let all = limited(1, 2)?.max(offer.queues.saturating_sub(1) / 2);
+                        if all > (QUEUES_MAX - 1) / 2 || wanted.is_some_and(|some| some != all) {
+                            return Err(format!(
+                                "it serves {all} pairs of queues and a control queue: \
+                                 start it with as many as are wanted, {} at most",
+                                (QUEUES_MAX - 1) / 2
+                            ));
+                        }
+                        all
+                    }
+                    _ => limited(0, 2)?,
                 };
                 let config = config.get_or_insert_with(|| vec![0; 12]);
                 put(config, 8, &(pairs as u16).to_le_bytes());
@@ -273,7 +294,12 @@ mod tests {
         assert_ne!(shown.features & NET_MAC, 0);
         let many = offer(NET_MQ | NET_CONTROL, 9, Some(12));
         let shown = net.show(&many, None, 3).unwrap();
-        assert_eq!((shown.queues, shown.config[8]), (7, 3));
+        assert_eq!((shown.queues, shown.config[8]), (9, 4));
+        assert!(net.show(&many, Some(3), 3).is_err());
+        let uncontrolled = offer(NET_MQ, 8, Some(12));
+        let shown = net.show(&uncontrolled, None, 3).unwrap();
+        assert_eq!((shown.queues, shown.config[8]), (6, 3));
+        assert_eq!(net.features_of_ours(), NET_MAC);
     }
 
     #[test]

@@ -1,0 +1,159 @@
+//! The `pericarp-net` program: serves network cards to virtual machines.
+//!
+//! Order matters. Everything an operator may have got wrong is checked before
+//! anything changes; then engines are made and sockets bound; then the process
+//! gives up every right it does not need; only then does it start threads and read
+//! the first byte from a front end.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use log::warn;
+use pericarp_confine::{Namespaces, Profile, SocketFile};
+use pericarp_control::{Failure, Server as Control, exit_code, print, start_logging};
+use pericarp_net::{Command, DeviceOptions, HELP, IOCTLS, NetDevice, Options, Source, Tap, parse};
+use pericarp_vhost::program::{
+    bind_control, check_cpus, check_sockets, claim, drain, log_confinement, operations, oversee,
+    table_size,
+};
+use pericarp_vhost::{Fleet, Meeting, Pool, PoolOptions, Server, Stop, causes};
+
+const PROGRAM: &str = "pericarp-net";
+
+/// Operations a worker submits at once: calls of drivers and watches.
+const RING_DEPTH: u32 = 64;
+
+fn main() -> ExitCode {
+    let done = match parse(std::env::args_os().skip(1)) {
+        Ok(Command::Help) => print(HELP),
+        Ok(Command::Version) => print(&format!("{PROGRAM} {}\n", env!("CARGO_PKG_VERSION"))),
+        Ok(Command::Capabilities) => print("{\n  \"type\": \"net\",\n  \"features\": []\n}\n"),
+        Ok(Command::Serve(options)) => serve(&options),
+        Err(mistake) => Err(Failure::input(mistake)),
+    };
+    exit_code(PROGRAM, done)
+}
+
+fn serve(options: &Options) -> Result<(), Failure> {
+    let process = &options.process;
+    start_logging(PROGRAM, process.log_level);
+    // All that can be wrong with the input, before anything is changed.
+    let sockets = options.devices.iter().map(|device| &device.socket);
+    check_sockets(sockets, process.control.as_deref())?;
+    check_cpus(&process.cpus)?;
+    let devices: Vec<_> = options.devices.iter().map(open).collect::<Result<_, _>>()?;
+
+    let stop = Stop::new().map_err(|e| Failure::run_time(format_args!("signals: {e}")))?;
+    let pairs: usize = options.devices.iter().map(DeviceOptions::pairs).sum();
+    let queues = 2 * pairs + options.devices.len();
+    let pool = Pool::new(&PoolOptions {
+        workers: process.workers,
+        engine: process.engine,
+        depth: RING_DEPTH,
+        files: table_size(queues as u32, pairs as u32, 0),
+        poll_limit: process.poll_limit,
+        commands: false,
+        register_memory: false,
+        threads: None,
+        polled: false,
+        descriptors: false,
+        cpus: process.cpus.clone(),
+    })
+    .map_err(|e| Failure::run_time(causes(&e)))?;
+    let mut sockets = Vec::new();
+    let result = bind_and_run(options, devices, pool, &stop, &mut sockets);
+    for socket in sockets {
+        if let Err(e) = socket.remove() {
+            warn!("cannot remove a socket: {e}");
+        }
+    }
+    result
+}
+
+/// Opens the tap of a device.
+fn open(options: &DeviceOptions) -> Result<Arc<NetDevice>, Failure> {
+    let tap = match &options.source {
+        Source::Named(name, pairs) => {
+            Tap::open(name, *pairs).map_err(|e| Failure::mistake("--tap", name, causes(&e)))
+        }
+        Source::Open(numbers) => Tap::adopt(numbers).map_err(|e| {
+            let numbers: Vec<String> = numbers.iter().map(ToString::to_string).collect();
+            Failure::mistake("--tap-fds", numbers.join(","), causes(&e))
+        }),
+    };
+    Ok(Arc::new(NetDevice::new(tap?, options.card.clone())))
+}
+
+/// Has this socket removed at the end.
+fn remember(path: &Path, sockets: &mut Vec<SocketFile>) -> Result<(), Failure> {
+    let file = SocketFile::open(path)
+        .map_err(|e| Failure::run_time(format_args!("{}: {e}", path.display())))?;
+    sockets.push(file);
+    Ok(())
+}
+
+fn bind_and_run(
+    options: &Options,
+    devices: Vec<Arc<NetDevice>>,
+    pool: Pool<NetDevice>,
+    stop: &Stop,
+    sockets: &mut Vec<SocketFile>,
+) -> Result<(), Failure> {
+    let process = &options.process;
+    let mut servers = Vec::new();
+    for (index, (options, device)) in options.devices.iter().zip(devices).enumerate() {
+        let endpoint = claim(&options.socket, None)?;
+        if let Some(path) = endpoint.path() {
+            remember(path, sockets)?;
+        }
+        let oversight = oversee(&options.limits, &*device, process.control.as_deref());
+        let server = Server::new(endpoint, device, index as u16, &pool).overseen(oversight);
+        servers.push((options.id.as_str(), server));
+    }
+    let failed = |e| Failure::run_time(format_args!("descriptors: {e}"));
+    let meeting = Meeting::new(options.devices.len()).map_err(failed)?;
+    let fleet = Fleet::new(&pool, &meeting, stop);
+    let mut control = None;
+    if let Some(path) = &process.control {
+        let listener = bind_control(path, None)?;
+        remember(path, sockets)?;
+        let table = operations(PROGRAM, env!("CARGO_PKG_VERSION"), &fleet, pool.waker());
+        let server = Control::new(listener, table)
+            .map_err(|e| Failure::run_time(format_args!("control socket: {e}")))?;
+        control = Some(server);
+    }
+    if process.confine {
+        let profile = Profile {
+            syscalls: &[],
+            ioctls: &IOCTLS,
+            registrations: &[],
+            namespaces: Namespaces::ALL,
+        };
+        let confinement = pericarp_confine::enter(&profile, sockets).map_err(|e| {
+            Failure::run_time(format_args!("cannot confine itself: {}", causes(&e)))
+        })?;
+        log_confinement(&confinement, confinement.is_complete());
+    } else {
+        warn!("not confined, as asked");
+    }
+    let running = pool
+        .start(stop)
+        .map_err(|e| Failure::run_time(causes(&e)))?;
+    let failed = |e| Failure::run_time(format_args!("threads: {e}"));
+    let event = stop.event().try_clone_to_owned().map_err(failed)?;
+    let control = control.map(|control| control.start_when(event)).transpose();
+    let control = control.map_err(failed)?;
+    let started = fleet.start(servers);
+    started.map_err(|e| Failure::run_time(format_args!("threads: {e}")))?;
+    let control = control.map(|(thread, go)| {
+        let _ = go.send(());
+        thread
+    });
+    let ending = stop.wait();
+    let mut threads = fleet.end();
+    threads.extend(control);
+    drain(ending, &threads)?;
+    running.end();
+    Ok(())
+}

@@ -1,0 +1,291 @@
+//! A queue of packets in service: between its chains and a device that keeps
+//! packets of its own, such as a tap, without a step in between.
+//!
+//! [`Active`] calls it in place of starting requests. A packet moves in one system
+//! call that never waits, and many make a turn: one store to the used index and one
+//! call of the driver tell of all of them. Kicks of a driver that offers memory are
+//! wanted only while there is a packet and no memory for it.
+#![expect(unsafe_code)]
+// UNSAFETY: the engine reads and writes guest memory at once, through segments that
+// the queue keeps mapped.
+
+use pericarp_ring::{Arrivals, Delivery, Departures, QueueError};
+use pericarp_uring::{Engine, FileSlot};
+
+use super::active::Active;
+use crate::device::{Device, Dropped, Traffic, Way};
+
+/// Packets of one turn, so that the driver hears of the first before the last came,
+/// and other queues get theirs.
+const TURN: usize = 64;
+
+/// The chains of a queue, by which way they go.
+#[derive(Debug)]
+enum Chains {
+    In(Box<Arrivals>),
+    Out(Departures),
+}
+
+/// What a queue of packets has beside its ring.
+#[derive(Debug)]
+pub(super) struct Flow {
+    traffic: Traffic,
+    file: FileSlot,
+    /// Of the watch on the file, where packets come in.
+    token: Option<u64>,
+    chains: Chains,
+    /// The file may have something to read.
+    readable: bool,
+    /// Something is there to read and the driver has no memory for it.
+    starved: bool,
+    /// The file cannot be waited for now, as a tap whose queue is detached. The driver
+    /// kicks when it has use for it.
+    deaf: bool,
+}
+
+/// What a turn moved.
+#[derive(Debug, Default)]
+struct Moved {
+    packets: u64,
+    bytes: u64,
+    dropped: u64,
+}
+
+impl Flow {
+    /// `token` is that of the watch on the file, for packets that come in.
+    pub(super) fn new(traffic: Traffic, file: FileSlot, token: u64) -> Self {
+        let (chains, token) = match traffic.way {
+            Way::In => {
+                let arrivals = Arrivals::new(traffic.most, traffic.header, traffic.merge);
+                (Chains::In(Box::new(arrivals)), Some(token))
+            }
+            Way::Out => (Chains::Out(Departures::default()), None),
+        };
+        Self {
+            traffic,
+            file,
+            token,
+            chains,
+            readable: true,
+            starved: false,
+            deaf: false,
+        }
+    }
+
+    /// Has the engine say when the file has something.
+    pub(super) fn watch(&self, engine: &mut Engine) {
+        if let Some(token) = self.token {
+            engine.watch_input(self.file, token);
+        }
+    }
+
+    /// Ends that.
+    pub(super) fn unwatch(&self, engine: &mut Engine) {
+        if let Some(token) = self.token {
+            engine.unwatch(token);
+        }
+    }
+
+    /// The watch says these poll events, or a negative errno.
+    pub(super) fn arrived(&mut self, events: i32) {
+        let over = i32::from(libc::POLLERR | libc::POLLHUP | libc::POLLNVAL);
+        self.deaf = events < 0 || events & over != 0;
+        self.readable = !self.deaf;
+    }
+
+    /// The driver kicked: it may be worth waiting for the file again.
+    pub(super) fn kicked(&mut self, engine: &mut Engine) {
+        if std::mem::take(&mut self.deaf) {
+            self.unwatch(engine);
+            self.watch(engine);
+            self.readable = true;
+        }
+    }
+
+    /// Whether the driver has to kick for what it offers next.
+    pub(super) fn wants_kicks(&self) -> bool {
+        self.starved || self.deaf || matches!(self.chains, Chains::Out(_))
+    }
+
+    /// Whether packets wait that the chains `available` in the ring could move.
+    pub(super) fn has_work(&self, available: bool) -> bool {
+        match &self.chains {
+            Chains::Out(_) => available,
+            Chains::In(arrivals) if arrivals.waits() => available,
+            Chains::In(arrivals) => self.readable && (available || arrivals.held() > 0),
+        }
+    }
+}
+
+impl<D: Device> Active<D> {
+    /// Moves the packets that are there, at most [`TURN`] of them. True when there
+    /// may be more.
+    pub(super) fn carry(&mut self, engine: &mut Engine, now: u64) -> Result<bool, QueueError> {
+        self.now = now;
+        let Some(mut flow) = self.flow.take() else {
+            return Ok(false);
+        };
+        let mut moved = Moved::default();
+        let more = match &mut flow.chains {
+            Chains::In(_) => self.carry_in(engine, &mut flow, &mut moved),
+            Chains::Out(_) => self.carry_out(engine, &mut flow, &mut moved),
+        };
+        if let Some(timing) = &mut self.timing {
+            let Moved {
+                packets,
+                bytes,
+                dropped,
+            } = moved;
+            timing.carried(flow.traffic.class, packets, bytes, dropped);
+        }
+        self.flow = Some(flow);
+        more
+    }
+
+    fn carry_in(
+        &mut self,
+        engine: &mut Engine,
+        flow: &mut Flow,
+        moved: &mut Moved,
+    ) -> Result<bool, QueueError> {
+        let Chains::In(arrivals) = &mut flow.chains else {
+            return Ok(false);
+        };
+        for _ in 0..TURN {
+            if !flow.readable && !arrivals.waits() {
+                return Ok(false);
+            }
+            if self.holds() {
+                return Ok(false);
+            }
+            let ring = self.requests.ring();
+            let (delivery, bytes) = if arrivals.waits() {
+                (arrivals.go_on(ring)?, 0)
+            } else {
+                let any = arrivals.fill(ring)?;
+                for _ in 0..arrivals.take_unsound() {
+                    moved.dropped += 1;
+                    self.device.dropped(self.id.queue, Dropped::Chain);
+                }
+                let ring = self.requests.ring();
+                if !any {
+                    flow.starved = true;
+                    // Lost memory reads as an empty ring.
+                    return match ring.memory().is_lost() {
+                        true => Err(QueueError::MemoryLost),
+                        false => Ok(false),
+                    };
+                }
+                // SAFETY: guest memory that the queue keeps mapped, and memory of
+                // the flow's own.
+                let read = unsafe { engine.read_now(flow.file, arrivals.target()) };
+                if read == -libc::EAGAIN {
+                    flow.readable = false;
+                    if let Some(token) = flow.token {
+                        engine.taken(token);
+                    }
+                    return Ok(false);
+                }
+                if read < 0 {
+                    // Of one packet, as far as we know: but where it is the device
+                    // that is gone, each attempt fails.
+                    flow.readable = read == -libc::EFAULT;
+                    moved.dropped += 1;
+                    self.device.dropped(self.id.queue, Dropped::Refused(-read));
+                    continue;
+                }
+                let bytes = u64::from(read.unsigned_abs());
+                if (bytes as usize) < flow.traffic.least {
+                    moved.dropped += 1;
+                    self.device.dropped(self.id.queue, Dropped::Length);
+                    continue;
+                }
+                (arrivals.deliver(ring, bytes)?, bytes)
+            };
+            flow.starved = delivery == Delivery::Waits;
+            if bytes > 0 {
+                let bytes = bytes - flow.traffic.header as u64;
+                moved.bytes += bytes;
+                moved.packets += 1;
+                self.charge(bytes);
+            }
+            match delivery {
+                Delivery::Done => self.disarm(),
+                Delivery::Waits => return Ok(false),
+                Delivery::TooLarge => {
+                    moved.dropped += 1;
+                    self.device.dropped(self.id.queue, Dropped::NoRoom);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn carry_out(
+        &mut self,
+        engine: &mut Engine,
+        flow: &mut Flow,
+        moved: &mut Moved,
+    ) -> Result<bool, QueueError> {
+        let Chains::Out(departures) = &mut flow.chains else {
+            return Ok(false);
+        };
+        let traffic = &flow.traffic;
+        for _ in 0..TURN {
+            if self.is_held()? {
+                return Ok(false);
+            }
+            let ring = self.requests.ring();
+            let Some((head, loaded)) = departures.pop(ring)? else {
+                return match ring.memory().is_lost() {
+                    true => Err(QueueError::MemoryLost),
+                    false => Ok(false),
+                };
+            };
+            self.disarm();
+            let chain = departures.chain();
+            let bytes = chain.readable_len();
+            let fits = (traffic.least as u64..=traffic.most as u64).contains(&bytes);
+            let why = if loaded.is_err() || chain.writable_len() > 0 {
+                Some(Dropped::Chain)
+            } else if !fits {
+                Some(Dropped::Length)
+            } else {
+                // SAFETY: guest memory that the queue keeps mapped.
+                let written = unsafe { engine.write_now(flow.file, departures.source()) };
+                (written < 0).then_some(Dropped::Refused(-written))
+            };
+            departures.finish(self.requests.ring(), head);
+            let bytes = if fits {
+                bytes - traffic.header as u64
+            } else {
+                0
+            };
+            // What is dropped has cost as much, and counts as much.
+            self.charge(bytes);
+            match why {
+                None => {
+                    moved.packets += 1;
+                    moved.bytes += bytes;
+                }
+                Some(why) => {
+                    moved.dropped += 1;
+                    self.device.dropped(self.id.queue, why);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Leaves the chains that nothing came for to whoever has the queue next.
+    pub(super) fn give_back(&mut self) {
+        if let Some(Flow {
+            chains: Chains::In(arrivals),
+            ..
+        }) = &mut self.flow
+            && arrivals.give_back(self.requests.ring())
+        {
+            self.device.dropped(self.id.queue, Dropped::NoRoom);
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! A network of the test's own: a namespace that the test's thread is in, and what it
+//! starts, with a tap for a guest to be behind. For the suite `net`.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use rustix::thread::UnshareFlags;
+
+use crate::parts::{Part, have, skip};
+
+/// The host's end of the tap.
+pub const HOST: [u8; 4] = [10, 99, 0, 1];
+/// The guest's.
+pub const GUEST: [u8; 4] = [10, 99, 0, 2];
+/// The host's address on the tap.
+pub const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+/// The guest's.
+pub const GUEST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+/// The tap.
+pub const TAP: &str = "t0";
+
+/// The namespace of this thread.
+#[derive(Debug)]
+pub struct Network {
+    ip: PathBuf,
+}
+
+impl Network {
+    /// Puts the calling thread into a namespace with a tap of so many queue pairs.
+    /// `None` is a skipped test, and says so.
+    ///
+    /// # Panics
+    /// As [`have`]; when the kernel has no taps.
+    pub fn here(test: &str, parts: &[Part], pairs: u16) -> Option<Self> {
+        if !have(test, &[&[Part::Ip], parts].concat()) {
+            return None;
+        }
+        if !rustix::process::geteuid().is_root() {
+            skip(test, "takes root, for a network of its own");
+            return None;
+        }
+        #[expect(
+            unsafe_code,
+            reason = "no descriptors are unshared, which is what is unsafe"
+        )]
+        // SAFETY: as said.
+        let unshared = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) };
+        unshared.expect("a network namespace");
+        let network = Self {
+            ip: Part::Ip.find().unwrap_or_default(),
+        };
+        let queues = if pairs > 1 { " multi_queue" } else { "" };
+        network.ip(&format!("tuntap add {TAP} mode tap vnet_hdr{queues}"));
+        network.ip(&format!("link set {TAP} address {}", mac(HOST_MAC)));
+        network.ip(&format!("link set {TAP} addrgenmode none"));
+        network.ip(&format!("link set {TAP} up"));
+        network.ip("link set lo up");
+        network.ip(&format!("addr add {}/24 dev {TAP}", dotted(HOST)));
+        network.ip(&Self::neighbour());
+        Some(network)
+    }
+
+    /// What tells the host where the guest is, which a link that goes down forgets.
+    pub fn neighbour() -> String {
+        let (guest, mac) = (dotted(GUEST), mac(GUEST_MAC));
+        format!("neigh replace {guest} lladdr {mac} dev {TAP} nud permanent")
+    }
+
+    /// Runs `ip` with these words.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn ip(&self, words: &str) {
+        let output = Command::new(&self.ip).args(words.split(' ')).output();
+        let output = output.expect("ip can be started");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "ip {words}: {said}");
+    }
+}
+
+/// As people write it.
+pub fn mac(address: [u8; 6]) -> String {
+    address.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// As people write it.
+pub fn dotted(address: [u8; 4]) -> String {
+    std::net::Ipv4Addr::from(address).to_string()
+}
+
+/// A frame from the guest to a UDP port of the host.
+pub fn datagram(port: u16, payload: &[u8]) -> Vec<u8> {
+    let mut frame = [HOST_MAC, GUEST_MAC].concat();
+    frame.extend([8, 0]);
+    let length = (28 + payload.len()) as u16;
+    let mut ip = vec![0x45, 0];
+    ip.extend(length.to_be_bytes());
+    ip.extend([0, 0, 0x40, 0, 64, 17, 0, 0]);
+    ip.extend(GUEST);
+    ip.extend(HOST);
+    let sum: u32 = ip
+        .chunks(2)
+        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
+        .sum();
+    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    ip[10..12].copy_from_slice(&sum.to_be_bytes());
+    frame.extend(ip);
+    frame.extend(7u16.to_be_bytes());
+    frame.extend(port.to_be_bytes());
+    frame.extend((8 + payload.len() as u16).to_be_bytes());
+    // No checksum, which IPv4 allows.
+    frame.extend([0, 0]);
+    frame.extend(payload);
+    frame
+}

@@ -1,0 +1,112 @@
+//! Front ends and backends that come and go, taps that go down, limits.
+
+use std::time::{Duration, Instant};
+
+use pericarp_tests::network::{Network, TAP, datagram};
+use pericarp_tests::parts::Part;
+
+use crate::card::{Card, HEADER, LIMIT, PLAIN, Served};
+use crate::{bytes, host, reaches, send_to_guest};
+
+#[test]
+fn buffers_outlive_a_killed_backend() {
+    let parts = [Part::PERICARP_NET];
+    let Some(_network) = Network::here("net killed", &parts, 1) else {
+        return;
+    };
+    let mut served = Served::start(&[]);
+    let mut card = Card::connect(&served, PLAIN, 1);
+    let socket = host();
+    card.offer_many(32, 1526);
+    let mut sent = 0u16;
+    for round in 0..4 {
+        for _ in 0..5 {
+            send_to_guest(&socket, &bytes(usize::from(sent) + 1));
+            let packet = card.receive(LIMIT).unwrap();
+            assert_eq!(packet.payload(), bytes(usize::from(sent) + 1));
+            sent += 1;
+        }
+        reaches(&mut card, &socket, &bytes(round + 7), &[]);
+        served.again();
+        card.driver.reconnect(&served.socket).unwrap();
+    }
+    // The buffers of before are still good, each once.
+    for _ in 20..32 {
+        send_to_guest(&socket, b"again");
+        assert_eq!(card.receive(LIMIT).unwrap().payload(), b"again");
+    }
+    send_to_guest(&socket, b"no room");
+    assert!(card.receive(Duration::from_millis(100)).is_none());
+    card.offer(3, &[1526]);
+    assert_eq!(card.receive(LIMIT).unwrap().payload(), b"no room");
+    // A stopped queue says where it is: nothing of it is in flight.
+    let base = card.driver.stop(0).unwrap();
+    assert_eq!(base, 33);
+    served.finish();
+}
+
+#[test]
+fn a_tap_goes_down_and_comes_up() {
+    let parts = [Part::PERICARP_NET];
+    let Some(network) = Network::here("net down", &parts, 1) else {
+        return;
+    };
+    let served = Served::start(&[]);
+    let mut card = Card::connect(&served, PLAIN, 1);
+    let socket = host();
+    card.offer_many(8, 1526);
+    reaches(&mut card, &socket, b"before", &[]);
+    network.ip(&format!("link set {TAP} down"));
+    card.send([0; HEADER], &datagram(9, b"nowhere"), &[]);
+    assert_eq!(served.dropped("tx-dropped-refused"), 1);
+    network.ip(&format!("link set {TAP} up"));
+    // Its neighbour went with it.
+    let again = Network::neighbour();
+    network.ip(&again);
+    reaches(&mut card, &socket, b"after", &[]);
+    send_to_guest(&socket, b"and back");
+    assert_eq!(card.receive(LIMIT).unwrap().payload(), b"and back");
+    served.finish();
+}
+
+#[test]
+fn limits_hold_by_direction_and_can_be_changed() {
+    let parts = [Part::PERICARP_NET];
+    let Some(_network) = Network::here("net limits", &parts, 1) else {
+        return;
+    };
+    let served = Served::start(&["--rx-packets", "200", "--tx-bandwidth", "100K"]);
+    let mut card = Card::connect(&served, PLAIN, 1);
+    let socket = host();
+    card.offer_many(200, 1526);
+    // 100 packets at 200 a second, but for what a bucket holds.
+    for _ in 0..100 {
+        send_to_guest(&socket, b"many");
+    }
+    let begin = Instant::now();
+    for _ in 0..100 {
+        assert_eq!(card.receive(LIMIT).unwrap().payload(), b"many");
+    }
+    let took = begin.elapsed();
+    assert!(took > Duration::from_millis(400), "{took:?}");
+    // 50 KiB at 100 KiB a second.
+    // To a port that is there: nobody is to complain.
+    let frame = datagram(socket.local_addr().unwrap().port(), &bytes(1400));
+    let begin = Instant::now();
+    for _ in 0..36 {
+        card.send([0; HEADER], &frame, &[]);
+    }
+    let took = begin.elapsed();
+    assert!(took > Duration::from_millis(400), "{took:?}");
+    let answer = served.ask(r#"{"op":"limits","rx-packets":0,"tx-bandwidth":0}"#);
+    assert_eq!(answer["ok"], true, "{answer}");
+    assert_eq!(answer["limits"]["rx-packets"], 0, "{answer}");
+    let wrong = served.ask(r#"{"op":"limits","iops":1}"#);
+    assert_eq!(wrong["ok"], false, "{wrong}");
+    for round in 0..50 {
+        send_to_guest(&socket, &bytes(round + 1));
+        assert_eq!(card.receive(LIMIT).unwrap().payload(), bytes(round + 1));
+        card.send([0; HEADER], &frame, &[]);
+    }
+    served.finish();
+}
