@@ -49,15 +49,23 @@ impl Network {
         let network = Self {
             ip: Part::Ip.find().unwrap_or_default(),
         };
-        let queues = if pairs > 1 { " multi_queue" } else { "" };
-        network.ip(&format!("tuntap add {TAP} mode tap vnet_hdr{queues}"));
-        network.ip(&format!("link set {TAP} address {}", mac(HOST_MAC)));
-        network.ip(&format!("link set {TAP} addrgenmode none"));
-        network.ip(&format!("link set {TAP} up"));
         network.ip("link set lo up");
-        network.ip(&format!("addr add {}/24 dev {TAP}", dotted(HOST)));
-        network.ip(&Self::neighbour());
+        network.tap(pairs);
         Some(network)
+    }
+
+    /// Makes the tap.
+    ///
+    /// # Panics
+    /// When it is there already.
+    pub fn tap(&self, pairs: u16) {
+        let queues = if pairs > 1 { " multi_queue" } else { "" };
+        self.ip(&format!("tuntap add {TAP} mode tap vnet_hdr{queues}"));
+        self.ip(&format!("link set {TAP} address {}", mac(HOST_MAC)));
+        self.ip(&format!("link set {TAP} addrgenmode none"));
+        self.ip(&format!("link set {TAP} up"));
+        self.ip(&format!("addr add {}/24 dev {TAP}", dotted(HOST)));
+        self.ip(&Self::neighbour());
     }
 
     /// What tells the host where the guest is, which a link that goes down forgets.

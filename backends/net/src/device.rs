@@ -3,13 +3,14 @@
 //! call it.
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use log::warn;
 use pericarp_ring::{Chain, ChainError};
 use pericarp_vhost::{
-    Account, ConfigRefused, Device, Dropped, LimitNames, Step, Traffic, Way, features as common,
+    Account, ConfigRefused, Device, Dropped, Errand, LimitNames, Step, Traffic, Way,
+    features as common,
 };
 
 use crate::control::Wish;
@@ -76,8 +77,10 @@ const DROPS: [[&str; 4]; 2] = [
 struct Steering {
     /// Pairs that the driver wants to use.
     active: u16,
-    /// By pair: a worker serves its receive queue.
-    served: Vec<bool>,
+    /// What the driver takes now, of what it agreed to.
+    offloads: u64,
+    /// Queues that a worker serves, by their number.
+    served: u64,
     /// By pair: the tap's queue is attached.
     attached: Vec<bool>,
 }
@@ -92,6 +95,15 @@ pub struct NetDevice {
     negotiated: AtomicU64,
     steering: Mutex<Steering>,
     drops: Drops,
+    /// Somebody was told that the tap refused something.
+    complained: AtomicBool,
+}
+
+/// A command of the driver's.
+#[derive(Debug, Default)]
+pub struct Order {
+    wish: Option<Wish>,
+    failed: bool,
 }
 
 impl NetDevice {
@@ -105,10 +117,12 @@ impl NetDevice {
             negotiated: AtomicU64::new(0),
             steering: Mutex::new(Steering {
                 active: pairs as u16,
-                served: vec![false; pairs],
+                offloads: 0,
+                served: 0,
                 attached: vec![true; pairs],
             }),
             drops: Drops::default(),
+            complained: AtomicBool::new(false),
         }
     }
 
@@ -131,68 +145,86 @@ impl NetDevice {
         }
     }
 
-    fn offload(&self, features: u64) -> bool {
-        match self.tap.set_offloads(tap_offloads(features)) {
-            Ok(()) => true,
-            Err(error) => {
-                warn!("the tap's offloads stay as they are: {error}");
-                false
-            }
-        }
-    }
-
-    /// Changes which queues are in use, and has the tap follow.
-    fn steer(&self, change: impl FnOnce(&mut Steering)) {
+    /// Changes what is in use, and has the tap follow. True if it does.
+    fn steer(&self, change: impl FnOnce(&mut Steering)) -> bool {
         let mut steering = self.steering.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = tap_offloads(steering.offloads);
         change(&mut steering);
+        let mut follows = true;
+        let mut tell = |what: std::io::Result<()>| {
+            if let Err(error) = &what {
+                // A driver can ask for it again and again.
+                if !self.complained.swap(true, Ordering::Relaxed) {
+                    warn!("the tap does not do as the driver wants: {error}");
+                }
+                follows = false;
+            }
+            what.is_ok()
+        };
+        let offloads = tap_offloads(steering.offloads);
+        if offloads != before {
+            tell(self.tap.set_offloads(offloads));
+        }
         let Steering {
             active,
             served,
             attached,
+            ..
         } = &mut *steering;
-        for (pair, (served, attached)) in served.iter().zip(attached).enumerate() {
-            let wanted = *served && pair < usize::from(*active);
-            if wanted != *attached {
-                match self.tap.attach(pair, wanted) {
-                    Ok(()) => *attached = wanted,
-                    Err(error) => warn!("queue {pair} of the tap: {error}"),
-                }
+        for (pair, attached) in attached.iter_mut().enumerate() {
+            let wanted = pair < usize::from(*active) && *served & 1 << (2 * pair) != 0;
+            if wanted != *attached && tell(self.tap.attach(pair, wanted)) {
+                *attached = wanted;
+            }
+        }
+        follows
+    }
+
+    /// What a driver that was just set up has not chosen yet.
+    fn begin(&self, steering: &mut Steering) {
+        steering.offloads = self.negotiated.load(Ordering::Relaxed);
+        // One that can say how many pairs it uses begins with one.
+        let says = self.has(MQ | CTRL_VQ);
+        steering.active = if says { 1 } else { self.pairs };
+    }
+
+    /// Whether the driver may have that.
+    fn allows(&self, wish: Wish) -> bool {
+        match wish {
+            Wish::Pairs(pairs) => self.has(MQ) && (1..=self.pairs).contains(&pairs),
+            Wish::Offloads(offloads) => {
+                let agreed = GUEST_OFFLOADS & self.negotiated.load(Ordering::Relaxed);
+                self.has(CTRL_GUEST_OFFLOADS) && offloads & !agreed == 0
             }
         }
     }
 
-    fn grant(&self, wish: Option<Wish>) -> bool {
-        match wish {
-            Some(Wish::Pairs(pairs)) if self.has(MQ) && (1..=self.pairs).contains(&pairs) => {
-                self.steer(|steering| steering.active = pairs);
-                true
-            }
-            Some(Wish::Offloads(offloads)) if self.has(CTRL_GUEST_OFFLOADS) => {
-                let agreed = GUEST_OFFLOADS & self.negotiated.load(Ordering::Relaxed);
-                offloads & !agreed == 0 && self.offload(offloads)
-            }
-            _ => false,
-        }
+    fn grant(&self, wish: Wish) -> bool {
+        self.steer(|steering| match wish {
+            Wish::Pairs(pairs) => steering.active = pairs,
+            Wish::Offloads(offloads) => steering.offloads = offloads,
+        })
     }
 }
 
 impl Device for NetDevice {
-    /// A command failed.
-    type Request = bool;
+    type Request = Order;
 
     const CLASSES: &'static [&'static str] = &["rx", "tx", "control"];
 
     const LIMITS: &'static [LimitNames] = &crate::options::LIMITS;
 
-    fn lane(&self, queue: u16) -> usize {
-        usize::from(queue % 2)
+    fn lane(&self, queue: u16) -> Option<usize> {
+        // A driver waits for its commands, and holds up more than itself.
+        let traffic = self.traffic(queue)?;
+        Some(usize::from(traffic.way == Way::Out))
     }
 
-    fn account(&self, failed: &bool) -> Account {
+    fn account(&self, order: &Order) -> Account {
         Account {
             class: CONTROL,
             bytes: 0,
-            failed: *failed,
+            failed: order.failed,
         }
     }
 
@@ -249,10 +281,7 @@ impl Device for NetDevice {
         if let Err(error) = self.tap.set_header(self.header()) {
             warn!("the tap's header stays as it is: {error}");
         }
-        self.offload(features);
-        // Where the driver can say how many pairs it uses, it begins with one.
-        let says = self.has(MQ | CTRL_VQ);
-        self.steer(|steering| steering.active = if says { 1 } else { self.pairs });
+        self.steer(|steering| self.begin(steering));
     }
 
     fn held(&self) -> Vec<(&'static str, u64)> {
@@ -299,27 +328,52 @@ impl Device for NetDevice {
     }
 
     fn serves(&self, queue: u16, on: bool) {
-        if queue.is_multiple_of(2) && queue / 2 < self.pairs {
-            self.steer(|steering| steering.served[usize::from(queue / 2)] = on);
-        }
+        // The control queue may have the number of a receive queue.
+        let counts = !queue.is_multiple_of(2) || self.traffic(queue).is_some();
+        let bit = u64::from(counts) << queue.min(63);
+        self.steer(|steering| {
+            if on {
+                steering.served |= bit;
+            } else {
+                steering.served &= !bit;
+                // The next driver has chosen nothing.
+                if steering.served == 0 {
+                    self.begin(steering);
+                }
+            }
+        });
     }
 
     fn start(
         &self,
         loaded: Result<(), ChainError>,
         mut chain: Chain<'_>,
-        failed: &mut bool,
+        order: &mut Order,
     ) -> Step {
-        *failed = true;
+        order.failed = true;
         if loaded.is_err() || !chain.take_status() {
             return Step::Done { written: 0 };
         }
-        *failed = !self.grant(Wish::read(&mut chain));
-        chain.write_status(if *failed { ERR } else { OK });
-        Step::Done { written: 1 }
+        order.wish = Wish::read(&mut chain).filter(|wish| self.allows(*wish));
+        match order.wish {
+            // The kernel takes its time for it, in which others are served.
+            Some(_) => Step::Errand,
+            None => answer(chain, order),
+        }
     }
 
-    fn resume(&self, _chain: Chain<'_>, _failed: &mut bool, _result: i32) -> Step {
-        Step::Done { written: 0 }
+    fn errand(self: Arc<Self>, order: &mut Order) -> Errand {
+        let wish = order.wish;
+        Errand::new(move || i32::from(wish.is_some_and(|wish| self.grant(wish))))
     }
+
+    fn resume(&self, chain: Chain<'_>, order: &mut Order, result: i32) -> Step {
+        order.failed = result != 1;
+        answer(chain, order)
+    }
+}
+
+fn answer(mut chain: Chain<'_>, order: &Order) -> Step {
+    chain.write_status(if order.failed { ERR } else { OK });
+    Step::Done { written: 1 }
 }

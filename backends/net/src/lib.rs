@@ -12,6 +12,6 @@ pub mod features;
 mod options;
 mod tap;
 
-pub use device::{Card, NetDevice};
+pub use device::{Card, NetDevice, Order};
 pub use options::{BadOption, Command, DeviceOptions, HELP, Options, Source, parse};
 pub use tap::{IOCTLS, Tap, TapError};

@@ -3,6 +3,7 @@
 //! `main` parses it whole before it touches anything. Every mistake becomes one
 //! line that names the option, the value, the rule and the cure.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::os::fd::RawFd;
 
@@ -204,9 +205,32 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
         devices.iter().map(|d| (d.id.as_str(), &d.socket)),
         MAX_DEVICES,
     )?;
+    check_numbers(&devices)?;
     let pairs = devices.iter().map(DeviceOptions::pairs).sum();
     let process = process.finish(pairs, devices.iter().map(|d| &d.socket))?;
     Ok(Command::Serve(Box::new(Options { devices, process })))
+}
+
+/// Each descriptor that was passed is named once.
+fn check_numbers(devices: &[DeviceOptions]) -> Result<(), BadOption> {
+    let mut seen = HashSet::new();
+    for device in devices {
+        let passed = match &device.source {
+            Source::Open(numbers) => numbers.as_slice(),
+            Source::Named(..) => &[],
+        };
+        let socket = match &device.socket {
+            SocketOption::Descriptor(number) => Some(number),
+            SocketOption::Path(_) => None,
+        };
+        for number in passed.iter().chain(socket) {
+            if !seen.insert(*number) {
+                let rule = "named twice: pass each descriptor once";
+                return Err(bad("--tap-fds", number, rule));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// One device while its options are still being read.
@@ -415,6 +439,14 @@ mod tests {
             (
                 "--socket-path /s --tap t0 --rx-packets-burst 5",
                 "--rx-packets-burst 5: there is no limit that a burst could exceed: set rx-packets, too",
+            ),
+            (
+                "--fd 5 --tap-fds 6,5",
+                "--tap-fds 5: named twice: pass each descriptor once",
+            ),
+            (
+                "--device id=a,socket=/a,tap-fds=5 --device id=b,socket=/b,tap-fds=5",
+                "--tap-fds 5: named twice: pass each descriptor once",
             ),
             (
                 "--socket-path /s --tap t0 --inflight-file /f",

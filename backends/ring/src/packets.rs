@@ -22,6 +22,8 @@ const LONG_HEADER: u64 = 12;
 /// A read offers this much of the guest's memory while packets are small: each
 /// piece of it costs the kernel time.
 const SMALL: u64 = 2048;
+/// Chains that cannot be filled, of one look at the ring.
+const MANY_UNSOUND: u32 = 16;
 /// So many small packets in a row after one that was not.
 const PATIENCE: u8 = 64;
 
@@ -177,9 +179,12 @@ impl Arrivals {
                 return Ok(room);
             }
         }
-        // A driver that offers without end is let wait after a ring full.
+        // A driver that offers without end is let wait after a ring full, and sooner
+        // after what takes long and is good for nothing.
+        let mut unsound = 0;
         for _ in 0..queue.size() {
-            if room >= wanted || self.held.len() >= usize::from(queue.size()) {
+            let full = self.held.len() >= usize::from(queue.size());
+            if room >= wanted || full || unsound == MANY_UNSOUND {
                 break;
             }
             let Some(head) = queue.pop()? else { break };
@@ -190,6 +195,9 @@ impl Arrivals {
             held.sound &= chain.readable_len() == 0 && chain.writable_len() >= self.header;
             if !held.sound {
                 self.unsound += 1;
+                unsound += 1;
+                // Its head is all that is still of interest.
+                held.segments.trim();
                 if self.held.is_empty() {
                     queue.push_used(head, 0);
                     self.spare.push(held);

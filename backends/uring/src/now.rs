@@ -2,6 +2,9 @@
 //! from and to a device that keeps a queue of them. One packet costs a plain call
 //! less than a way through the ring (PERF.md, "One packet"), and what is done at once
 //! is never in flight. [`crate::Engine`]'s own methods.
+//!
+//! The descriptors are open with O_NONBLOCK. RWF_NOWAIT would say the same, but taps
+//! know it since Linux 6.4 only.
 #![expect(unsafe_code)]
 // UNSAFETY: preadv2 and pwritev2 follow the caller's segments.
 
@@ -17,7 +20,7 @@ const NO_OFFSET: i64 = -1;
 
 impl Engine {
     /// Reads from a device: the number of bytes, or a negative errno, which is
-    /// EAGAIN where there is nothing.
+    /// EAGAIN where there is nothing in a file that is open with O_NONBLOCK.
     ///
     /// # Safety
     /// The memory of the segments is valid, for the length of the call.
@@ -25,7 +28,7 @@ impl Engine {
         let count = segments.len() as c_int;
         self.at_once(file, |fd| {
             // SAFETY: the caller's promise.
-            unsafe { libc::preadv2(fd, segments.as_ptr(), count, NO_OFFSET, libc::RWF_NOWAIT) }
+            unsafe { libc::preadv2(fd, segments.as_ptr(), count, NO_OFFSET, 0) }
         })
     }
 
@@ -37,7 +40,7 @@ impl Engine {
         let count = segments.len() as c_int;
         self.at_once(file, |fd| {
             // SAFETY: the caller's promise.
-            unsafe { libc::pwritev2(fd, segments.as_ptr(), count, NO_OFFSET, libc::RWF_NOWAIT) }
+            unsafe { libc::pwritev2(fd, segments.as_ptr(), count, NO_OFFSET, 0) }
         })
     }
 

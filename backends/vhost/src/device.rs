@@ -184,9 +184,9 @@ pub trait Device: Debug + Send + Sync + 'static {
     /// What its limits are called, for each direction that is limited apart.
     const LIMITS: &'static [LimitNames] = &[LIMIT_NAMES];
 
-    /// Index into [`Device::LIMITS`]: which limits hold for a queue.
-    fn lane(&self, _queue: u16) -> usize {
-        0
+    /// Index into [`Device::LIMITS`]: which limits hold for a queue, if any do.
+    fn lane(&self, _queue: u16) -> Option<usize> {
+        Some(0)
     }
 
     /// How a request that was started counts.

@@ -18,6 +18,8 @@ pub const WRITE: u16 = 2;
 pub const INDIRECT: u16 = 4;
 /// In the available ring's flags: do not signal.
 const NO_INTERRUPT: u16 = 1;
+/// In the used ring's flags: do not kick.
+const NO_NOTIFY: u16 = 1;
 
 /// Guest memory set aside for each ring.
 const STRIDE: u64 = 0x1_0000;
@@ -190,6 +192,19 @@ impl Ring {
     pub fn notify(&self) {
         // Full means that the backend has a wake-up pending already.
         let _ = self.kick.write(1);
+    }
+
+    /// Whether the backend wants to be woken for what was queued since `before`
+    /// (virtio 1.3, 2.7.10).
+    pub fn wants_kick(&self, before: u16) -> bool {
+        // What was published is visible before the wish is read.
+        fence(Ordering::SeqCst);
+        if !self.event_idx {
+            return self.load(self.used_at()) & NO_NOTIFY == 0;
+        }
+        let event = self.load(self.used_at() + 4 + u64::from(self.size) * 8);
+        let (now, past) = (self.next_avail, self.next_avail.wrapping_sub(before));
+        now.wrapping_sub(event).wrapping_sub(1) < past
     }
 
     /// Asks for a signal once the used index has passed `index`.

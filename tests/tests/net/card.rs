@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use pericarp_tests::bounded::poll;
-use pericarp_tests::frontend::{Desc, Driver, NEXT, Setup, WRITE, bit};
+use pericarp_tests::frontend::{Desc, Driver, NEXT, Ring, Setup, WRITE, bit};
 use pericarp_tests::network::TAP;
 use pericarp_tests::parts::beside_us;
 use pericarp_tests::process::{Process, command};
@@ -111,6 +111,25 @@ impl Served {
             .unwrap_or_else(|| panic!("{reason}: {stats}"))
     }
 
+    /// CPU time of all its threads.
+    pub(crate) fn cpu(&self) -> Duration {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.process.pid())).unwrap();
+        let nanos = tasks.map(|task| {
+            let text = std::fs::read_to_string(task.unwrap().path().join("schedstat")).unwrap();
+            let running = text.split_whitespace().next().unwrap();
+            running.parse::<u64>().unwrap()
+        });
+        Duration::from_nanos(nanos.sum())
+    }
+
+    /// With nothing to do it does nothing: not even half of the time.
+    pub(crate) fn rests(&self, when: &str) {
+        let (begin, before) = (std::time::Instant::now(), self.cpu());
+        std::thread::sleep(Duration::from_secs(1));
+        let (took, spent) = (begin.elapsed(), self.cpu() - before);
+        assert!(spent < took / 2, "{when}: {spent:?} of {took:?}");
+    }
+
     /// It lives, and ends when it is told to.
     pub(crate) fn finish(mut self) {
         assert!(self.process.ended().is_none(), "{}", self.process.epitaph());
@@ -186,9 +205,7 @@ impl Card {
             at += u64::from(len);
         }
         self.sizes[usize::from(head)] = sizes.iter().sum();
-        ring.queue(head);
-        ring.publish();
-        ring.notify();
+        give(ring, head);
     }
 
     /// Offers so many buffers of one size, from head 0 on.
@@ -255,9 +272,7 @@ impl Card {
             );
             start += len as u64;
         }
-        ring.queue(0);
-        ring.publish();
-        ring.notify();
+        give(ring, 0);
         let used = ring.watch(1, LIMIT).unwrap();
         assert_eq!((used[0].head, used[0].len), (0, 0));
     }
@@ -284,12 +299,20 @@ impl Card {
         };
         ring.set_desc(0, read);
         ring.set_desc(1, write);
-        ring.queue(0);
-        ring.publish();
-        ring.notify();
+        give(ring, 0);
         ring.watch(1, LIMIT).unwrap();
         let got = self.driver.peek(ack, 1).unwrap()[0];
         (got != 0xaa).then_some(got)
+    }
+}
+
+/// Makes a chain available, and kicks if the device asked for it, as every driver does.
+fn give(ring: &mut Ring, head: u16) {
+    let before = ring.next_avail();
+    ring.queue(head);
+    ring.publish();
+    if ring.wants_kick(before) {
+        ring.notify();
     }
 }
 

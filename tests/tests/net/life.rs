@@ -70,6 +70,75 @@ fn a_tap_goes_down_and_comes_up() {
 }
 
 #[test]
+fn a_driver_that_kicks_as_it_is_asked_is_never_forgotten() {
+    let parts = [Part::PERICARP_NET];
+    let Some(_network) = Network::here("net kicks", &parts, 1) else {
+        return;
+    };
+    for engine in ["uring", "sync"] {
+        let served = Served::start(&["--io-engine", engine]);
+        let mut card = Card::connect(&served, PLAIN, 1);
+        let socket = host();
+        let pause = || std::thread::sleep(Duration::from_millis(50));
+        // A packet that takes three buffers, which come one by one.
+        for round in 0..20 {
+            let head = 3 * round % 30;
+            card.offer(head, &[100]);
+            pause();
+            send_to_guest(&socket, &bytes(200));
+            for more in [1, 2] {
+                pause();
+                assert!(card.receive(Duration::ZERO).is_none());
+                card.offer(head + more, &[100]);
+            }
+            let packet = card.receive(LIMIT).unwrap();
+            assert_eq!((packet.payload(), packet.chains), (&bytes(200)[..], 3));
+        }
+        served.finish();
+    }
+}
+
+#[test]
+fn with_nothing_to_do_it_rests() {
+    let parts = [Part::PERICARP_NET];
+    let Some(network) = Network::here("net rest", &parts, 1) else {
+        return;
+    };
+    for engine in ["uring", "sync"] {
+        let served = Served::start(&["--io-engine", engine]);
+        let mut card = Card::connect(&served, PLAIN, 1);
+        let socket = host();
+        served.rests("before there is a buffer");
+        card.offer_many(16, 1526);
+        for _ in 0..40 {
+            reaches(&mut card, &socket, b"awake", &[]);
+        }
+        served.rests("with buffers");
+        // It runs dry, and is filled up while there is nothing.
+        for _ in 0..16 {
+            send_to_guest(&socket, b"dry");
+            card.receive(LIMIT).unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        card.offer_many(16, 1526);
+        for _ in 0..40 {
+            std::thread::sleep(Duration::from_millis(1));
+            reaches(&mut card, &socket, b"awake", &[]);
+        }
+        served.rests("after it ran dry");
+        network.ip(&format!("link del {TAP}"));
+        served.rests("without its tap");
+        // Set up anew, with the tap still gone.
+        card.driver.stop(0).unwrap();
+        card.driver.configure(0).unwrap();
+        card.offer_many(16, 1526);
+        served.rests("set up without its tap");
+        served.finish();
+        network.tap(1);
+    }
+}
+
+#[test]
 fn limits_hold_by_direction_and_can_be_changed() {
     let parts = [Part::PERICARP_NET];
     let Some(_network) = Network::here("net limits", &parts, 1) else {

@@ -113,7 +113,10 @@ impl<D: Device> Active<D> {
             flow: None,
             armed: false,
             now: 0,
-            gate: start.oversight.map(|oversight| Gate::new(oversight, lane)),
+            gate: start
+                .oversight
+                .zip(lane)
+                .map(|(overseen, lane)| Gate::new(overseen, lane)),
             timing,
             held_until: None,
         }

@@ -38,9 +38,6 @@ pub(super) struct Flow {
     readable: bool,
     /// Something is there to read and the driver has no memory for it.
     starved: bool,
-    /// The file cannot be waited for now, as a tap whose queue is detached. The driver
-    /// kicks when it has use for it.
-    deaf: bool,
 }
 
 /// What a turn moved.
@@ -68,7 +65,6 @@ impl Flow {
             chains,
             readable: true,
             starved: false,
-            deaf: false,
         }
     }
 
@@ -86,25 +82,14 @@ impl Flow {
         }
     }
 
-    /// The watch says these poll events, or a negative errno.
-    pub(super) fn arrived(&mut self, events: i32) {
-        let over = i32::from(libc::POLLERR | libc::POLLHUP | libc::POLLNVAL);
-        self.deaf = events < 0 || events & over != 0;
-        self.readable = !self.deaf;
-    }
-
-    /// The driver kicked: it may be worth waiting for the file again.
-    pub(super) fn kicked(&mut self, engine: &mut Engine) {
-        if std::mem::take(&mut self.deaf) {
-            self.unwatch(engine);
-            self.watch(engine);
-            self.readable = true;
-        }
+    /// The file has something new, or is gone, which reading will tell.
+    pub(super) fn arrived(&mut self) {
+        self.readable = true;
     }
 
     /// Whether the driver has to kick for what it offers next.
     pub(super) fn wants_kicks(&self) -> bool {
-        self.starved || self.deaf || matches!(self.chains, Chains::Out(_))
+        self.starved || matches!(self.chains, Chains::Out(_))
     }
 
     /// Whether packets wait that the chains `available` in the ring could move.
@@ -151,6 +136,7 @@ impl<D: Device> Active<D> {
         let Chains::In(arrivals) = &mut flow.chains else {
             return Ok(false);
         };
+        let mut failures = 0;
         for _ in 0..TURN {
             if !flow.readable && !arrivals.waits() {
                 return Ok(false);
@@ -159,17 +145,22 @@ impl<D: Device> Active<D> {
                 return Ok(false);
             }
             let ring = self.requests.ring();
+            let next_avail = ring.next_avail();
             let (delivery, bytes) = if arrivals.waits() {
                 (arrivals.go_on(ring)?, 0)
             } else {
                 let any = arrivals.fill(ring)?;
+                if self.requests.ring().next_avail() != next_avail {
+                    // What it was asked to kick for lies behind.
+                    self.disarm();
+                }
                 for _ in 0..arrivals.take_unsound() {
                     moved.dropped += 1;
                     self.device.dropped(self.id.queue, Dropped::Chain);
                 }
                 let ring = self.requests.ring();
+                flow.starved = !any;
                 if !any {
-                    flow.starved = true;
                     // Lost memory reads as an empty ring.
                     return match ring.memory().is_lost() {
                         true => Err(QueueError::MemoryLost),
@@ -187,9 +178,11 @@ impl<D: Device> Active<D> {
                     return Ok(false);
                 }
                 if read < 0 {
-                    // Of one packet, as far as we know: but where it is the device
-                    // that is gone, each attempt fails.
-                    flow.readable = read == -libc::EFAULT;
+                    // Of one packet: but where the device is gone all attempts fail, and
+                    // will until the queue is set up again.
+                    failures += 1;
+                    let gone = [libc::EBADFD, libc::EBADF, libc::ENODEV, libc::EOPNOTSUPP];
+                    flow.readable = failures < TURN && !gone.contains(&-read);
                     moved.dropped += 1;
                     self.device.dropped(self.id.queue, Dropped::Refused(-read));
                     continue;
@@ -202,15 +195,20 @@ impl<D: Device> Active<D> {
                 }
                 (arrivals.deliver(ring, bytes)?, bytes)
             };
+            if self.requests.ring().next_avail() != next_avail {
+                self.disarm();
+            }
             flow.starved = delivery == Delivery::Waits;
             if bytes > 0 {
                 let bytes = bytes - flow.traffic.header as u64;
-                moved.bytes += bytes;
-                moved.packets += 1;
+                if delivery != Delivery::TooLarge {
+                    moved.bytes += bytes;
+                    moved.packets += 1;
+                }
                 self.charge(bytes);
             }
             match delivery {
-                Delivery::Done => self.disarm(),
+                Delivery::Done => {}
                 Delivery::Waits => return Ok(false),
                 Delivery::TooLarge => {
                     moved.dropped += 1;

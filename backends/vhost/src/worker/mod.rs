@@ -150,20 +150,17 @@ impl<D: Device> Worker<D> {
                         }
                     }
                     Token::Kick { slot } => {
-                        if let Some(Some(active)) = self.queues.get_mut(slot) {
-                            if let Some(timing) = &active.timing {
-                                timing.kick();
-                            }
-                            if let Some(flow) = &mut active.flow {
-                                flow.kicked(&mut self.engine);
-                            }
+                        if let Some(Some(active)) = self.queues.get(slot)
+                            && let Some(timing) = &active.timing
+                        {
+                            timing.kick();
                         }
                     }
                     Token::Input { slot } => {
                         if let Some(Some(active)) = self.queues.get_mut(slot)
                             && let Some(flow) = &mut active.flow
                         {
-                            flow.arrived(completion.result);
+                            flow.arrived();
                         }
                     }
                     Token::Sync(index) => self.synced(index, completion.result, now),
