@@ -27,43 +27,57 @@ const MANY_UNSOUND: u32 = 16;
 /// So many small packets in a row after one that was not.
 const PATIENCE: u8 = 64;
 
-/// Chains that the driver fills and the device empties.
+/// Chains that the driver fills and the device empties: some of them at a time.
 #[derive(Debug, Default)]
 pub struct Departures {
-    segments: Segments,
+    /// Those that were taken, oldest first.
+    taken: Vec<(u16, Result<(), ChainError>)>,
+    /// Their segments, and storage for more.
+    segments: Vec<Segments>,
 }
 
 impl Departures {
-    /// Takes the next packet; it must be [finished](Self::finish) before another is
-    /// taken. The inner error says that its chain is malformed.
+    /// Takes the next packets, at most `most`; they must be [finished](Self::finish)
+    /// before others are taken. Gives how many there were.
     ///
     /// # Errors
-    /// As [`SplitQueue::pop`].
-    #[expect(clippy::type_complexity, reason = "two layers of failure, both local")]
-    pub fn pop(
-        &mut self,
-        queue: &mut SplitQueue,
-    ) -> Result<Option<(u16, Result<(), ChainError>)>, QueueError> {
-        let Some(head) = queue.pop()? else {
-            return Ok(None);
-        };
-        Ok(Some((head, self.segments.load(queue, head))))
+    /// As [`SplitQueue::pop`], where the first cannot be taken.
+    pub fn take(&mut self, queue: &mut SplitQueue, most: usize) -> Result<usize, QueueError> {
+        while self.taken.len() < most {
+            let head = match queue.pop() {
+                Ok(Some(head)) => head,
+                Ok(None) => break,
+                // Those before it go first; it will be there again.
+                Err(_) if !self.taken.is_empty() => break,
+                Err(error) => return Err(error),
+            };
+            let place = self.taken.len();
+            if self.segments.len() == place {
+                self.segments.push(Segments::default());
+            }
+            self.taken
+                .push((head, self.segments[place].load(queue, head)));
+        }
+        Ok(self.taken.len())
     }
 
-    /// The packet that was taken.
-    pub fn chain(&mut self) -> Chain<'_> {
-        Chain::new(&mut self.segments)
+    /// One of them, and whether its chain is sound.
+    pub fn packet(&mut self, index: usize) -> (Chain<'_>, Result<(), ChainError>) {
+        let loaded = self.taken[index].1;
+        (Chain::new(&mut self.segments[index]), loaded)
     }
 
     /// Where its bytes are. The memory stays valid until the queue is dropped.
-    pub fn source(&self) -> &[iovec] {
-        self.segments.readable()
+    pub fn source(&self, index: usize) -> &[iovec] {
+        self.segments[index].readable()
     }
 
-    /// Its chain is the driver's again, with the next publish.
-    pub fn finish(&mut self, queue: &mut SplitQueue, head: u16) {
-        self.segments.trim();
-        queue.push_used(head, 0);
+    /// Their chains are the driver's again, with the next publish.
+    pub fn finish(&mut self, queue: &mut SplitQueue) {
+        for ((head, _), segments) in self.taken.drain(..).zip(&mut self.segments) {
+            segments.trim();
+            queue.push_used(head, 0);
+        }
     }
 }
 
@@ -503,16 +517,19 @@ mod tests {
         guest.offer(0);
         guest.offer(2);
         let mut departures = Departures::default();
-        let (head, loaded) = departures.pop(&mut queue).unwrap().unwrap();
-        assert_eq!((head, loaded), (0, Ok(())));
+        assert_eq!(departures.take(&mut queue, 1), Ok(1));
         let mut bytes = [0; 8];
-        assert!(departures.chain().peek(&mut bytes));
+        let (chain, loaded) = departures.packet(0);
+        assert!(loaded.is_ok() && chain.peek(&mut bytes));
         assert_eq!(&bytes, b"a packet");
-        departures.finish(&mut queue, head);
-        let (head, loaded) = departures.pop(&mut queue).unwrap().unwrap();
-        assert_eq!((head, loaded), (2, Err(ChainError::Empty)));
-        departures.finish(&mut queue, head);
-        assert!(departures.pop(&mut queue).unwrap().is_none());
+        assert_eq!(departures.source(0).len(), 1, "one piece of memory");
+        departures.finish(&mut queue);
+        // A broken ring behind a broken chain.
+        guest.offer(77);
+        assert_eq!(departures.take(&mut queue, 8), Ok(1));
+        assert_eq!(departures.packet(0).1, Err(ChainError::Empty));
+        departures.finish(&mut queue);
+        assert_eq!(departures.take(&mut queue, 8), Err(QueueError::BadHead(77)));
         queue.publish();
         assert_eq!((guest.used(0), guest.used(1)), ((0, 0), (2, 0)));
     }

@@ -31,6 +31,7 @@ use thiserror::Error;
 
 pub use buffers::{BufferSlot, MAX_BUFFER, MAX_BUFFERS};
 pub use files::{FileSlot, Place};
+pub use now::MANY;
 pub use polled::try_polling;
 pub use space::{ZEROES, can_discard};
 

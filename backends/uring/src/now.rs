@@ -3,6 +3,9 @@
 //! less than a way through the ring (PERF.md, "One packet"), and what is done at once
 //! is never in flight. [`crate::Engine`]'s own methods.
 //!
+//! Several at a time cost less through the ring, though: it is entered once for all of
+//! them and left when all are done.
+//!
 //! The descriptors are open with O_NONBLOCK. RWF_NOWAIT would say the same, but taps
 //! know it since Linux 6.4 only.
 #![expect(unsafe_code)]
@@ -11,12 +14,19 @@
 use std::io;
 use std::os::fd::RawFd;
 
+use io_uring::opcode;
 use libc::{c_int, iovec};
 
-use crate::{Engine, FileSlot};
+use crate::files::on;
+use crate::ring::Ring;
+use crate::{Engine, EngineError, FileSlot, MAX_TOKEN};
 
 /// No place in the file: a device has none.
 const NO_OFFSET: i64 = -1;
+/// The most writes of one call of [`Engine::write_many_now`].
+pub const MANY: usize = 32;
+/// The token of the first of them. No caller uses one of these.
+const FIRST: u64 = MAX_TOKEN - MANY as u64;
 
 impl Engine {
     /// Reads from a device: the number of bytes, or a negative errno, which is
@@ -44,6 +54,45 @@ impl Engine {
         })
     }
 
+    /// Writes each list to a device, in order: what [`write_now`](Self::write_now) says
+    /// of each goes to `results`. At most [`MANY`].
+    ///
+    /// # Errors
+    /// [`EngineError::Failed`] when the kernel refuses; the engine is then of no
+    /// further use.
+    ///
+    /// # Safety
+    /// As for [`write_now`](Self::write_now).
+    pub unsafe fn write_many_now<'a>(
+        &mut self,
+        file: FileSlot,
+        lists: impl ExactSizeIterator<Item = &'a [iovec]> + Clone,
+        results: &mut Vec<i32>,
+    ) -> Result<(), EngineError> {
+        debug_assert!(lists.len() <= MANY);
+        results.clear();
+        // Below that the ways into the ring and out of it cost more than they spare.
+        let few = lists.len() < 3;
+        if let Self::Uring(ring) = self
+            && ring.takes_many
+            && !few
+        {
+            // SAFETY: the caller's promise; all are done when this returns.
+            unsafe { ring.write_many(file, lists.clone().take(MANY), results)? };
+            // Refused by kernels that do not know that the file never waits.
+            if !results.contains(&-libc::EOPNOTSUPP) {
+                return Ok(());
+            }
+            ring.takes_many = false;
+            results.clear();
+        }
+        for list in lists {
+            // SAFETY: the caller's promise.
+            results.push(unsafe { self.write_now(file, list) });
+        }
+        Ok(())
+    }
+
     fn at_once(&self, file: FileSlot, call: impl Fn(RawFd) -> isize) -> i32 {
         let files = match self {
             Self::Uring(ring) => &ring.files,
@@ -62,6 +111,57 @@ impl Engine {
                 return -error.raw_os_error().unwrap_or(libc::EIO);
             }
         }
+    }
+}
+
+impl Ring {
+    /// # Safety
+    /// The memory is valid until this returns.
+    unsafe fn write_many<'a>(
+        &mut self,
+        file: FileSlot,
+        lists: impl Iterator<Item = &'a [iovec]>,
+        results: &mut Vec<i32>,
+    ) -> Result<(), EngineError> {
+        for (list, token) in lists.zip(FIRST..) {
+            let entry = on!(file, |target| opcode::Writev::new(
+                target,
+                list.as_ptr(),
+                list.len() as u32
+            )
+            .offset(u64::MAX)
+            // O_NONBLOCK is not enough for the ring: it would wait in its own way.
+            .rw_flags(libc::RWF_NOWAIT)
+            .build());
+            // SAFETY: the caller's promise, since all completions are waited for below.
+            unsafe { self.operate(entry, token) };
+            results.push(-libc::EINPROGRESS);
+        }
+        let mut left = results.len();
+        // What was there before, and what came while room was made.
+        let mut others = std::mem::take(&mut self.early);
+        let mut look = others.len();
+        while left > 0 {
+            for completion in others.split_off(others.len() - look) {
+                match results.get_mut(completion.token.wrapping_sub(FIRST) as usize) {
+                    Some(result) if completion.token >= FIRST => {
+                        *result = completion.result;
+                        left -= 1;
+                    }
+                    _ => others.push(completion),
+                }
+            }
+            if left == 0 {
+                break;
+            }
+            self.submit(true)?;
+            let before = others.len();
+            self.completions(&mut others);
+            look = others.len() - before;
+        }
+        others.append(&mut self.early);
+        self.early = others;
+        Ok(())
     }
 }
 
@@ -117,6 +217,66 @@ mod tests {
             assert_eq!(written, 4);
             let mut got = [0; 8];
             assert_eq!(theirs.recv(&mut got).unwrap(), 4);
+        }
+    }
+
+    #[test]
+    fn many_are_written_in_order_and_nothing_else_is_lost() {
+        for kind in [EngineKind::Uring, EngineKind::Sync] {
+            let (ours, theirs) = UnixDatagram::pair().unwrap();
+            ours.set_nonblocking(true).unwrap();
+            let (woken, waker) = UnixDatagram::pair().unwrap();
+            let mut engine = Engine::new(kind, 8, 4).unwrap();
+            engine.start().unwrap();
+            let file = engine.add_file(ours.as_raw_fd()).unwrap();
+            let other = engine.add_file(woken.as_raw_fd()).unwrap();
+            engine.watch_input(other, 5);
+            engine.submit(false).unwrap();
+            let mut results = Vec::new();
+            for count in [1, 2, 3, 9] {
+                waker.send(b"!").unwrap();
+                let mut bytes: Vec<Vec<u8>> = (1..=count).map(|n| vec![n as u8; n]).collect();
+                let lists: Vec<_> = bytes.iter_mut().map(|b| [segment(b)]).collect();
+                let lists = lists.iter().map(|list| &list[..]);
+                // SAFETY: the segments are ours.
+                unsafe { engine.write_many_now(file, lists, &mut results).unwrap() };
+                let want: Vec<i32> = (1..=count as i32).collect();
+                assert_eq!(results, want);
+                for n in 1..=count {
+                    let mut got = [0; 16];
+                    assert_eq!(theirs.recv(&mut got).unwrap(), n);
+                    assert_eq!(got[0], n as u8);
+                }
+                engine.submit(true).unwrap();
+                let mut completions = Vec::new();
+                engine.completions(&mut completions);
+                assert!(completions.iter().all(|c| c.token == 5));
+                assert!(!completions.is_empty());
+                engine.taken(5);
+                assert_eq!(woken.recv(&mut [0; 8]).unwrap(), 1);
+            }
+            // Full, at some point: each says so for itself.
+            theirs.set_nonblocking(true).unwrap();
+            let mut full = 0;
+            for _ in 0..100 {
+                let mut byte = [1; 1000];
+                let list = [segment(&mut byte)];
+                let lists = [&list[..]; MANY];
+                // SAFETY: the segment is ours.
+                unsafe {
+                    engine
+                        .write_many_now(file, lists.into_iter(), &mut results)
+                        .unwrap();
+                };
+                assert_eq!(results.len(), MANY);
+                full += results.iter().filter(|r| **r == -libc::EAGAIN).count();
+                let sent = results.iter().filter(|r| **r == 1000).count();
+                if full > 0 {
+                    assert!(sent < MANY);
+                    break;
+                }
+            }
+            assert!(full > 0);
         }
     }
 }

@@ -67,6 +67,8 @@ pub struct Ring {
     /// room was made for a submission, and of what was done here.
     pub(crate) early: Vec<Completion>,
     pub(crate) here: Here,
+    /// Several writes that do not wait can be done at once.
+    pub(crate) takes_many: bool,
 }
 
 impl Ring {
@@ -118,6 +120,7 @@ impl Ring {
             in_kernel: 0,
             early: Vec::new(),
             here: Here::default(),
+            takes_many: true,
         })
     }
 

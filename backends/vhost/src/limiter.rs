@@ -241,6 +241,11 @@ impl Gate {
         &self.oversight.lanes[self.lane]
     }
 
+    /// Whether there is a limit at all.
+    pub(crate) fn limits(&self) -> bool {
+        self.limiter().get() != Limits::default()
+    }
+
     /// Whether the next request may be popped.
     pub(crate) fn open(&mut self, now: u64) -> bool {
         if let Some(ticket) = self.ticket {

@@ -87,6 +87,37 @@ fn packets(engine: &str) {
     served.finish();
 }
 
+#[test]
+fn a_burst_keeps_its_order_and_loses_what_is_none() {
+    let parts = [Part::PERICARP_NET];
+    let Some(_network) = Network::here("net burst", &parts, 1) else {
+        return;
+    };
+    for engine in ["uring", "sync"] {
+        let served = Served::start(&["--io-engine", engine]);
+        let mut card = Card::connect(&served, PLAIN, 1);
+        let socket = host();
+        let port = socket.local_addr().unwrap().port();
+        for count in [1, 2, 3, 31, 32, 33, 64, 65, 100] {
+            let packets: Vec<Vec<u8>> = (0..count)
+                .map(|n| match n % 7 {
+                    // A frame that is too short among the others.
+                    5 => vec![0; HEADER + 3],
+                    _ => [vec![0; HEADER], datagram(port, &bytes(n + 1))].concat(),
+                })
+                .collect();
+            card.burst(&packets);
+            for n in (0..count).filter(|n| n % 7 != 5) {
+                let mut got = [0; 2000];
+                let len = socket.recv(&mut got).unwrap();
+                assert_eq!(&got[..len], bytes(n + 1), "{n} of {count}");
+            }
+        }
+        assert_eq!(served.dropped("tx-dropped-length"), 4 + 4 + 4 + 9 + 9 + 14);
+        served.finish();
+    }
+}
+
 /// A datagram that the host's stack hands over uncut if it is let.
 fn send_large(socket: &UdpSocket, payload: &[u8], piece: u16) {
     use std::os::fd::AsRawFd;

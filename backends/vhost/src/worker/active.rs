@@ -12,7 +12,7 @@ use log::warn;
 use pericarp_ring::{Buffer, QueueError, RequestQueue};
 use pericarp_uring::{Engine, Extent, FileSlot, Transfer};
 
-use super::flow::Flow;
+use super::flow::{Flow, Trouble};
 use super::pace::Pace;
 use super::ringer::Ringer;
 use super::token::Token;
@@ -143,7 +143,7 @@ impl<D: Device> Active<D> {
         slot: usize,
         pace: &mut Pace,
         now: u64,
-    ) -> Result<bool, QueueError> {
+    ) -> Result<bool, Trouble> {
         if self.flow.is_some() {
             return self.carry(engine, now);
         }
@@ -163,7 +163,7 @@ impl<D: Device> Active<D> {
                 // Looked at here, where nothing else is to do: lost memory reads
                 // as zeros and so ends in an empty or a broken ring.
                 if self.requests.ring().memory().is_lost() {
-                    return Err(QueueError::MemoryLost);
+                    return Err(QueueError::MemoryLost.into());
                 }
                 return Ok(false);
             };
@@ -273,6 +273,11 @@ impl<D: Device> Active<D> {
             timing.hold();
         }
         true
+    }
+
+    /// Whether there are limits that each packet is to be asked for.
+    pub(super) fn is_limited(&self) -> bool {
+        self.gate.as_ref().is_some_and(Gate::limits)
     }
 
     /// So many bytes moved at once.

@@ -2,7 +2,7 @@
 //! packets of its own, such as a tap, without a step in between.
 //!
 //! [`Active`] calls it in place of starting requests. A packet moves in one system
-//! call that never waits, and many make a turn: one store to the used index and one
+//! call that never waits, or many that the driver sends in one, and many make a turn: one store to the used index and one
 //! call of the driver tell of all of them. Kicks of a driver that offers memory are
 //! wanted only while there is a packet and no memory for it.
 #![expect(unsafe_code)]
@@ -10,7 +10,7 @@
 // the queue keeps mapped.
 
 use pericarp_ring::{Arrivals, Delivery, Departures, QueueError};
-use pericarp_uring::{Engine, FileSlot};
+use pericarp_uring::{Engine, EngineError, FileSlot, MANY};
 
 use super::active::Active;
 use crate::device::{Device, Dropped, Traffic, Way};
@@ -38,6 +38,29 @@ pub(super) struct Flow {
     readable: bool,
     /// Something is there to read and the driver has no memory for it.
     starved: bool,
+    /// What came of the last writes.
+    results: Vec<i32>,
+}
+
+/// Why a turn could not be ended.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// The driver's.
+    Queue(QueueError),
+    /// Ours.
+    Engine(EngineError),
+}
+
+impl From<QueueError> for Trouble {
+    fn from(error: QueueError) -> Self {
+        Self::Queue(error)
+    }
+}
+
+impl From<EngineError> for Trouble {
+    fn from(error: EngineError) -> Self {
+        Self::Engine(error)
+    }
 }
 
 /// What a turn moved.
@@ -65,6 +88,7 @@ impl Flow {
             chains,
             readable: true,
             starved: false,
+            results: Vec::new(),
         }
     }
 
@@ -105,14 +129,17 @@ impl Flow {
 impl<D: Device> Active<D> {
     /// Moves the packets that are there, at most [`TURN`] of them. True when there
     /// may be more.
-    pub(super) fn carry(&mut self, engine: &mut Engine, now: u64) -> Result<bool, QueueError> {
+    pub(super) fn carry(&mut self, engine: &mut Engine, now: u64) -> Result<bool, Trouble> {
         self.now = now;
         let Some(mut flow) = self.flow.take() else {
             return Ok(false);
         };
         let mut moved = Moved::default();
         let more = match &mut flow.chains {
-            Chains::In(_) => self.carry_in(engine, &mut flow, &mut moved),
+            Chains::In(_) => {
+                let more = self.carry_in(engine, &mut flow, &mut moved);
+                more.map_err(Trouble::from)
+            }
             Chains::Out(_) => self.carry_out(engine, &mut flow, &mut moved),
         };
         if let Some(timing) = &mut self.timing {
@@ -224,52 +251,67 @@ impl<D: Device> Active<D> {
         engine: &mut Engine,
         flow: &mut Flow,
         moved: &mut Moved,
-    ) -> Result<bool, QueueError> {
+    ) -> Result<bool, Trouble> {
         let Chains::Out(departures) = &mut flow.chains else {
             return Ok(false);
         };
         let traffic = &flow.traffic;
-        for _ in 0..TURN {
+        // Each is asked for where there is a limit.
+        let most = if self.is_limited() { 1 } else { MANY };
+        for _ in 0..TURN / most {
             if self.is_held()? {
                 return Ok(false);
             }
             let ring = self.requests.ring();
-            let Some((head, loaded)) = departures.pop(ring)? else {
+            let count = departures.take(ring, most)?;
+            if count == 0 {
                 return match ring.memory().is_lost() {
-                    true => Err(QueueError::MemoryLost),
+                    true => Err(QueueError::MemoryLost.into()),
                     false => Ok(false),
                 };
-            };
+            }
             self.disarm();
-            let chain = departures.chain();
-            let bytes = chain.readable_len();
-            let fits = (traffic.least as u64..=traffic.most as u64).contains(&bytes);
-            let why = if loaded.is_err() || chain.writable_len() > 0 {
-                Some(Dropped::Chain)
-            } else if !fits {
-                Some(Dropped::Length)
-            } else {
-                // SAFETY: guest memory that the queue keeps mapped.
-                let written = unsafe { engine.write_now(flow.file, departures.source()) };
-                (written < 0).then_some(Dropped::Refused(-written))
-            };
-            departures.finish(self.requests.ring(), head);
-            let bytes = if fits {
-                bytes - traffic.header as u64
-            } else {
-                0
-            };
-            // What is dropped has cost as much, and counts as much.
-            self.charge(bytes);
-            match why {
-                None => {
-                    moved.packets += 1;
-                    moved.bytes += bytes;
+            let (mut why, mut bytes) = ([None; MANY], [0; MANY]);
+            // Those to send, and how many.
+            let (mut sound, mut sent) = ([0; MANY], 0);
+            for index in 0..count {
+                let (chain, loaded) = departures.packet(index);
+                bytes[index] = chain.readable_len();
+                let fits = (traffic.least as u64..=traffic.most as u64).contains(&bytes[index]);
+                if loaded.is_err() || chain.writable_len() > 0 {
+                    why[index] = Some(Dropped::Chain);
+                } else if !fits {
+                    why[index] = Some(Dropped::Length);
+                } else {
+                    sound[sent] = index;
+                    sent += 1;
                 }
-                Some(why) => {
-                    moved.dropped += 1;
-                    self.device.dropped(self.id.queue, why);
+            }
+            let sound = &sound[..sent];
+            let sources = sound.iter().map(|index| departures.source(*index));
+            // SAFETY: guest memory that the queue keeps mapped.
+            unsafe { engine.write_many_now(flow.file, sources, &mut flow.results)? };
+            for (index, result) in sound.iter().zip(&flow.results) {
+                why[*index] = (*result < 0).then_some(Dropped::Refused(-result));
+            }
+            departures.finish(self.requests.ring());
+            for (why, bytes) in why.iter().zip(bytes).take(count) {
+                let bytes = bytes.saturating_sub(traffic.header as u64);
+                // What is dropped has cost as much, and counts as much.
+                self.charge(bytes.min(traffic.most as u64));
+                match why {
+                    None => {
+                        moved.packets += 1;
+                        moved.bytes += bytes;
+                    }
+                    Some(why) => {
+                        moved.dropped += 1;
+                        self.device.dropped(self.id.queue, *why);
+                    }
                 }
+            }
+            if count < most {
+                return Ok(false);
             }
         }
         Ok(true)

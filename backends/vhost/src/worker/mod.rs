@@ -35,7 +35,7 @@ use crate::device::Device;
 use crate::helpers::Helpers;
 use crate::mailbox::{Bell, Command, Mailbox, QueueId, StartQueue, Stopped};
 use active::{Active, State};
-use flow::Flow;
+use flow::{Flow, Trouble};
 use memory::Registry;
 use pace::Pace;
 use poller::Poller;
@@ -420,7 +420,8 @@ impl<D: Device> Worker<D> {
         if matches!(active.state, State::Running) {
             match active.pop_all(&mut self.engine, slot, pace, now) {
                 Ok(left) => more = left,
-                Err(error) => active.break_down(&mut self.engine, &error),
+                Err(Trouble::Queue(error)) => active.break_down(&mut self.engine, &error),
+                Err(Trouble::Engine(error)) => return Err(error),
             }
         }
         for (file, head) in active.syncs.drain(..) {
