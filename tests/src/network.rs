@@ -74,6 +74,14 @@ impl Network {
         format!("neigh replace {guest} lladdr {mac} dev {TAP} nud permanent")
     }
 
+    /// Whether the tap is somebody's and passes packets on: the kernel sees to that a
+    /// moment after it was opened, and drops what comes before.
+    pub fn is_up() -> bool {
+        let ip = Part::Ip.find().unwrap_or_default();
+        let shown = Command::new(ip).args(["-o", "link", "show", TAP]).output();
+        shown.is_ok_and(|shown| String::from_utf8_lossy(&shown.stdout).contains("state UP"))
+    }
+
     /// Runs `ip` with these words.
     ///
     /// # Panics

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use pericarp_tests::bounded::poll;
 use pericarp_tests::frontend::{Desc, Driver, NEXT, Ring, Setup, WRITE, bit};
-use pericarp_tests::network::TAP;
+use pericarp_tests::network::{Network, TAP};
 use pericarp_tests::parts::beside_us;
 use pericarp_tests::process::{Process, command};
 use pericarp_tests::scratch::Scratch;
@@ -81,6 +81,8 @@ impl Served {
             (ended || socket.exists() && control.exists()).then_some(!ended)
         });
         assert_eq!(there, Some(true), "{}", process.output().last(20));
+        let up = poll(LIMIT, || Network::is_up().then_some(()));
+        assert!(up.is_some(), "the tap stays down");
         process
     }
 

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use pericarp_tests::bounded::poll;
 use pericarp_tests::network::{Network, TAP, datagram};
 use pericarp_tests::parts::Part;
 
@@ -60,6 +61,8 @@ fn a_tap_goes_down_and_comes_up() {
     card.send([0; HEADER], &datagram(9, b"nowhere"), &[]);
     assert_eq!(served.dropped("tx-dropped-refused"), 1);
     network.ip(&format!("link set {TAP} up"));
+    let up = poll(LIMIT, || Network::is_up().then_some(()));
+    assert!(up.is_some(), "the tap stays down");
     // Its neighbour went with it.
     let again = Network::neighbour();
     network.ip(&again);

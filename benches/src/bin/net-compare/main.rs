@@ -243,6 +243,7 @@ fn turn(program: &Path, case: &str, length: Duration) -> Outcome<Turn> {
     if there != Some(true) {
         return Err(process.output().last(5).into());
     }
+    poll(STEP, || Network::is_up().then_some(())).ok_or("the tap stays down")?;
     let large = case.ends_with("64k");
     let buffers = if large {
         Buffers::Large
