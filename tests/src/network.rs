@@ -1,10 +1,12 @@
 //! A network of the test's own: a namespace that the test's thread is in, and what it
 //! starts, with a tap for a guest to be behind. For the suite `net`.
 
+use std::io;
 use std::path::PathBuf;
 use std::process::Command;
 
 use rustix::thread::UnshareFlags;
+use serde_json::Value;
 
 use crate::parts::{Part, have, skip};
 
@@ -80,6 +82,19 @@ impl Network {
         let ip = Part::Ip.find().unwrap_or_default();
         let shown = Command::new(ip).args(["-o", "link", "show", TAP]).output();
         shown.is_ok_and(|shown| String::from_utf8_lossy(&shown.stdout).contains("state UP"))
+    }
+
+    /// Packets that came out of the tap on the host's side, ever.
+    ///
+    /// # Errors
+    /// When `ip` does not say.
+    pub fn arrived(&self) -> io::Result<u64> {
+        let shown = Command::new(&self.ip)
+            .args(["-s", "-j", "link", "show", TAP])
+            .output()?;
+        let shown: Value = serde_json::from_slice(&shown.stdout).map_err(io::Error::other)?;
+        let count = shown[0]["stats64"]["rx"]["packets"].as_u64();
+        count.ok_or_else(|| io::Error::other(format!("no count of packets: {shown}")))
     }
 
     /// Runs `ip` with these words.

@@ -40,6 +40,8 @@ pub(crate) struct Card {
     free: Vec<u16>,
     /// Chains of the packet that is being read which are still to come.
     more: u16,
+    /// Packets that came back from being sent, ever.
+    total: u64,
 }
 
 impl Card {
@@ -86,6 +88,7 @@ impl Card {
             buffer,
             free: (0..ENTRIES).collect(),
             more: 0,
+            total: 0,
         })
     }
 
@@ -127,7 +130,14 @@ impl Card {
         while let Some(used) = ring.take_one() {
             self.free.push(used.head as u16);
         }
-        (self.free.len() - before) as u64
+        let count = (self.free.len() - before) as u64;
+        self.total += count;
+        count
+    }
+
+    /// How many have been sent in all.
+    pub(crate) fn total(&self) -> u64 {
+        self.total
     }
 
     /// Takes what has come, and offers its buffers again: packets, and bytes of payload of

@@ -219,7 +219,7 @@ fn table(case: &str, unit: &str, results: &[Vec<Turn>]) -> Value {
 /// One turn of one target, in a network of this thread's own.
 fn turn(program: &Path, case: &str, length: Duration) -> Outcome<Turn> {
     let parts = [Part::Ours("pericarp-net")];
-    let _network = Network::here("net-compare", &parts, 1).ok_or("it takes root and ip")?;
+    let network = Network::here("net-compare", &parts, 1).ok_or("it takes root and ip")?;
     let scratch = Scratch::new();
     let socket = scratch.path("net");
     let mut backend = command(program);
@@ -257,7 +257,13 @@ fn turn(program: &Path, case: &str, length: Duration) -> Outcome<Turn> {
     run(case, &mut card, &mut host, length / 10)?;
     let before = cpu::time(pid)?;
     let begin = Instant::now();
+    let (arrived, sent) = (network.arrived()?, card.total());
     let done = run(case, &mut card, &mut host, length)?;
+    // What came back to the driver and did not come out has not been carried.
+    let (arrived, sent) = (network.arrived()? - arrived, card.total() - sent);
+    if arrived * 100 < sent * 99 {
+        return Err(format!("of {sent} packets {arrived} came out of the tap").into());
+    }
     let took = begin.elapsed().as_secs_f64();
     let spent = cpu::time(pid)?.saturating_sub(before).as_secs_f64();
     let (rate, cpu) = match large {
