@@ -4,7 +4,8 @@
 //! Everything a worker can be woken by goes through an [`Engine`]: kicks and
 //! the control mailbox as polls, file I/O as operations. Each comes back as a
 //! [`Completion`] that carries the caller's token. [`Engine::submit`] is the
-//! only call that enters the kernel on the fast path.
+//! only call that enters the kernel on the fast path, but for packets, which are
+//! moved at once ([`Engine::read_now`], [`Engine::write_many_now`]).
 //!
 //! Engines are made before a program confines itself ([`Engine::new`]) and
 //! started on the thread that will own them ([`Engine::start`]).
