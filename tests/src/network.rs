@@ -119,23 +119,29 @@ pub fn dotted(address: [u8; 4]) -> String {
     std::net::Ipv4Addr::from(address).to_string()
 }
 
-/// A frame from the guest to a UDP port of the host.
-pub fn datagram(port: u16, payload: &[u8]) -> Vec<u8> {
-    let mut frame = [HOST_MAC, GUEST_MAC].concat();
-    frame.extend([8, 0]);
-    let length = (28 + payload.len()) as u16;
+/// Ethernet's and IPv4's headers of a frame of so many bytes, from the guest to the host.
+///
+/// # Panics
+/// When it has more bytes than an IPv4 packet can.
+pub fn headers(len: usize, protocol: u8) -> Vec<u8> {
+    let total = u16::try_from(len - 14).expect("an IPv4 packet");
     let mut ip = vec![0x45, 0];
-    ip.extend(length.to_be_bytes());
-    ip.extend([0, 0, 0x40, 0, 64, 17, 0, 0]);
+    ip.extend(total.to_be_bytes());
+    ip.extend([0, 0, 0x40, 0, 64, protocol, 0, 0]);
     ip.extend(GUEST);
     ip.extend(HOST);
-    let sum: u32 = ip
-        .chunks(2)
-        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
+    let words = ip.chunks(2);
+    let sum: u32 = words
+        .map(|two| u32::from(u16::from_be_bytes([two[0], two[1]])))
         .sum();
     let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
     ip[10..12].copy_from_slice(&sum.to_be_bytes());
-    frame.extend(ip);
+    [&HOST_MAC[..], &GUEST_MAC, &[8, 0], &ip].concat()
+}
+
+/// A frame from the guest to a UDP port of the host.
+pub fn datagram(port: u16, payload: &[u8]) -> Vec<u8> {
+    let mut frame = headers(42 + payload.len(), 17);
     frame.extend(7u16.to_be_bytes());
     frame.extend(port.to_be_bytes());
     frame.extend((8 + payload.len() as u16).to_be_bytes());

@@ -148,7 +148,7 @@ impl NetDevice {
     /// Changes what is in use, and has the tap follow. True if it does.
     fn steer(&self, change: impl FnOnce(&mut Steering)) -> bool {
         let mut steering = self.steering.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = tap_offloads(steering.offloads);
+        let before = steering.offloads;
         change(&mut steering);
         let mut follows = true;
         let mut tell = |what: std::io::Result<()>| {
@@ -162,8 +162,9 @@ impl NetDevice {
             what.is_ok()
         };
         let offloads = tap_offloads(steering.offloads);
-        if offloads != before {
-            tell(self.tap.set_offloads(offloads));
+        if offloads != tap_offloads(before) && !tell(self.tap.set_offloads(offloads)) {
+            // Asked for again, it is tried again.
+            steering.offloads = before;
         }
         let Steering {
             active,

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use libc::{c_int, c_void, iovec, mmsghdr, sockaddr_ll};
 use pericarp_benches::Outcome;
-use pericarp_tests::network::{GUEST, GUEST_MAC, HOST, TAP};
+use pericarp_tests::network::{GUEST_MAC, TAP, datagram, headers};
 
 /// Bytes of virtio's header before a packet of the guest's, and of a packet socket's.
 const HEADER: usize = 12;
@@ -20,52 +20,32 @@ const SHORT: usize = 10;
 /// The most packets of one call.
 const MANY: usize = 32;
 
-/// Addresses that nobody has: what is sent to them ends at once.
-const ELSEWHERE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
-
-/// Ethernet and IPv4 for a packet of so many bytes in all.
-fn start(len: usize, protocol: u8) -> Vec<u8> {
-    let mut packet = vec![0; HEADER];
-    packet.extend(ELSEWHERE_MAC);
-    packet.extend(GUEST_MAC);
-    packet.extend([8, 0]);
-    let mut ip = vec![0x45, 0];
-    ip.extend(((len - 14) as u16).to_be_bytes());
-    ip.extend([0, 0, 0x40, 0, 64, protocol, 0, 0]);
-    ip.extend(GUEST);
-    ip.extend(HOST);
-    let words = ip
-        .chunks(2)
-        .map(|two| u32::from(u16::from_be_bytes([two[0], two[1]])));
-    let sum: u32 = words.sum();
-    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
-    ip[10..12].copy_from_slice(&sum.to_be_bytes());
-    packet.extend(ip);
+/// A frame behind virtio's header, to an address that nobody has: it ends at once.
+fn to_nobody(frame: Vec<u8>) -> Vec<u8> {
+    let mut packet = [vec![0; HEADER], frame].concat();
+    packet[HEADER + 5] = 9;
     packet
 }
 
-/// A UDP frame of so many bytes, behind virtio's header.
+/// A UDP frame of so many bytes.
 pub(crate) fn frame(len: usize) -> Vec<u8> {
-    let mut packet = start(len, 17);
-    packet.extend([0, 7, 0, 9]);
-    packet.extend(((len - 34) as u16).to_be_bytes());
-    packet.resize(HEADER + len, 0);
-    packet
+    to_nobody(datagram(9, &vec![0; len - 42]))
 }
 
 /// A TCP segment with so much payload, to be cut by whoever has to, behind a header that
 /// says so.
 pub(crate) fn large(payload: usize) -> Vec<u8> {
     let len = 54 + payload;
-    let mut packet = start(len, 6);
+    let mut frame = headers(len, 6);
+    frame.extend([0, 7, 0, 9, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0xff, 0xff]);
+    frame.resize(len, 0);
+    let mut packet = to_nobody(frame);
     // NEEDS_CSUM, TCPv4; 54 bytes of headers, pieces of 1448, the checksum of TCP.
     packet[0] = 1;
     packet[1] = 1;
     for (at, field) in [(2, 54u16), (4, 1448), (6, 34), (8, 16)] {
         packet[at..at + 2].copy_from_slice(&field.to_le_bytes());
     }
-    packet.extend([0, 7, 0, 9, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0xff, 0xff]);
-    packet.resize(HEADER + len, 0);
     packet
 }
 
