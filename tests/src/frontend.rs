@@ -224,6 +224,11 @@ impl Driver {
         Ok(driver)
     }
 
+    /// Ends the connection; all else stays for [`reconnect`](Self::reconnect).
+    pub fn leave(&self) {
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+    }
+
     /// Connects to a successor, with the memory, the rings and all that is in
     /// flight as they are.
     ///
@@ -231,7 +236,7 @@ impl Driver {
     /// When the backend is not there or refuses a step.
     pub fn reconnect(&mut self, socket: &Path) -> Result<(), DriverError> {
         // A backend that lives must see the end of this connection first.
-        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+        self.leave();
         let (stream, frontend, features, protocol) =
             negotiate(peer::connect(socket)?, &self.setup)?;
         (self.stream, self.frontend) = (stream, frontend);

@@ -46,5 +46,6 @@ pub fn identity<'a>(
     Ok(Identity {
         devices: devices.collect::<Result<_, _>>()?,
         records: records.transpose()?,
+        state: None,
     })
 }

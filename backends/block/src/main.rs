@@ -196,7 +196,7 @@ fn bind_and_run(
         None => None,
         Some(listener) => {
             let passed = (endpoints, &listener);
-            let giver = program::giver(served(), passed, records.as_ref(), &meeting, stop)?;
+            let giver = program::giver(served(), passed, (records.as_ref(), None), &meeting, stop)?;
             servers.iter_mut().for_each(|s| s.hand_over_at(&meeting));
             let hotplug = Hotplug {
                 fleet: fleet.clone(),

@@ -27,9 +27,12 @@ pub fn identity(options: &Options) -> Result<Identity, (String, io::Error)> {
         })
     };
     let devices = options.devices.iter().map(device);
+    let records = options.process.inflight_file.as_deref().map(named_at);
+    let state = options.state_file.as_deref().map(named_at);
     Ok(Identity {
         devices: devices.collect::<Result<_, _>>()?,
-        records: None,
+        records: records.transpose()?,
+        state: state.transpose()?,
     })
 }
 

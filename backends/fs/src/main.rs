@@ -63,7 +63,11 @@ fn serve(options: &Options) -> Result<(), Failure> {
     }
     check_cpus(&process.cpus)?;
     let trees = open_trees(options, descriptor_limit(options.descriptors)?)?;
-    let kept = open_kept(options)?;
+    let kept = match &options.take_over {
+        None => open_kept(options, None)?,
+        // It comes from the running program.
+        Some(_) => Kept::default(),
+    };
 
     let stop = Stop::new().map_err(|e| Failure::run_time(format_args!("signals: {e}")))?;
     // The high priority queue of each device comes before its request queues.
@@ -109,7 +113,7 @@ fn remember(path: &Path, sockets: &mut Vec<SocketFile>) -> Result<(), Failure> {
 fn bind_and_run(
     options: &Options,
     (mut trees, shares): (Vec<Tree>, Vec<ShareOptions>),
-    Kept { states, records }: Kept,
+    mut kept: Kept,
     pool: Pool<FsDevice>,
     stop: &Stop,
     (sockets, ours): (&mut Vec<SocketFile>, &mut bool),
@@ -119,6 +123,8 @@ fn bind_and_run(
         None => (None, Vec::new().into_iter(), None),
         Some(running) => {
             let (predecessor, inheritance) = program::ask(running, identity(options), stop)?;
+            let files = (inheritance.records, inheritance.state);
+            kept = open_kept(options, Some(files))?;
             let endpoints = inheritance.endpoints.into_iter();
             (Some(predecessor), endpoints, Some(inheritance.control))
         }
@@ -139,13 +145,12 @@ fn bind_and_run(
         let listener = bind_control(path, inherited_control)?;
         remember(path, sockets)?;
         let mut table = operations(PROGRAM, env!("CARGO_PKG_VERSION"), &fleet, pool.waker());
-        if options.state_file.is_none() {
-            let passed = endpoints.iter().map(Endpoint::descriptor);
-            let passed = passed.collect::<Result<_, _>>().map_err(failed)?;
-            let passed = (passed, &listener);
-            let giver = program::giver(identity(options), passed, None, &meeting, stop)?;
-            table = giver.with_operation(table, &["limits"]);
-        }
+        let passed = endpoints.iter().map(Endpoint::descriptor);
+        let passed = passed.collect::<Result<_, _>>().map_err(failed)?;
+        let passed = (passed, &listener);
+        let files = (kept.records.as_ref(), kept.file.as_ref());
+        let giver = program::giver(identity(options), passed, files, &meeting, stop)?;
+        table = giver.with_operation(table, &["limits"]);
         let server = Control::new(listener, table)
             .map_err(|e| Failure::run_time(format_args!("control socket: {e}")))?;
         control = Some(server);
@@ -167,7 +172,7 @@ fn bind_and_run(
         let through = descriptors.try_clone().map_err(failed)?;
         reopener = Some(Arc::new(Reopener::through(through)));
     }
-    let mut states = states.into_iter();
+    let mut states = kept.states.into_iter();
     let mut servers = Vec::new();
     let parts = endpoints.into_iter().zip(&trees).zip(shares);
     for (index, (device, ((endpoint, tree), share))) in
@@ -179,12 +184,13 @@ fn bind_and_run(
             &descriptors,
             share,
             states.next(),
+            predecessor.is_some(),
         )?);
         let oversight = oversee(&[device.limits], &*fs, process.control.as_deref());
         let mut server = Server::new(endpoint, fs, index as u16, &pool).overseen(oversight);
         server.keep_records(CrashSafety {
             reopener: reopener.clone(),
-            file: records.as_ref().and_then(|file| file.device(index)),
+            file: kept.records.as_ref().and_then(|file| file.device(index)),
         });
         server.hand_over_at(&meeting);
         servers.push((device.id.as_str(), server));

@@ -10,7 +10,9 @@ use pericarp_control::Failure;
 use pericarp_fs::{DeviceOptions, FsDevice, MOST_DESCRIPTORS, Options};
 use pericarp_share::{Share, ShareOptions, State, StateError};
 use pericarp_vhost::program::{Keys, set_descriptor_limit};
-use pericarp_vhost::{InflightFile, InflightFileError, RecordOf, causes, identity_of, own_file};
+use pericarp_vhost::{
+    InflightFile, InflightFileError, RecordOf, causes, identity_of, inherit_file, own_file,
+};
 
 use crate::elsewhere;
 
@@ -127,14 +129,20 @@ fn mistake(device: &DeviceOptions, rule: &str) -> Failure {
 /// What the process keeps for its successor.
 #[derive(Debug, Default)]
 pub(crate) struct Kept {
-    /// The state of each directory, if it is kept.
+    /// The file with the state of all directories, if that is kept.
+    pub(crate) file: Option<File>,
+    /// The state of each.
     pub(crate) states: Vec<State>,
     /// Requests in flight.
     pub(crate) records: Option<InflightFile>,
 }
 
-/// Opens the files for a successor that the options name.
-pub(crate) fn open_kept(options: &Options) -> Result<Kept, Failure> {
+/// What a predecessor that lives leaves of its files.
+pub(crate) type Inherited = (Option<(OwnedFd, OwnedFd)>, Option<OwnedFd>);
+
+/// Opens the files for a successor that the options name, or goes on with those of a
+/// predecessor that lives.
+pub(crate) fn open_kept(options: &Options, inherited: Option<Inherited>) -> Result<Kept, Failure> {
     let Some(path) = &options.state_file else {
         return Ok(Kept::default());
     };
@@ -148,7 +156,12 @@ pub(crate) fn open_kept(options: &Options) -> Result<Kept, Failure> {
         State::bytes(queues, size)
     };
     let total = options.devices.iter().map(bytes).sum();
-    let file = own_file(path, total).map_err(|e| match e {
+    let (descriptors, file) = inherited.unwrap_or_default();
+    let file = match file {
+        None => own_file(path, total),
+        Some(file) => inherit_file(path, file, total),
+    };
+    let file = file.map_err(|e| match e {
         InflightFileError::Other => wrong(&OTHER),
         other => wrong(&other),
     })?;
@@ -160,6 +173,7 @@ pub(crate) fn open_kept(options: &Options) -> Result<Kept, Failure> {
         kept.states.push(state.map_err(|rule| wrong(&rule))?);
         offset += bytes(device);
     }
+    kept.file = Some(file);
     if let Some(path) = &options.process.inflight_file {
         let devices: Vec<RecordOf<'_>> = options
             .devices
@@ -171,7 +185,10 @@ pub(crate) fn open_kept(options: &Options) -> Result<Kept, Failure> {
                 queue_size: device.queue_size,
             })
             .collect();
-        let records = InflightFile::open(path, &devices);
+        let records = match descriptors {
+            None => InflightFile::open(path, &devices),
+            Some(descriptors) => InflightFile::inherit(path, descriptors, &devices),
+        };
         let records =
             records.map_err(|rule| Failure::mistake("--inflight-file", path.display(), rule));
         kept.records = Some(records?);
@@ -196,13 +213,15 @@ fn open_state(
 }
 
 /// The device over a directory, with an open `/proc/self/fd`. It needs no path:
-/// the process may be confined.
+/// the process may be confined. A state that is inherited is a predecessor's that
+/// still serves.
 pub(crate) fn make_device(
     device: &DeviceOptions,
     tree: &Tree,
     descriptors: &OwnedFd,
     options: ShareOptions,
     state: Option<State>,
+    inherited: bool,
 ) -> Result<FsDevice, Failure> {
     let failed = |e: std::io::Error| Failure::run_time(format_args!("descriptors: {e}"));
     let root = tree.descriptor().try_clone_to_owned().map_err(failed)?;
@@ -213,6 +232,7 @@ pub(crate) fn make_device(
     info!("{dir}: at most {descriptors} descriptors for its nodes, as many open files");
     let share = match state {
         None => share,
+        Some(state) if inherited => share.keep(state),
         Some(state) => {
             let (share, found) = share.remember(state);
             let (nodes, open, id) = (found.nodes, found.open, &device.id);

@@ -42,7 +42,7 @@ pub use pericarp_uring::Place;
 pub use pool::{Pool, PoolError, PoolOptions, Running};
 pub use records::{
     CrashSafety, InflightFile, InflightFileError, RecordOf, Records, Reopener, identity_of,
-    own_file,
+    inherit_file, own_file,
 };
 pub use server::{Change, Endpoint, EndpointError, Fleet, FleetError, Server};
 

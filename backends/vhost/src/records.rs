@@ -213,13 +213,8 @@ impl InflightFile {
         (owner, fence): (OwnedFd, OwnedFd),
         devices: &[RecordOf<'_>],
     ) -> Result<Self, InflightFileError> {
-        let owner = File::from(owner);
-        let have = std::fs::metadata(path).map_err(InflightFileError::Open)?;
-        let found = owner.metadata().map_err(InflightFileError::Open)?;
-        if (have.dev(), have.ino()) != (found.dev(), found.ino()) {
-            return Err(InflightFileError::Other);
-        }
-        Self::map(owner, fence, devices)
+        let total: u64 = devices.iter().map(bytes).sum();
+        Self::map(inherit_file(path, owner, total)?, fence, devices)
     }
 
     /// What a successor needs to go on with it: the descriptors of
@@ -304,6 +299,21 @@ pub fn own_file(path: &Path, total: u64) -> Result<File, InflightFileError> {
         _ => return Err(InflightFileError::Other),
     }
     Ok(owner)
+}
+
+/// Goes on with such a file of a predecessor that lives, and with its lock.
+///
+/// # Errors
+/// [`InflightFileError`] where it is another file or has another length.
+pub fn inherit_file(path: &Path, owner: OwnedFd, total: u64) -> Result<File, InflightFileError> {
+    let owner = File::from(owner);
+    let have = std::fs::metadata(path).map_err(InflightFileError::Open)?;
+    let found = owner.metadata().map_err(InflightFileError::Open)?;
+    let same = (have.dev(), have.ino()) == (found.dev(), found.ino());
+    match same && found.len() == total {
+        true => Ok(owner),
+        false => Err(InflightFileError::Other),
+    }
 }
 
 /// Takes the lock that ends with the process, not with its I/O. Whoever was

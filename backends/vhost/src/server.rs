@@ -353,7 +353,11 @@ impl<D: Device> Server<D> {
     fn meet(&self) -> Option<Over> {
         let limits = self.oversight.as_ref().map(|o| o.limits());
         let meeting = self.meeting.as_ref()?;
-        let verdict = meeting.arrive(self.device_id, Ok(Parcel::idle(limits)));
+        // What is known of a guest that may come back goes along.
+        let packed = self.device.pack();
+        let parcel = packed.map(|bags| Parcel::idle(limits).with(bags));
+        let parcel = parcel.map_err(|e| HandOverError::Session(self.device_id, e.to_string()));
+        let verdict = meeting.arrive(self.device_id, parcel);
         (verdict == Verdict::Leave).then_some(Over::Moved)
     }
 

@@ -350,10 +350,12 @@ fn start_after(
         command.arg("--control-path").arg(control);
     }
     if let Some(path) = predecessor {
-        command.arg("--take-over").arg(path).arg("--log-level=info");
+        command.arg("--take-over").arg(path);
     }
     if options.state {
         command.arg("--state-file").arg(scratch.path("state"));
+    }
+    if options.state || predecessor.is_some() {
         command.arg("--log-level=info");
     }
     if options.records {

@@ -94,13 +94,16 @@ fn a_new_process_goes_on_under_load() {
 #[test]
 fn a_new_process_has_all_that_the_old_one_had() {
     let test = "a_new_process_has_all_that_the_old_one_had";
-    for file_handles in [true, false] {
+    let cases = [(true, false), (false, false), (true, true), (false, true)];
+    for (file_handles, state) in cases {
         let options = Options {
             more: match file_handles {
                 true => &["--locks=host"],
                 false => &["--locks=host", "--no-file-handles"],
             },
             descriptors: Some(700),
+            state,
+            records: state,
             ..Options::default()
         };
         let Some(mut server) = server(test, &[], options) else {
@@ -130,7 +133,14 @@ fn a_new_process_has_all_that_the_old_one_had() {
         set(&mut c, gone.node, range(gone_fh, 77, WRITE, (0, 9))).unwrap();
         c.rename((ROOT, "dir"), (ROOT, "moved"), 0).unwrap();
         for round in 0..3 {
-            server.hand_over();
+            if state && round == 1 {
+                // A guest that is away for a moment.
+                c.driver.leave();
+                server.hand_over();
+                c.reconnect(&server.socket()).unwrap();
+            } else {
+                server.hand_over();
+            }
             assert_eq!(c.read(gone.node, gone_fh, 0, 100).unwrap(), b"nameless");
             assert_eq!(c.getattr(gone.node).unwrap().nlink, 0);
             c.write(kept.node, kept_fh, 0, b"after").unwrap();
@@ -175,6 +185,20 @@ fn a_new_process_has_all_that_the_old_one_had() {
         set(&mut c, gone.node, range(gone_fh, 78, WRITE, (5, 5))).unwrap();
         let host = File::open(server.path("moved/kept")).unwrap();
         flock(&host, FlockOperation::NonBlockingLockExclusive).unwrap();
+        if state {
+            // What the old process wrote down is the new one's, and so is what
+            // was made since.
+            let (late, late_fh) = c.create(dir.node, "late", 0o600, O_RDWR).unwrap();
+            server.succeed();
+            c.reconnect(&server.socket()).unwrap();
+            c.write(late.node, late_fh, 0, b"late").unwrap();
+            assert_eq!(c.read(kept.node, kept_fh, 0, 5).unwrap(), b"after");
+            for entry in &many {
+                assert_eq!(c.getattr(entry.node).unwrap().ino, entry.attr.ino);
+            }
+            assert_eq!(server.stop().unwrap().code(), Some(0));
+            continue;
+        }
         c.release(gone.node, gone_fh).unwrap();
         c.forget(gone.node, 1).unwrap();
         let lost = c.getattr(gone.node).unwrap_err();

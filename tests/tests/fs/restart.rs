@@ -46,8 +46,10 @@ fn session(server: &mut Server, records: bool) -> Client {
     client
 }
 
-fn killed_under_load(test: &str, records: bool, engine: &'static str, seconds: u64) {
-    let Some(mut server) = Server::for_test(test, &[], kept(records, engine)) else {
+/// `relieved`: every other time it is not killed, and hands over to its successor.
+fn killed_under_load(test: &str, options: Options, relieved: bool, seconds: u64) {
+    let records = options.records;
+    let Some(mut server) = Server::for_test(test, &[], options) else {
         return;
     };
     if !server.is_ours() {
@@ -63,7 +65,7 @@ fn killed_under_load(test: &str, records: bool, engine: &'static str, seconds: u
         .collect();
     let mut random = Sequence::new(5);
     let (begin, limit) = (Instant::now(), patience(seconds));
-    let (mut kills, mut again, mut done) = (0, 0, 0u64);
+    let (mut kills, mut relieves, mut again, mut done) = (0, 0, 0, 0u64);
     for actor in &mut actors {
         actor.begin(&mut client).unwrap();
     }
@@ -104,7 +106,10 @@ fn killed_under_load(test: &str, records: bool, engine: &'static str, seconds: u
             }
             client.go();
         }
-        if running {
+        if running && relieved && relieves < kills {
+            server.hand_over();
+            relieves += 1;
+        } else if running {
             server.succeed();
             client.reconnect(&server.socket()).unwrap_or_else(|wrong| {
                 panic!("after {kills} kills: {wrong}\n{}", server.epitaph())
@@ -116,7 +121,10 @@ fn killed_under_load(test: &str, records: bool, engine: &'static str, seconds: u
     for actor in &mut actors {
         actor.compare();
     }
-    eprintln!("{test}: {kills} kills, {done} requests, {again} successors had some to do again");
+    eprintln!(
+        "{test}: {kills} kills and {relieves} hand-overs, {done} requests, {again} successors \
+         had some to do again"
+    );
     assert!(kills > 5, "{kills} kills prove little");
     assert!(again > kills / 10, "{again} of {kills} had something to do");
     assert_eq!(server.stop().unwrap().code(), Some(0));
@@ -124,17 +132,25 @@ fn killed_under_load(test: &str, records: bool, engine: &'static str, seconds: u
 
 #[test]
 fn killed_with_memory_that_the_front_end_keeps() {
-    killed_under_load("killed_with_memory_that_the_front_end_keeps", false, "", 8);
+    let test = "killed_with_memory_that_the_front_end_keeps";
+    killed_under_load(test, kept(false, ""), false, 8);
+}
+
+#[test]
+fn killed_and_handed_over_in_turns() {
+    for records in [false, true] {
+        let options = Options {
+            control: true,
+            ..kept(records, "")
+        };
+        killed_under_load("killed_and_handed_over_in_turns", options, true, 5);
+    }
 }
 
 #[test]
 fn killed_with_a_file_and_the_synchronous_engine() {
-    killed_under_load(
-        "killed_with_a_file_and_the_synchronous_engine",
-        true,
-        "sync",
-        5,
-    );
+    let test = "killed_with_a_file_and_the_synchronous_engine";
+    killed_under_load(test, kept(true, "sync"), false, 5);
 }
 
 /// What is lost, and what is not: as the manual says.

@@ -43,7 +43,9 @@ impl FsDevice {
             .set_writeback(session & feature::WRITEBACK_CACHE != 0);
         self.session.0.store(session, Ordering::Relaxed);
         let (nodes, open, lost) = (restored.nodes, restored.open, restored.lost);
-        log::info!("taken over {nodes} files that a guest knows, {open} open");
+        if nodes > 0 || open > 0 {
+            log::info!("taken over {nodes} files that a guest knows, {open} open");
+        }
         if lost > 0 {
             log::warn!("{lost} files that were open are not to be had any more");
         }

@@ -102,7 +102,7 @@ the process:
   --take-over PATH      take the sockets and guests of the program that answers at this
                         control socket, with all that they know, have open and have locked,
                         and go on in its place: for a new version. Give the options it was
-                        started with; not with --state-file
+                        started with
   --log-level LEVEL     error, warn (default), info, debug or off
   --no-confine          keep all privileges; for debugging only
   --print-capabilities  print what this program can do as JSON
@@ -250,16 +250,9 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
         let rule = "used twice: give --inflight-file another";
         return Err(bad("--state-file", path.display(), rule));
     }
-    if let Some(path) = &take_over {
-        if process.control.is_none() {
-            let rule = "the running program has a control socket: give --control-path, too";
-            return Err(bad("--take-over", path.display(), rule));
-        }
-        if state_file.is_some() {
-            let rule = "what --state-file keeps cannot be taken over from a running program: end \
-                        it, and start this one without --take-over";
-            return Err(bad("--take-over", path.display(), rule));
-        }
+    if let (Some(path), None) = (&take_over, &process.control) {
+        let rule = "the running program has a control socket: give --control-path, too";
+        return Err(bad("--take-over", path.display(), rule));
     }
     Ok(Command::Serve(Box::new(Options {
         devices,

@@ -299,12 +299,6 @@ fn every_mistake_names_option_value_rule_and_cure() {
             "--take-over /c: the running program has a control socket: give --control-path, too"
                 .to_owned(),
         ),
-        (
-            "--take-over /c --control-path /c --state-file /f",
-            "--take-over /c: what --state-file keeps cannot be taken over from a running \
-             program: end it, and start this one without --take-over"
-                .to_owned(),
-        ),
         ("--uid-map 0:1:2", format!("--uid-map \"0:1:2\": {ranges}")),
         ("--uid-map ::", format!("--uid-map \"::\": {ranges}")),
         ("--uid-map :", format!("--uid-map \":\": {ranges}")),

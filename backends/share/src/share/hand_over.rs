@@ -49,8 +49,8 @@ impl Share {
         pieces.finish()
     }
 
-    /// Goes on with what a predecessor wrote down. Called before anything else is,
-    /// on a share that keeps no state.
+    /// Goes on with what a predecessor wrote down. Called before anything else is.
+    /// A state that is [kept](Self::keep) is the predecessor's, and goes on as it is.
     ///
     /// # Errors
     /// What is wrong with it.

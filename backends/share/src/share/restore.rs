@@ -43,15 +43,31 @@ pub struct Glimpse {
 impl Share {
     /// Writes down in `state` what a successor needs, and goes on with what a
     /// predecessor wrote there. Called before anything else is.
-    pub fn remember(mut self, state: State) -> (Self, Restored) {
+    pub fn remember(self, state: State) -> (Self, Restored) {
+        let share = self.keep(state);
+        let restored = share.recall();
+        (share, restored)
+    }
+
+    /// Writes down in `state` what a successor needs, where a predecessor that
+    /// lives does so until [`unpack`](Self::unpack) is called.
+    #[must_use]
+    pub fn keep(mut self, state: State) -> Self {
         let state = Arc::new(state);
         self.nodes.remember(Arc::clone(&state));
-        self.handles.remember(Arc::clone(&state));
+        self.handles.remember(state);
+        self
+    }
+
+    fn recall(&self) -> Restored {
+        let Some(state) = self.state() else {
+            return Restored::default();
+        };
         if state.session() == 0 {
             // It was killed while it forgot all of it, or had nothing.
             state.clear();
         }
-        let nodes = self.nodes.put_back(&state);
+        let nodes = self.nodes.put_back(state);
         let mut restored = Restored {
             nodes,
             ..Restored::default()
@@ -66,7 +82,7 @@ impl Share {
             opened.push((record, open));
         }
         self.handles.put_back(opened);
-        (self, restored)
+        restored
     }
 
     /// What is written down, where something is.

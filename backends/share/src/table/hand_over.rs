@@ -28,13 +28,13 @@ impl Table {
             let shard = self.shard(index);
             for (slot, entry) in shard.slots.iter().enumerate() {
                 let Some(node) = &entry.node else { continue };
-                let place = node.place.as_ref();
+                let id = NodeId::of(index, slot as u32, entry.generation);
                 all.push(Known {
-                    id: NodeId::of(index, slot as u32, entry.generation),
+                    id,
                     lookups: node.lookups,
                     record: node.record.clone(),
-                    place: place.map(|place| (place.parent, place.name.clone())),
-                    born: place.map_or(0, |place| place.born),
+                    place: self.spot_of(node, id),
+                    born: self.born(node, id),
                     mount: node.record.mount.number(),
                 });
             }
@@ -62,7 +62,9 @@ impl Table {
             return false;
         };
         let mut shard = self.shard(index);
-        if let Some((parent, name)) = known.place
+        // A state has it already: that is the predecessor's own.
+        if self.state.is_none()
+            && let Some((parent, name)) = known.place
             && let Some(node) = shard.node(slot, generation)
         {
             self.places.store(true, Ordering::Relaxed);

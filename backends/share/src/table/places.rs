@@ -77,7 +77,7 @@ impl Table {
     }
 
     /// When a node's file was made; 0 where nobody knows.
-    fn born(&self, node: &Node, id: NodeId) -> u64 {
+    pub(super) fn born(&self, node: &Node, id: NodeId) -> u64 {
         match (&node.place, &self.state) {
             (Some(place), _) => place.born,
             (None, Some(state)) => state.born(id.index()),
@@ -106,7 +106,11 @@ impl Table {
     pub(crate) fn spot(&self, id: NodeId) -> Option<(NodeId, CString)> {
         let (index, slot, generation) = id.place()?;
         let mut shard = self.shard(index);
-        match (&shard.node(slot, generation)?.place, &self.state) {
+        self.spot_of(shard.node(slot, generation)?, id)
+    }
+
+    pub(super) fn spot_of(&self, node: &Node, id: NodeId) -> Option<(NodeId, CString)> {
+        match (&node.place, &self.state) {
             (Some(place), _) => Some((place.parent, place.name.clone())),
             (None, Some(state)) => state.spot(id.index()),
             (None, None) => None,

@@ -39,6 +39,8 @@ pub struct Estate {
     pub control: OwnedFd,
     /// Those of [`InflightFile::estate`](crate::InflightFile::estate).
     pub records: Option<(OwnedFd, OwnedFd)>,
+    /// The file for what guests know, which is locked.
+    pub state: Option<OwnedFd>,
 }
 
 /// Hands a process over to whoever may ask.
@@ -220,6 +222,7 @@ impl Giver {
         if let Some((owner, fence)) = &estate.records {
             fds.extend([owner.as_fd(), fence.as_fd()]);
         }
+        fds.extend(estate.state.as_ref().map(AsFd::as_fd));
         wire.send(&Saying::Estate, &fds)
     }
 }

@@ -24,6 +24,9 @@ pub struct Identity {
     pub devices: Vec<DeviceIdentity>,
     /// The file for requests in flight, where there is one.
     pub records: Option<String>,
+    /// The file for what guests know, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
 }
 
 /// What tells a device.
@@ -80,7 +83,12 @@ impl Identity {
                 return named(id, what);
             }
         }
-        (self.records != other.records).then(|| "another --inflight-file".to_owned())
+        let files = [
+            (self.records == other.records, "another --inflight-file"),
+            (self.state == other.state, "another --state-file"),
+        ];
+        let other = files.into_iter().find(|(same, _)| !same);
+        other.map(|(_, what)| what.to_owned())
     }
 }
 
@@ -109,6 +117,13 @@ impl Parcel {
             fds: Vec::new(),
             bags: Vec::new(),
         }
+    }
+
+    /// With what the device knows.
+    pub(crate) fn with(mut self, bags: Vec<Bag>) -> Self {
+        self.state.bags = bags.len() as u32;
+        self.bags = bags;
+        self
     }
 
     pub(super) fn borrowed(&self) -> Vec<BorrowedFd<'_>> {
@@ -191,8 +206,9 @@ pub(crate) struct RecordsState {
 pub(super) enum Saying {
     /// New: this is what I serve.
     Offer(Identity),
-    /// Old: the sockets of all devices, the control socket, and the two
-    /// descriptors of the file for requests in flight where there is one.
+    /// Old: the sockets of all devices, the control socket, the two descriptors of
+    /// the file for requests in flight and the one of the file for what guests
+    /// know, where there are such.
     Estate,
     /// New: I am ready but for this.
     Drain,
@@ -257,6 +273,7 @@ mod tests {
         Identity {
             devices: vec![device("a"), device("b")],
             records: None,
+            state: None,
         }
     }
 
@@ -265,7 +282,7 @@ mod tests {
         let ours = identity();
         assert_eq!(ours.difference(&identity()), None);
         type Change = fn(&mut Identity);
-        let changes: [(Change, &str); 7] = [
+        let changes: [(Change, &str); 8] = [
             (|i| i.devices.truncate(1), "1 devices instead of 2"),
             (|i| i.devices.swap(0, 1), "device \"b\": another id"),
             (
@@ -279,6 +296,7 @@ mod tests {
             ),
             (|i| i.devices[0].queues = 2, "device \"a\": another number"),
             (|i| i.records = Some("5:6".into()), "--inflight-file"),
+            (|i| i.state = Some("5:7".into()), "--state-file"),
         ];
         for (change, want) in changes {
             let mut theirs = identity();

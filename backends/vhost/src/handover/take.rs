@@ -32,6 +32,8 @@ pub struct Inheritance {
     pub control: OwnedFd,
     /// For [`InflightFile::inherit`](crate::InflightFile::inherit).
     pub records: Option<(OwnedFd, OwnedFd)>,
+    /// For [`inherit_file`](crate::inherit_file).
+    pub state: Option<OwnedFd>,
 }
 
 /// The running process that is taken over from. It goes on serving if this is
@@ -65,7 +67,7 @@ impl Predecessor {
             return Err(HandOverError::Refused(error.to_owned()));
         }
         let devices = offer.devices.len();
-        let with_records = offer.records.is_some();
+        let (with_records, with_state) = (offer.records.is_some(), offer.state.is_some());
         wire.send(&Saying::Offer(offer), &[])?;
         let this = Self { wire };
         let mut endpoints = Vec::with_capacity(devices);
@@ -83,6 +85,7 @@ impl Predecessor {
         } else {
             None
         };
+        let state = rest.take_if(with_state)?;
         rest.end()?;
         if endpoints.len() != devices {
             return Err(HandOverError::Malformed);
@@ -91,6 +94,7 @@ impl Predecessor {
             endpoints,
             control,
             records,
+            state,
         };
         Ok((this, inheritance))
     }

@@ -6,7 +6,7 @@
 //! compared.
 
 use std::fmt::Display;
-use std::fs::Metadata;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -105,14 +105,15 @@ pub fn ask(
     Predecessor::ask(running, offer, stop).map_err(|e| take_over_failure(running, &e))
 }
 
-/// Hands this program over to one that asks on its control socket.
+/// Hands this program over to one that asks on its control socket, together with
+/// its files for requests in flight and for what guests know.
 ///
 /// # Errors
 /// The kernel's refusals.
 pub fn giver(
     identity: Result<Identity, (String, io::Error)>,
     (endpoints, control): (Vec<OwnedFd>, &UnixListener),
-    records: Option<&InflightFile>,
+    (records, state): (Option<&InflightFile>, Option<&File>),
     meeting: &Meeting,
     stop: &Stop,
 ) -> Result<Giver, Failure> {
@@ -124,6 +125,10 @@ pub fn giver(
         control: control.as_fd().try_clone_to_owned().map_err(failed)?,
         records: records
             .map(InflightFile::estate)
+            .transpose()
+            .map_err(failed)?,
+        state: state
+            .map(|file| file.as_fd().try_clone_to_owned())
             .transpose()
             .map_err(failed)?,
     };

@@ -161,9 +161,7 @@ impl<D: Device> Session<'_, D> {
         let mut parcel = Parcel::idle(self.oversight.as_ref().map(|o| o.limits()));
         parcel.state.session = Some(session);
         parcel.fds = fds;
-        parcel.bags = self.device.pack()?;
-        parcel.state.bags = parcel.bags.len() as u32;
-        Ok(parcel)
+        Ok(parcel.with(self.device.pack()?))
     }
 
     /// Makes a fresh session the one that moved here.
