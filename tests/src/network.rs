@@ -34,6 +34,16 @@ impl Network {
     /// # Panics
     /// As [`have`]; when the kernel has no taps.
     pub fn here(test: &str, parts: &[Part], pairs: u16) -> Option<Self> {
+        let network = Self::empty(test, parts)?;
+        network.tap(pairs);
+        Some(network)
+    }
+
+    /// The same with nothing but the loopback interface.
+    ///
+    /// # Panics
+    /// As [`have`].
+    pub fn empty(test: &str, parts: &[Part]) -> Option<Self> {
         if !have(test, &[&[Part::Ip], parts].concat()) {
             return None;
         }
@@ -52,7 +62,6 @@ impl Network {
             ip: Part::Ip.find().unwrap_or_default(),
         };
         network.ip("link set lo up");
-        network.tap(pairs);
         Some(network)
     }
 

@@ -47,6 +47,10 @@ pub enum Part {
     Virtiofsd,
     /// Makes network interfaces.
     Ip,
+    /// Makes the networks of pods.
+    Cni,
+    /// Passes ports on for these.
+    Iptables,
     /// A program of this workspace, by name.
     Ours(&'static str),
 }
@@ -85,6 +89,8 @@ impl Part {
             Part::StressNg => "stress-ng",
             Part::Virtiofsd => "virtiofsd",
             Part::Ip => "ip",
+            Part::Cni => "/usr/lib/cni/ptp",
+            Part::Iptables => "iptables",
             Part::Ours(name) => name,
         }
     }
@@ -107,6 +113,8 @@ impl Part {
             Part::Valgrind => "valgrind",
             Part::StressNg => "stress-ng",
             Part::Ip => "iproute2",
+            Part::Cni => "containernetworking-plugins",
+            Part::Iptables => "iptables",
             Part::Pjdfstest | Part::Fsx | Part::Virtiofsd => {
                 return "make it: cargo xtask setup".into();
             }

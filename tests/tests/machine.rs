@@ -53,6 +53,7 @@ fn spec(kernel: PathBuf, initramfs: PathBuf) -> MachineSpec {
         memory: 256 << 20,
         disks: vec![],
         shares: Vec::new(),
+        cards: Vec::new(),
         vsock: None,
         spare_slots: 0,
         console: ConsoleSpec::default(),

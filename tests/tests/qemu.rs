@@ -71,6 +71,7 @@ fn machine(assets: &Assets, initramfs: PathBuf) -> MachineSpec {
         memory: 768 << 20,
         disks: vec![],
         shares: Vec::new(),
+        cards: Vec::new(),
         vsock: None,
         spare_slots: 2,
         console: ConsoleSpec::default(),

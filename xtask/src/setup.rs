@@ -76,6 +76,16 @@ const NEEDS: &[Need] = &[
         why: "makes the networks that network cards are tested in",
     },
     Need {
+        program: "/usr/lib/cni/ptp",
+        package: "containernetworking-plugins",
+        why: "makes the networks of pods, in tests",
+    },
+    Need {
+        program: "iptables",
+        package: "iptables",
+        why: "passes ports on for these plugins",
+    },
+    Need {
         program: "socat",
         package: "socat",
         why: "speaks vsock in a test guest",

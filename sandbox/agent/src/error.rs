@@ -47,6 +47,9 @@ pub(crate) enum RequestError {
     /// A limit of this program.
     #[error("{0}")]
     Exhausted(String),
+    /// The network cannot be what the host says.
+    #[error("{0}")]
+    Network(String),
     /// What crun said, unless it means one of the above.
     #[error("crun: {0}")]
     Crun(String),
@@ -65,7 +68,7 @@ impl RequestError {
             Self::Exists(_) => Code::ALREADY_EXISTS,
             Self::State(_) => Code::FAILED_PRECONDITION,
             Self::Exhausted(_) => Code::RESOURCE_EXHAUSTED,
-            Self::Crun(_) | Self::System { .. } => Code::INTERNAL,
+            Self::Network(_) | Self::Crun(_) | Self::System { .. } => Code::INTERNAL,
         }
     }
 }

@@ -18,6 +18,7 @@ mod greeting;
 mod inside;
 mod loopback;
 mod memory;
+mod network;
 mod pod;
 mod process;
 mod pump;

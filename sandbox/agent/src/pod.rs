@@ -19,6 +19,7 @@ use crate::{
     container::Container,
     disks,
     error::{RequestError, trying},
+    network,
     process::Process,
     reaper::Reaper,
     root::Scratch,
@@ -81,6 +82,9 @@ impl Pod {
         }
         if !request.scratch_disk.is_empty() {
             state.scratch = Some(Arc::new(Scratch::mount(&request.scratch_disk)?));
+        }
+        if let Some(network) = request.network.as_ref() {
+            network::configure(network)?;
         }
         state.configured = true;
         Ok(())

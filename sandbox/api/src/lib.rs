@@ -28,6 +28,7 @@
 
 pub mod hello;
 pub mod host;
+pub mod network;
 pub mod share;
 pub mod stream;
 
@@ -57,7 +58,7 @@ pub use hello::{Hello, HelloError};
 pub use stream::{ExitReport, StreamKind, StreamTarget};
 
 /// Version of everything in this crate; host and guest must agree exactly.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// Guest port of the ttrpc service.
 pub const AGENT_PORT: u32 = 1024;
@@ -68,6 +69,9 @@ pub const HELLO_PORT: u32 = 1024;
 
 /// Context id of the host, as the guest sees it.
 pub const HOST_CID: u32 = 2;
+
+/// Where the guest has what its containers read in `/etc/resolv.conf`, if they are told any.
+pub const RESOLV_CONF: &str = "/resolv.conf";
 
 /// Largest id of a container or process, bytes.
 pub const MAX_ID: usize = 64;

@@ -21,6 +21,8 @@ pub(crate) struct Assets {
     pub(crate) order: Vec<String>,
     /// What a guest with shares loads after these; none in assets of an older making.
     pub(crate) share_order: Option<Vec<String>>,
+    /// The same for network cards.
+    pub(crate) card_order: Option<Vec<String>>,
 }
 
 /// The part of the assets that becomes part of the guest's first file system as it is.
@@ -29,6 +31,8 @@ const GUEST: &str = "guest";
 const ORDER: &str = "kernel/modules/order";
 /// What a guest with shares loads, in order.
 pub(crate) const SHARE_ORDER: &str = "kernel/modules/order-shares";
+/// What a guest with network cards loads, in order.
+pub(crate) const CARD_ORDER: &str = "kernel/modules/order-net";
 /// What the agent runs containers with.
 const CRUN: &str = "bin/crun";
 
@@ -68,7 +72,7 @@ impl Assets {
         let modules = directory.join("kernel/modules");
         let list = |file: &str| -> Result<Option<Vec<String>>, Problem> {
             let text = match std::fs::read_to_string(directory.join(file)) {
-                Err(error) if file == SHARE_ORDER && error.kind() == ErrorKind::NotFound => {
+                Err(error) if file != ORDER && error.kind() == ErrorKind::NotFound => {
                     return Ok(None);
                 }
                 other => {
@@ -84,6 +88,7 @@ impl Assets {
         };
         let order = list(ORDER)?.unwrap_or_default();
         let share_order = list(SHARE_ORDER)?;
+        let card_order = list(CARD_ORDER)?;
         let assets = Self {
             kernel: directory.join("kernel/vmlinuz"),
             agent: directory.join("pericarp-agent"),
@@ -92,6 +97,7 @@ impl Assets {
             modules,
             order,
             share_order,
+            card_order,
         };
         if !assets.tree.iter().any(|(name, _)| name == CRUN) {
             return Err(problem(format!("'{GUEST}/{CRUN}' is missing")));
@@ -100,7 +106,7 @@ impl Assets {
             .into_iter()
             .chain(
                 assets
-                    .load_order(true)
+                    .load_order(true, true)
                     .map(|name| assets.modules.join(name)),
             );
         for file in files {
@@ -120,9 +126,15 @@ impl Assets {
     }
 
     /// The modules a guest loads, in order.
-    pub(crate) fn load_order(&self, has_shares: bool) -> impl Iterator<Item = &String> {
+    pub(crate) fn load_order(
+        &self,
+        has_shares: bool,
+        has_cards: bool,
+    ) -> impl Iterator<Item = &String> {
         let shares = self.share_order.iter().filter(move |_| has_shares);
-        self.order.iter().chain(shares.flatten())
+        let cards = self.card_order.iter().filter(move |_| has_cards);
+        let more = shares.chain(cards).flatten();
+        self.order.iter().chain(more)
     }
 }
 
@@ -219,7 +231,7 @@ mod tests {
         let assets = Assets::find(Some(&dir)).unwrap();
         assert_eq!(assets.order, ["a.ko.xz"]);
         assert_eq!(assets.share_order, None);
-        assert!(assets.load_order(true).eq(["a.ko.xz"]));
+        assert!(assets.load_order(true, true).eq(["a.ko.xz"]));
         std::fs::write(dir.join("kernel/modules/order-shares"), "b.ko\n").unwrap();
         assert!(
             refuse().contains("'kernel/modules/b.ko' cannot be read"),
@@ -228,8 +240,8 @@ mod tests {
         );
         std::fs::write(dir.join("kernel/modules/b.ko"), "m").unwrap();
         let assets = Assets::find(Some(&dir)).unwrap();
-        assert!(assets.load_order(true).eq(["a.ko.xz", "b.ko"]));
-        assert!(assets.load_order(false).eq(["a.ko.xz"]));
+        assert!(assets.load_order(true, true).eq(["a.ko.xz", "b.ko"]));
+        assert!(assets.load_order(false, true).eq(["a.ko.xz"]));
         std::fs::write(dir.join("kernel/modules/order"), "../a\n").unwrap();
         assert!(refuse().contains("which is a path"), "{}", refuse());
         std::fs::remove_dir_all(&dir).unwrap();

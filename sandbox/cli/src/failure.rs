@@ -63,6 +63,9 @@ pub(crate) enum Failure {
         stream: &'static str,
         source: io::Error,
     },
+    /// The network cannot be made, or not be passed on.
+    #[error("--network: {0}")]
+    Network(String),
     /// The container runtime failed before the command ran.
     #[error("runc: {0}")]
     Runc(String),

@@ -16,6 +16,7 @@ mod helper;
 mod images;
 mod input;
 mod log;
+mod network;
 mod registry;
 mod report;
 mod rootfs;

@@ -157,6 +157,7 @@ fn attended(
                 plan: *vm_plan,
                 root: plan.root,
                 volumes: plan.volumes,
+                network: plan.network,
                 command,
                 run_dir,
                 ends,
@@ -176,6 +177,6 @@ fn attended(
             Ok(report.code())
         }
         // runc joins the terminal to the container by itself.
-        RuntimePlan::Runc => runc::run(plan.root, command, run_dir, signals, timing),
+        RuntimePlan::Runc => runc::run(plan.root, plan.network, command, run_dir, signals, timing),
     }
 }

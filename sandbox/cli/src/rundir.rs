@@ -204,6 +204,7 @@ fn sweep(base: &Path) {
         if let Ok(id) = fs::read_to_string(path.join(CONTAINER_FILE)) {
             crate::runc::remove_left_over(&path.join(CONTAINER_STATE), id.trim());
         }
+        crate::network::settle(&path);
         match Record::read(&path) {
             Some(record) if record.detached && record.status != Status::Created => {
                 remove_all_but_history(&path);

@@ -156,6 +156,7 @@ fn qemu_discards_trims_and_zeroes() {
             queue_size: 128,
         }],
         shares: Vec::new(),
+        cards: Vec::new(),
         vsock: None,
         spare_slots: 0,
         console: ConsoleSpec::default(),

@@ -31,9 +31,19 @@ dmesg | grep -i 'i/o error' && exit 1
 true
 "#;
 
+/// Random reads and writes on both queues, each block with a checksum of its own.
+const JOB: &str = "
+fio --name=verify --filename=/dev/vda --numjobs=2 --size=4m --offset_increment=4m \
+    --ioengine=libaio --iodepth=16 --direct=1 --rw=randrw --bs=4k --verify=crc32c \
+    --verify_fatal=1 --do_verify=1 --verify_backlog=64 --randseed=7 --group_reporting \
+    --output-format=terse >/tmp/fio.log 2>&1 || { cat /tmp/fio.log; exit 1; }
+echo verified
+";
+
 #[test]
 fn a_disk_holds_a_file_system() {
-    let Some(rig) = Rig::here("a_disk_holds_a_file_system", &[Part::PERICARP_BLOCK]) else {
+    let parts = [Part::PERICARP_BLOCK, Part::Fio];
+    let Some(rig) = Rig::here("a_disk_holds_a_file_system", &parts) else {
         return;
     };
     let (disk, socket) = (rig.scratch.sparse("disk", 64 << 20), rig.scratch.path("d"));
@@ -53,10 +63,11 @@ fn a_disk_holds_a_file_system() {
     let sectors = (128 << 20) / 512;
     let script = format!(
         "{FILES}\n\
+         {JOB}\n\
          echo grow it\n\
          while [ $(cat /sys/block/vda/size) != {sectors} ]; do sleep 0.2; done"
     );
-    let image = rig.image(&["mkfs.ext4"], &script);
+    let image = rig.image(&["mkfs.ext4", "fio"], &script);
     let option = format!("id=root,socket={}", socket.display());
     let options = ["--memory", "512M", "--cpus", "2", "--disk", &option];
     let mut monitor = rig.start(&image, &options);

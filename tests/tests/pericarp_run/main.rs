@@ -9,6 +9,7 @@
 mod bad_input;
 mod detached;
 mod image;
+mod network;
 mod rig;
 mod rootfs;
 mod terminal;

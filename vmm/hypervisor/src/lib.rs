@@ -26,4 +26,4 @@ pub use console::ConsoleSpec;
 pub use machine::{Hypervisor, Machine, MachineError};
 pub use process::{Confinement, Process};
 pub use select::{Choice, Driver, HostFacts, Wanted, select};
-pub use spec::{DiskSpec, MachineSpec, ShareSpec, SpecError, VsockSpec};
+pub use spec::{CardSpec, DiskSpec, MAX_CARDS, MachineSpec, ShareSpec, SpecError, VsockSpec};

@@ -178,6 +178,19 @@ fn arguments(spec: &MachineSpec) -> Vec<String> {
             ),
         );
     }
+    for card in &spec.cards {
+        option(
+            "net",
+            format!(
+                "id={},socket={},mac={},queues={},queue-size={}",
+                card.id,
+                text(&card.socket),
+                card.mac_text(),
+                card.queue_pairs,
+                card.queue_size
+            ),
+        );
+    }
     if let Some(vsock) = &spec.vsock {
         option(
             "vsock",
@@ -232,6 +245,9 @@ mod tests {
         };
         let wanted = "id=root,socket=/run/x/root,,1.sock,queues=2,queue-size=128";
         assert!(has("--disk", wanted), "{args:?}");
+        let wanted =
+            "id=eth0,socket=/run/x/eth,,0.sock,mac=02:00:00:00:00:0a,queues=2,queue-size=256";
+        assert!(has("--net", wanted), "{args:?}");
         assert!(has("--cpus", "2") && has("--memory", "268435456"));
         assert!(has("--cmdline", "console=ttyS0 cryptomgr.notests panic=-1"));
         assert!(args.iter().any(|arg| arg == "--no-reboot"));

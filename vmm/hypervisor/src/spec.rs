@@ -21,6 +21,8 @@ pub const MAX_CMDLINE: usize = 1900;
 /// Most shares a machine may have, a container's root and sixteen volumes: what its driver has places
 /// for.
 pub const MAX_SHARES: usize = 17;
+/// Most network cards a machine may have: what its driver has places for.
+pub const MAX_CARDS: usize = 8;
 /// Most bytes of a share's tag (virtio 1.3, 5.11.4).
 pub const MAX_TAG: usize = 36;
 /// A socket address holds no longer path.
@@ -43,6 +45,8 @@ pub struct MachineSpec {
     pub disks: Vec<DiskSpec>,
     /// Directories of the host, which the guest mounts by their tags.
     pub shares: Vec<ShareSpec>,
+    /// Network cards.
+    pub cards: Vec<CardSpec>,
     /// The socket family by which the guest and host programs reach each other.
     pub vsock: Option<VsockSpec>,
     /// Free slots on the bus for devices that come later.
@@ -80,6 +84,28 @@ pub struct ShareSpec {
     pub queue_size: u16,
 }
 
+/// A network card served by a vhost-user backend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CardSpec {
+    /// Name of the device: a letter, then letters, digits, `-`, `_` and `.`.
+    pub id: String,
+    /// Where the backend listens.
+    pub socket: PathBuf,
+    /// The guest's Ethernet address, of one station.
+    pub mac: [u8; 6],
+    /// Pairs of queues.
+    pub queue_pairs: u16,
+    /// Descriptors per queue, a power of two.
+    pub queue_size: u16,
+}
+
+impl CardSpec {
+    /// The address as it is written.
+    pub(crate) fn mac_text(&self) -> String {
+        self.mac.map(|byte| format!("{byte:02x}")).join(":")
+    }
+}
+
 /// A vsock device served by a vhost-user backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VsockSpec {
@@ -112,6 +138,12 @@ pub enum SpecError {
     /// More shares than there are places.
     #[error("{0} shares: a machine has at most {MAX_SHARES}")]
     Shares(usize),
+    /// More cards than there are places.
+    #[error("{0} network cards: a machine has at most {MAX_CARDS}")]
+    Cards(usize),
+    /// An Ethernet address of a group, or none.
+    #[error("network card '{0}': its address must be that of one station, and not all zero")]
+    Mac(String),
     /// A tag that is too long or has other characters, or one that occurs twice.
     #[error(
         "'{0}' is no usable tag of a share: 1 to {MAX_TAG} letters, digits, '-', '_' and '.', each \
@@ -135,7 +167,8 @@ impl MachineSpec {
         let disks = self.disks.iter().map(|disk| (&disk.id, &disk.socket));
         let shares = self.shares.iter().map(|share| (&share.id, &share.socket));
         let vsock = self.vsock.iter().map(|vsock| (&vsock.id, &vsock.socket));
-        let all = disks.chain(shares).chain(vsock);
+        let cards = self.cards.iter().map(|card| (&card.id, &card.socket));
+        let all = disks.chain(shares).chain(cards).chain(vsock);
         all.map(|(id, socket)| (id.as_str(), socket))
     }
 
@@ -156,6 +189,9 @@ impl MachineSpec {
         }
         if self.shares.len() > MAX_SHARES {
             return Err(SpecError::Shares(self.shares.len()));
+        }
+        if self.cards.len() > MAX_CARDS {
+            return Err(SpecError::Cards(self.cards.len()));
         }
         let usable = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         let mut names: Vec<&str> = Vec::new();
@@ -183,11 +219,17 @@ impl MachineSpec {
         let disks = disks.map(|disk| (&disk.id, disk.num_queues, disk.queue_size));
         let shares = self.shares.iter();
         let shares = shares.map(|share| (&share.id, share.num_queues, share.queue_size));
-        for (id, queues, size) in disks.chain(shares) {
+        let cards = self.cards.iter();
+        let cards = cards.map(|card| (&card.id, card.queue_pairs, card.queue_size));
+        for (id, queues, size) in disks.chain(shares).chain(cards) {
             let fits = (1..=64).contains(&queues) && (2..=1024).contains(&size);
             if !fits || !size.is_power_of_two() {
                 return Err(SpecError::Queues(id.clone()));
             }
+        }
+        let station = |mac: [u8; 6]| mac[0] & 1 == 0 && mac != [0; 6];
+        if let Some(card) = self.cards.iter().find(|card| !station(card.mac)) {
+            return Err(SpecError::Mac(card.id.clone()));
         }
         if let Some(vsock) = &self.vsock
             && !(3..u32::MAX).contains(&vsock.guest_cid)
@@ -233,6 +275,13 @@ pub(crate) mod tests {
                 tag: "share.1".into(),
                 num_queues: 2,
                 queue_size: 1024,
+            }],
+            cards: vec![CardSpec {
+                id: "eth0".into(),
+                socket: "/run/x/eth,0.sock".into(),
+                mac: [2, 0, 0, 0, 0, 10],
+                queue_pairs: 2,
+                queue_size: 256,
             }],
             vsock: Some(VsockSpec {
                 id: "vsock".into(),
@@ -314,6 +363,16 @@ pub(crate) mod tests {
             (
                 |s| s.shares = vec![s.shares[0].clone(); MAX_SHARES + 1],
                 SpecError::Shares(MAX_SHARES + 1),
+            ),
+            (
+                |s| s.cards = vec![s.cards[0].clone(); MAX_CARDS + 1],
+                SpecError::Cards(MAX_CARDS + 1),
+            ),
+            (|s| s.cards[0].mac[0] = 1, SpecError::Mac("eth0".into())),
+            (|s| s.cards[0].mac = [0; 6], SpecError::Mac("eth0".into())),
+            (
+                |s| s.cards[0].queue_pairs = 0,
+                SpecError::Queues("eth0".into()),
             ),
             (|s| s.cmdline = "a\nb".into(), SpecError::Cmdline),
             (

@@ -231,20 +231,28 @@ impl Ram {
     pub fn prepare(&self, start: u64, size: u64) {
         let (mut at, end) = (start / GRAIN * GRAIN, start.saturating_add(size));
         while at < end {
-            let found = self.mmap.to_region_addr(GuestAddress(at));
-            let Some((region, offset)) = found.filter(|_| self.holds(at, GRAIN)) else {
+            let Some((region, offset)) = self.mmap.to_region_addr(GuestAddress(at)) else {
                 return;
             };
-            // One page must be there, or there is nothing to enlarge. It is no error where this
-            // cannot be done (before Linux 6.1, without memory in one piece): then all of it is
-            // touched in small pages as ever.
-            let grown = self
-                .advise(region, offset.0, 4096, libc::MADV_POPULATE_WRITE)
-                .and_then(|()| self.advise(region, offset.0, GRAIN, libc::MADV_COLLAPSE));
+            let there = (region.len() - offset.0) / GRAIN;
+            let pages = there.min((end - at).div_ceil(GRAIN));
+            if pages == 0 {
+                return;
+            }
+            // One page must be there in each, or there is nothing to enlarge. It is no error where
+            // this cannot be done (before Linux 6.1, without memory in one piece): then all of it
+            // is touched in small pages as ever. All at once, since each call has every CPU of the
+            // host bring its lists of pages in order first.
+            let grown = (0..pages)
+                .try_for_each(|page| {
+                    let offset = offset.0 + page * GRAIN;
+                    self.advise(region, offset, 4096, libc::MADV_POPULATE_WRITE)
+                })
+                .and_then(|()| self.advise(region, offset.0, pages * GRAIN, libc::MADV_COLLAPSE));
             if grown.is_err() {
                 return;
             }
-            at += GRAIN;
+            at += pages * GRAIN;
         }
     }
 

@@ -18,6 +18,7 @@ use crate::{
     guest::process::Wiring,
     input::{
         image::{FileId, Image, check_root_directory},
+        network::{self, NONE, NetworkPlan, Places},
         options::{Request, Runtime},
         problem::Problem,
         values::{self, size},
@@ -39,6 +40,8 @@ pub(crate) struct Plan {
     pub(crate) limits: Limits,
     /// What the command sees of this host.
     pub(crate) volumes: Vec<Volume>,
+    /// What it reaches.
+    pub(crate) network: NetworkPlan,
     /// What the container runs.
     pub(crate) process: Process,
     pub(crate) wiring: Wiring,
@@ -80,6 +83,13 @@ pub(crate) fn check(mut request: Request) -> Result<Plan, Vec<Problem>> {
     let limits = limits(&request, &mut problems);
     let root = root(&request, &mut problems);
     let volumes = volume::check(&request.volumes, &mut problems);
+    let network = network::check(
+        request.network.as_deref(),
+        &request.publish,
+        request.runtime,
+        &Places::of_this_host(),
+        &mut problems,
+    );
     let runtime = match request.runtime {
         Runtime::Vm => vm(&request, limits, root.as_ref(), &mut problems),
         Runtime::Runc => runc(&mut problems),
@@ -122,6 +132,7 @@ pub(crate) fn check(mut request: Request) -> Result<Plan, Vec<Problem>> {
                 .unwrap_or_default(),
             limits,
             volumes,
+            network,
             wiring: Wiring {
                 stdin: request.interactive || !(request.tty || request.detach),
                 terminal: request.tty,
@@ -287,6 +298,11 @@ fn vm(
     let assets = Assets::find(request.assets.as_deref())
         .map_err(|problem| problems.push(problem))
         .ok()?;
+    let wants_cards = request.network.as_deref().is_some_and(|name| name != NONE);
+    if let (true, None) = (wants_cards, &assets.card_order) {
+        let rule = format!("the guest's files have no '{}'", assets::CARD_ORDER);
+        problems.push(Problem::new(network::OPTION, None, rule, assets::CURE));
+    }
     let option = match root {
         _ if !request.volumes.is_empty() => Some("--volume"),
         Some(Root::Directory(_)) => Some("--rootfs"),

@@ -43,6 +43,15 @@ What it sees of this host:
                             changed; may be repeated; owners and modes are the same on
                             both sides
 
+Its network:
+      --network NETWORK     none (default): loopback alone;
+                            cni:NAME: the network of this name in /etc/cni/net.d, made by
+                            its plugins; netns:PATH: that of a network namespace, such as
+                            /run/netns/pod1, which keeps it afterwards; as root only
+  -p, --publish [IP:]PORT:PORT[/tcp|/udp|/sctp]  pass what comes to this host's first port on to
+                            the command's second one; needs a network of cni: with the
+                            portmap plugin; may be repeated
+
 How it runs:
   --runtime vm|runc         vm (default): a virtual machine of its own;
                             runc: a container on this host's kernel, as root only
@@ -82,7 +91,7 @@ Exit codes: 2 bad input, 125 pericarp itself failed, 126 the command cannot be e
 
 /// Every option: letter (blank for none), name, whether it takes a value, whether it may be
 /// repeated.
-const OPTIONS: [(char, &str, bool, bool); 24] = [
+const OPTIONS: [(char, &str, bool, bool); 26] = [
     (' ', "--image", true, false),
     (' ', "--rootfs-image", true, false),
     (' ', "--rootfs", true, false),
@@ -93,6 +102,8 @@ const OPTIONS: [(char, &str, bool, bool); 24] = [
     ('i', "--interactive", false, false),
     ('t', "--tty", false, false),
     ('v', "--volume", true, true),
+    (' ', "--network", true, false),
+    ('p', "--publish", true, true),
     (' ', "--runtime", true, false),
     (' ', "--cpus", true, false),
     ('m', "--memory", true, false),
@@ -135,6 +146,8 @@ pub(crate) struct Request {
     pub(crate) detach: bool,
     pub(crate) name: Option<String>,
     pub(crate) volumes: Vec<String>,
+    pub(crate) network: Option<String>,
+    pub(crate) publish: Vec<String>,
     pub(crate) cpus: Option<String>,
     pub(crate) memory: Option<String>,
     pub(crate) disks: Vec<ImageName>,
@@ -339,6 +352,8 @@ impl Reader {
             "--rootfs-image" => request.rootfs_image = Some(ImageName::parse(&text)),
             "--rootfs" => request.rootfs = Some(text.into()),
             "--volume" => request.volumes.push(text),
+            "--network" => request.network = Some(text),
+            "--publish" => request.publish.push(text),
             "--cpus" => request.cpus = Some(text),
             "--memory" => request.memory = Some(text),
             "--disk" => request.disks.push(ImageName::parse(&text)),

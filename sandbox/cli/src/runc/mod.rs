@@ -25,7 +25,8 @@ use serde_json::json;
 
 use crate::{
     failure::{Failure, during},
-    input::check::Root,
+    input::{check::Root, network::NetworkPlan},
+    network::Joined,
     report::Timing,
     run::Command,
     runc::root::Mounts,
@@ -40,11 +41,14 @@ const LOG: &str = "runc.log";
 
 pub(crate) fn run(
     root: Root,
+    network: NetworkPlan,
     command: Command,
     run_dir: &RunDir,
     signals: &mut Signals,
     timing: &mut Timing,
 ) -> Result<i32, Failure> {
+    // Before the mounts are private: others see a namespace's.
+    let mut network = Joined::join(network, run_dir)?;
     isolation::private_mounts()?;
     // Declared after the directory, so unmounted before the directory is removed.
     let mounts = Mounts::prepare(&root, run_dir, signals)?;
@@ -59,6 +63,7 @@ pub(crate) fn run(
         "gid": user.gid,
         "additionalGids": user.additional_gids,
     });
+    network.show_here(&mut config, run_dir)?;
     fs::write(run_dir.join("config.json"), config.to_string())
         .and_then(|()| fs::write(run_dir.join(CONTAINER_FILE), &id))
         .map_err(during("the container's description"))?;
@@ -67,6 +72,7 @@ pub(crate) fn run(
     timing.mark("command");
     remove_left_over(&run_dir.join(CONTAINER_STATE), &id);
     drop(mounts);
+    network.leave();
     outcome
 }
 

@@ -11,9 +11,13 @@ use crate::{
     failure::{Failure, during},
 };
 
-/// Writes the archive to `path`. The modules for shares are in it where there are some: loading them
-/// costs a boot time.
-pub(crate) fn write(assets: &Assets, has_shares: bool, path: &Path) -> Result<(), Failure> {
+/// Writes the archive to `path`. The modules for shares and network cards are in it where there are
+/// some: loading them costs a boot time.
+pub(crate) fn write(
+    assets: &Assets,
+    (has_shares, has_cards): (bool, bool),
+    path: &Path,
+) -> Result<(), Failure> {
     let failed = || during(format!("the initramfs '{}'", path.display()));
     let read = |file: &Path| {
         fs::read(file).map_err(during(format!("'{}' cannot be read", file.display())))
@@ -21,7 +25,7 @@ pub(crate) fn write(assets: &Assets, has_shares: bool, path: &Path) -> Result<()
     let out = BufWriter::new(fs::File::create_new(path).map_err(failed())?);
     let mut archive = Archive::new(out);
     let agent = read(&assets.agent)?;
-    let modules = || assets.load_order(has_shares);
+    let modules = || assets.load_order(has_shares, has_cards);
     let order: String = modules().map(|name| format!("{name}\n")).collect();
     archive
         .directory("dev")

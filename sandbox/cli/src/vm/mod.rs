@@ -8,6 +8,8 @@ mod pod;
 mod sidecar;
 mod start;
 
+pub(crate) use sidecar::Card;
+
 use std::{
     path::Path,
     sync::{Arc, Mutex},
@@ -15,7 +17,9 @@ use std::{
 };
 
 use pericarp_api::{agent, host::Guest, stream::ExitReport};
-use pericarp_hypervisor::{ConsoleSpec, DiskSpec, MachineError, MachineSpec, ShareSpec, VsockSpec};
+use pericarp_hypervisor::{
+    CardSpec, ConsoleSpec, DiskSpec, MachineError, MachineSpec, ShareSpec, VsockSpec,
+};
 
 use crate::{
     failure::{CONSOLE_LINES, Failure, during},
@@ -25,8 +29,10 @@ use crate::{
     },
     input::{
         check::{Root, VmPlan},
+        network::NetworkPlan,
         volume::Volume,
     },
+    network::Joined,
     registry::{CONTAINER, guest_socket},
     report::Timing,
     rootfs::{self, Disk, Source},
@@ -36,7 +42,7 @@ use crate::{
     terminal,
     vm::{
         pod::Pod,
-        sidecar::{Access, Device, Share, Sidecar},
+        sidecar::{Access, CARD_QUEUE_SIZE, Device, Share, Sidecar},
         start::{Phases, Start},
     },
 };
@@ -63,6 +69,7 @@ pub(crate) struct Job<'a> {
     pub(crate) plan: VmPlan,
     pub(crate) root: Root,
     pub(crate) volumes: Vec<Volume>,
+    pub(crate) network: NetworkPlan,
     pub(crate) command: Command,
     pub(crate) run_dir: &'a RunDir,
     pub(crate) ends: Ends,
@@ -79,7 +86,8 @@ pub(crate) fn run(
         plan,
         root,
         volumes,
-        command,
+        network,
+        mut command,
         run_dir,
         ends,
         started,
@@ -90,12 +98,18 @@ pub(crate) fn run(
     signals.check()?;
     let parts = rootfs::for_machine(&root, signals)?;
     timing.mark("image");
+    let queues = u16::try_from(plan.size.cpus.min(MAX_QUEUES)).unwrap_or(1);
+    let mut network = Joined::join(network, run_dir)?;
+    let cards = network.cards(queues, run_dir)?;
+    network.show_in_guest(&mut command.spec);
+    if !cards.is_empty() {
+        timing.mark("network");
+    }
     let initramfs = run_dir.join("initramfs");
     let has_shares = !volumes.is_empty() || matches!(parts.source, Source::Directory(_));
-    initramfs::write(&plan.assets, has_shares, &initramfs)?;
+    initramfs::write(&plan.assets, (has_shares, !cards.is_empty()), &initramfs)?;
     timing.mark("prepare");
 
-    let queues = u16::try_from(plan.size.cpus.min(MAX_QUEUES)).unwrap_or(1);
     let device = |id: &str, disk: &Disk| Device {
         id: id.to_owned(),
         socket: run_dir.join(&format!("{id}.sock")),
@@ -153,6 +167,10 @@ pub(crate) fn run(
     if !shares.is_empty() {
         sidecars.push(Sidecar::fs(&shares, signals)?);
     }
+    let card_specs: Vec<CardSpec> = cards.iter().map(card_spec).collect();
+    if !cards.is_empty() {
+        sidecars.push(Sidecar::net(cards, signals)?);
+    }
     let vsock_socket = run_dir.join("vsock.sock");
     let host_side = guest_socket(run_dir.path());
     std::fs::create_dir(run_dir.join("vsock")).map_err(during("a directory for sockets"))?;
@@ -174,6 +192,7 @@ pub(crate) fn run(
         memory: plan.size.memory,
         disks: devices.iter().map(disk_spec).collect(),
         shares: shares.iter().map(share_spec).collect(),
+        cards: card_specs,
         vsock: Some(VsockSpec {
             id: "vsock".into(),
             socket: vsock_socket,
@@ -225,6 +244,7 @@ pub(crate) fn run(
                 .scratch
                 .as_ref()
                 .map_or(String::new(), |_| "scratch".into()),
+            network: network.message().into(),
             ..Default::default()
         },
         create: agent::CreateContainerRequest {
@@ -287,6 +307,7 @@ pub(crate) fn run(
     timing.mark("command");
     let outcome = pod.end(&guest, outcome);
     timing.mark("power-off");
+    network.leave();
     // Until here: the backend has the files open, and their locks are ours.
     drop(parts);
     drop(root);
@@ -299,6 +320,16 @@ fn disk_spec(device: &Device) -> DiskSpec {
         socket: device.socket.clone(),
         num_queues: device.queues,
         queue_size: QUEUE_SIZE,
+    }
+}
+
+fn card_spec(card: &Card) -> CardSpec {
+    CardSpec {
+        id: card.id.clone(),
+        socket: card.socket.clone(),
+        mac: card.mac,
+        queue_pairs: u16::try_from(card.queues.len()).unwrap_or(1),
+        queue_size: CARD_QUEUE_SIZE,
     }
 }
 

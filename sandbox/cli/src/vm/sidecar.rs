@@ -1,11 +1,11 @@
 //! The sidecars of a machine: `pericarp-block` for all of its disks, `pericarp-fs` for all of its
-//! shares, `pericarp-vsock` for the way to its agent.
+//! shares, `pericarp-net` for all of its network cards, `pericarp-vsock` for the way to its agent.
 //!
 //! Started before the machine, ended after it. Their error output is kept for the message if one
 //! dies.
 
 use std::{
-    os::fd::BorrowedFd,
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -17,7 +17,10 @@ use crate::{assets::program_directory, failure::Failure, signals::Signals};
 
 const BLOCK: &str = "pericarp-block";
 const FS: &str = "pericarp-fs";
+const NET: &str = "pericarp-net";
 const VSOCK: &str = "pericarp-vsock";
+/// Descriptors per queue of a network card.
+pub(crate) const CARD_QUEUE_SIZE: u16 = 1024;
 /// How long one may take to listen.
 const START_LIMIT: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(2);
@@ -88,6 +91,31 @@ impl Share {
     }
 }
 
+/// One network card.
+#[derive(Debug)]
+pub(crate) struct Card {
+    pub(crate) id: String,
+    pub(crate) socket: PathBuf,
+    pub(crate) mac: [u8; 6],
+    pub(crate) mtu: u32,
+    /// The open queues of its tap, one for each pair of virtqueues.
+    pub(crate) queues: Vec<OwnedFd>,
+}
+
+impl Card {
+    fn argument(&self) -> String {
+        let queues = self.queues.iter().map(|fd| fd.as_raw_fd().to_string());
+        let queues: Vec<String> = queues.collect();
+        format!(
+            "id={id},socket={socket},tap-fds={queues},queue-size={CARD_QUEUE_SIZE},mtu={mtu}",
+            id = self.id,
+            socket = quoted(&self.socket),
+            queues = queues.join(":"),
+            mtu = self.mtu,
+        )
+    }
+}
+
 /// Within the list of a device a comma is written twice.
 fn quoted(path: &Path) -> String {
     path.to_string_lossy().replace(',', ",,")
@@ -125,6 +153,19 @@ impl Sidecar {
         Self::start(FS, command, &sockets, signals)
     }
 
+    /// Starts the network backend and waits until every card's socket is there. The queues are the
+    /// backend's alone then, as far as we go.
+    pub(crate) fn net(cards: Vec<Card>, signals: &mut Signals) -> Result<Self, Failure> {
+        let mut command = program(NET);
+        for card in &cards {
+            command.arg("--device").arg(card.argument());
+        }
+        let sockets: Vec<PathBuf> = cards.iter().map(|card| card.socket.clone()).collect();
+        let sockets: Vec<&Path> = sockets.iter().map(PathBuf::as_path).collect();
+        let queues = cards.into_iter().flat_map(|card| card.queues).collect();
+        Self::start_with(NET, command, queues, &sockets, signals)
+    }
+
     /// Starts the vsock device and waits until its sockets are there.
     pub(crate) fn vsock(
         socket: &Path,
@@ -144,17 +185,27 @@ impl Sidecar {
 
     fn start(
         name: &'static str,
+        command: Command,
+        sockets: &[&Path],
+        signals: &mut Signals,
+    ) -> Result<Self, Failure> {
+        Self::start_with(name, command, Vec::new(), sockets, signals)
+    }
+
+    fn start_with(
+        name: &'static str,
         mut command: Command,
+        inherited: Vec<OwnedFd>,
         sockets: &[&Path],
         signals: &mut Signals,
     ) -> Result<Self, Failure> {
         command.stdout(Stdio::null());
-        let process = Process::spawn(name, command, Confinement::default()).map_err(|source| {
-            Failure::Program {
-                program: name.into(),
-                source,
-                cure: "it belongs beside pericarp: `cargo build` makes both",
-            }
+        let confinement = Confinement::default();
+        let process = Process::spawn_with(name, command, confinement, inherited);
+        let process = process.map_err(|source| Failure::Program {
+            program: name.into(),
+            source,
+            cure: "it belongs beside pericarp: `cargo build` makes both",
         })?;
         let mut sidecar = Self { name, process };
         let end = Instant::now() + START_LIMIT;
@@ -271,6 +322,26 @@ mod tests {
             ),
             "{}",
             root.argument()
+        );
+    }
+
+    #[test]
+    fn a_card_is_written_as_the_backend_reads_it() {
+        let queue = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        let card = Card {
+            id: "eth0".into(),
+            socket: "/run/x/eth0.sock".into(),
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1400,
+            queues: vec![queue(), queue()],
+        };
+        let numbers: Vec<_> = card.queues.iter().map(AsRawFd::as_raw_fd).collect();
+        assert_eq!(
+            card.argument(),
+            format!(
+                "id=eth0,socket=/run/x/eth0.sock,tap-fds={}:{},queue-size=1024,mtu=1400",
+                numbers[0], numbers[1]
+            )
         );
     }
 

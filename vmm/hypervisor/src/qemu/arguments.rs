@@ -8,7 +8,7 @@ use std::{os::fd::RawFd, path::Path};
 
 use crate::{
     select::Accelerator,
-    spec::{DiskSpec, MAX_SHARES, MachineSpec, ShareSpec, VsockSpec},
+    spec::{CardSpec, DiskSpec, MAX_CARDS, MAX_SHARES, MachineSpec, ShareSpec, VsockSpec},
 };
 
 /// What the kernel must know of this machine: its console; that the timer works, which it would find
@@ -21,6 +21,9 @@ const PARAMETERS: &str = "console=ttyS0 no_timer_check cryptomgr.notests";
 const SHARE_SLOTS: [u8; MAX_SHARES.div_ceil(FUNCTIONS)] = [0x1d, 0x1e, 0x1c];
 /// Functions of a PCI device.
 const FUNCTIONS: usize = 8;
+/// The slot of network cards.
+const CARD_SLOT: u8 = 0x1b;
+const _: () = assert!(MAX_CARDS <= FUNCTIONS);
 
 /// The numbers under which QEMU inherits its connections.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -98,6 +101,14 @@ pub(super) fn arguments(
         option("chardev", format!("socket,id=share{index},fd={fd}"));
         option("device", share_device(index, share));
     }
+    for (index, card) in spec.cards.iter().enumerate() {
+        // By its path: QEMU 7.2 believes of no connection that it was given that it can pass
+        // descriptors on, and asks that of a card alone.
+        let path = path_text(&card.socket).replace(',', ",,");
+        option("chardev", format!("socket,id=card{index},path={path}"));
+        option("netdev", card_backend(index, card));
+        option("device", card_device(accelerator, index, card));
+    }
     if let (Some(vsock), Some(fd)) = (&spec.vsock, connections.vsock) {
         option("chardev", format!("socket,id=vsock0,fd={fd}"));
         option("device", vsock_device(vsock));
@@ -146,6 +157,30 @@ pub(super) fn share_device(index: usize, share: &ShareSpec) -> String {
         "vhost-user-fs-pci,id={},chardev=share{index},tag={},num-request-queues={},queue-size={},\
          addr={slot:#x}.{function}{more}",
         share.id, share.tag, share.num_queues, share.queue_size
+    )
+}
+
+/// The option for the host's side of a network card.
+pub(super) fn card_backend(index: usize, card: &CardSpec) -> String {
+    let pairs = card.queue_pairs;
+    format!("vhost-user,id=net{index},chardev=card{index},queues={pairs}")
+}
+
+/// The option for a network card. Without KVM it interrupts by its pin: QEMU 7.2 looks for KVM's
+/// routes as it masks a message of such a card, and dies where there are none.
+pub(super) fn card_device(accelerator: Accelerator, index: usize, card: &CardSpec) -> String {
+    let vectors = match accelerator {
+        Accelerator::Kvm => 2 * card.queue_pairs + 2,
+        Accelerator::Tcg => 0,
+    };
+    let several = if card.queue_pairs > 1 { ",mq=on" } else { "" };
+    let more = if index == 0 { ",multifunction=on" } else { "" };
+    format!(
+        "virtio-net-pci,id={},netdev=net{index},mac={},rx_queue_size={size},tx_queue_size={size},\
+         vectors={vectors},romfile=,addr={CARD_SLOT:#x}.{index}{several}{more}",
+        card.id,
+        card.mac_text(),
+        size = card.queue_size,
     )
 }
 
@@ -203,6 +238,13 @@ mod tests {
                 "vhost-user-fs-pci,id=data,chardev=share0,tag=share.1,num-request-queues=2,\
                  queue-size=1024,addr=0x1d.0,multifunction=on",
             ),
+            ("-chardev", "socket,id=card0,path=/run/x/eth,,0.sock"),
+            ("-netdev", "vhost-user,id=net0,chardev=card0,queues=2"),
+            (
+                "-device",
+                "virtio-net-pci,id=eth0,netdev=net0,mac=02:00:00:00:00:0a,rx_queue_size=256,\
+                 tx_queue_size=256,vectors=0,romfile=,addr=0x1b.0,mq=on,multifunction=on",
+            ),
             ("-chardev", "socket,id=vsock0,fd=5"),
             ("-device", "vhost-user-vsock-pci,id=vsock,chardev=vsock0"),
         ] {
@@ -231,6 +273,7 @@ mod tests {
         let spec = MachineSpec {
             disks: vec![],
             shares: vec![],
+            cards: vec![],
             vsock: None,
             spare_slots: 0,
             ..sample()
@@ -267,9 +310,13 @@ mod tests {
     }
 
     #[test]
-    fn kvm_and_emulation_differ_in_the_cpu_only() {
+    fn kvm_and_emulation_differ_in_the_cpu_and_how_cards_interrupt() {
         let kvm = arguments_of(Accelerator::Kvm, &sample());
         let tcg = arguments_of(Accelerator::Tcg, &sample());
+        let kvm: Vec<_> = kvm
+            .iter()
+            .map(|arg| arg.replace(",vectors=6,", ",vectors=0,"))
+            .collect();
         assert!(has(&kvm, "-accel", "kvm") && has(&kvm, "-cpu", "host"));
         assert!(has(&tcg, "-accel", "tcg,thread=single") && has(&tcg, "-cpu", "max"));
         assert_eq!(kvm.iter().zip(&tcg).filter(|(a, b)| a != b).count(), 2);

@@ -21,7 +21,9 @@ use rustix::{
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
 };
 
-use super::arguments::{Connections, disk_device, share_device, vsock_device};
+use super::arguments::{
+    Connections, card_backend, card_device, disk_device, share_device, vsock_device,
+};
 use crate::{machine::MachineError, select::Accelerator, spec::MachineSpec};
 
 /// Looks at the files and at KVM.
@@ -112,7 +114,21 @@ pub(super) fn diagnose(
         shares.map(|(index, share)| (share_device(index, share), &share.id, &share.socket));
     let vsock = spec.vsock.iter();
     let vsock = vsock.map(|vsock| (vsock_device(vsock), &vsock.id, &vsock.socket));
-    let devices: Vec<_> = disks.chain(shares).chain(vsock).collect();
+    let devices = disks.chain(shares).chain(vsock);
+    let devices = devices.map(|(option, id, socket)| (format!("-device {option}"), id, socket));
+    let cards = spec.cards.iter().enumerate().flat_map(|(index, card)| {
+        let kinds = [Accelerator::Kvm, Accelerator::Tcg];
+        let cards = kinds.map(|kind| format!("-device {}", card_device(kind, index, card)));
+        let backend = format!("-netdev {}", card_backend(index, card));
+        let all = cards.into_iter().chain([backend]);
+        all.map(|option| (option, &card.id, &card.socket))
+    });
+    let sockets = spec.cards.iter().enumerate().map(|(index, card)| {
+        let path = card.socket.to_string_lossy().replace(',', ",,");
+        let option = format!("-chardev socket,id=card{index},path={path}");
+        (option, &card.id, &card.socket)
+    });
+    let devices: Vec<_> = devices.chain(cards).chain(sockets).collect();
     // The last line is QEMU's own summary of those before it.
     for line in words.iter().rev() {
         if let Some((_, reason)) = line.split_once("failed to initialize kvm: ") {
@@ -126,7 +142,7 @@ pub(super) fn diagnose(
             return Some(memory(reason));
         }
         for (option, device, socket) in &devices {
-            let about = format!("-device {option}: ");
+            let about = format!("{option}: ");
             let Some((_, last)) = line.split_once(&about) else {
                 continue;
             };
@@ -156,7 +172,7 @@ mod tests {
             let words: Vec<String> = words.iter().map(|line| (*line).to_owned()).collect();
             diagnose(&spec, None, &words).map(|error| error.to_string())
         };
-        let cases: [(&[&str], &str); 5] = [
+        let cases: [(&[&str], &str); 6] = [
             (
                 &[
                     "kvm version too old",
@@ -190,6 +206,14 @@ mod tests {
                 ],
                 "the backend of device 'data' at '/run/x/data.sock' cannot be used: \
                  vhost_backend_init failed: Protocol error",
+            ),
+            (
+                &[
+                    "qemu-system-x86_64: -netdev vhost-user,id=net0,chardev=card0,queues=2: you are \
+                     asking more queues than supported: 1",
+                ],
+                "the backend of device 'eth0' at '/run/x/eth,0.sock' cannot be used: you are asking \
+                 more queues than supported: 1",
             ),
             (
                 &[

@@ -1,0 +1,395 @@
+//! The network of a run: joined before it starts, left after it has ended.
+//!
+//! Called by `vm` and `runc`. A namespace that we make for the plugins has no name: it is there as
+//! long as this process is, and plugins find it among our descriptors. What they leave elsewhere
+//! (addresses taken, rules) is written down first, so that the next run undoes it for one that was
+//! killed, as it does for containers.
+
+use std::{
+    fs,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use pericarp_api::{
+    RESOLV_CONF, agent,
+    network::{MAX_RESOLV_CONF, bytes},
+};
+use pericarp_network::{
+    Attached, Namespace, Network, attach,
+    cni::{Dns, Invocation, List, Outcome},
+    sweep,
+};
+use rustix::mount::UnmountFlags;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::{
+    failure::{Failure, during},
+    input::network::{CniPlan, NetworkPlan},
+    report,
+    rundir::RunDir,
+    vm::Card,
+};
+
+/// Left by a run whose network others know of.
+pub(crate) const NETWORK_FILE: &str = "network.json";
+/// Where a container of this run reads its resolver's configuration, and finds its namespace.
+const RESOLVER: &str = "resolv.conf";
+const NAMESPACE: &str = "netns";
+/// Whose the nameservers are unless a network has its own.
+const HOSTS_RESOLVER: &str = "/etc/resolv.conf";
+
+/// The network of one run.
+#[derive(Debug)]
+pub(crate) struct Joined {
+    namespace: Option<Namespace>,
+    attached: Option<Attached>,
+    made: Option<Made>,
+    resolver: String,
+    record: PathBuf,
+    /// Where a container on this host finds the namespace.
+    place: Option<PathBuf>,
+}
+
+/// What the next run has to undo for one that was killed, as it is written down.
+#[derive(Debug, Serialize, Deserialize)]
+enum Debt {
+    Made(Box<Made>),
+    /// The path of a namespace of somebody else's.
+    Attached(PathBuf),
+}
+
+/// What plugins made.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Made {
+    list: List,
+    invocation: Invocation,
+    result: Option<Value>,
+}
+
+impl Joined {
+    /// Makes the network, or finds it.
+    pub(crate) fn join(plan: NetworkPlan, run_dir: &RunDir) -> Result<Self, Failure> {
+        let mut joined = Self {
+            namespace: None,
+            attached: None,
+            made: None,
+            resolver: String::new(),
+            record: run_dir.join(NETWORK_FILE),
+            place: None,
+        };
+        match plan {
+            NetworkPlan::None => {}
+            NetworkPlan::Namespace(namespace, path) => {
+                joined.resolver = resolver(&Dns::default(), &resolver_of(&path));
+                joined.namespace = Some(namespace);
+                Debt::Attached(path).write(&joined.record)?;
+            }
+            NetworkPlan::Cni(plan) => joined.make(plan, run_dir)?,
+        }
+        Ok(joined)
+    }
+
+    fn make(&mut self, plan: CniPlan, run_dir: &RunDir) -> Result<(), Failure> {
+        let namespace =
+            Namespace::unnamed().map_err(|error| Failure::Network(error.to_string()))?;
+        let directory = run_dir.path().file_name().unwrap_or_default();
+        let id = format!("pericarp-{}", directory.to_string_lossy());
+        let invocation = Invocation {
+            plugin_dirs: plan.places.plugins,
+            port_mappings: plan.ports,
+            ..Invocation::new(id, namespace.path())
+        };
+        self.namespace = Some(namespace);
+        let made = Made {
+            list: plan.list,
+            invocation,
+            result: None,
+        };
+        let made = self.made.insert(made);
+        // Before anybody does anything that has to be undone.
+        Debt::Made(Box::new(made.clone())).write(&self.record)?;
+        let outcome = made.list.add(&made.invocation);
+        let Outcome { dns, raw, .. } = outcome.map_err(|e| Failure::Network(e.to_string()))?;
+        made.result = Some(raw);
+        Debt::Made(Box::new(made.clone())).write(&self.record)?;
+        self.resolver = resolver(&dns, Path::new(HOSTS_RESOLVER));
+        Ok(())
+    }
+
+    /// A card for each interface, with so many queues.
+    pub(crate) fn cards(&mut self, queues: u16, run_dir: &RunDir) -> Result<Vec<Card>, Failure> {
+        let Some(namespace) = &self.namespace else {
+            return Ok(Vec::new());
+        };
+        let attached = attach(namespace, queues);
+        let mut attached = attached.map_err(|error| Failure::Network(error.to_string()))?;
+        for what in &attached.network.left_out {
+            report::warn(&format!("the machine's network is without {what}"));
+        }
+        let cards = std::mem::take(&mut attached.cards);
+        self.attached = Some(attached);
+        let card = |(index, card): (usize, pericarp_network::Card)| {
+            let id = format!("card{}", index + 1);
+            Card {
+                socket: run_dir.join(&format!("{id}.sock")),
+                id,
+                mac: card.mac,
+                mtu: card.mtu,
+                queues: card.queues,
+            }
+        };
+        Ok(cards.into_iter().enumerate().map(card).collect())
+    }
+
+    /// What the guest is told of it.
+    pub(crate) fn message(&self) -> Option<agent::Network> {
+        let attached = self.attached.as_ref()?;
+        let mut message = message(&attached.network);
+        message.resolv_conf.clone_from(&self.resolver);
+        Some(message)
+    }
+
+    /// Shows the container of a machine what its guest has.
+    pub(crate) fn show_in_guest(&self, spec: &mut Value) {
+        if !self.resolver.is_empty() {
+            add_mount(spec, Path::new(RESOLV_CONF));
+        }
+    }
+
+    /// Puts a container on this host into it. Called where mounts are its own.
+    pub(crate) fn show_here(&mut self, spec: &mut Value, run_dir: &RunDir) -> Result<(), Failure> {
+        let Some(namespace) = &self.namespace else {
+            return Ok(());
+        };
+        // The container's runtime has other processes below /proc.
+        let path = run_dir.join(NAMESPACE);
+        fs::write(&path, "").map_err(during("the namespace's place"))?;
+        rustix::mount::mount_bind(namespace.path(), &path).map_err(during("the namespace"))?;
+        self.place = Some(path.clone());
+        if let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
+            namespaces.retain(|namespace| namespace["type"] != "network");
+            namespaces.push(json!({"type": "network", "path": path}));
+        }
+        if self.made.is_none()
+            && let Some(settings) = spec["linux"]["sysctl"].as_object_mut()
+        {
+            // It is somebody else's.
+            settings.retain(|name, _| !name.starts_with("net."));
+        }
+        if !self.resolver.is_empty() {
+            let path = run_dir.join(RESOLVER);
+            fs::write(&path, &self.resolver).map_err(during("the resolver's configuration"))?;
+            add_mount(spec, &path);
+        }
+        Ok(())
+    }
+
+    /// Leaves it as it was. What cannot be undone is said.
+    pub(crate) fn leave(mut self) {
+        self.undo();
+    }
+
+    fn undo(&mut self) {
+        if let Some(place) = self.place.take() {
+            // The directory could not be removed otherwise. Nobody else sees this mount.
+            let _ = rustix::mount::unmount(place, UnmountFlags::DETACH);
+        }
+        if let Some(attached) = self.attached.take()
+            && let Err(error) = attached.detach()
+        {
+            report::warn(&format!("the network is not as it was: {error}"));
+        }
+        if let Some(made) = self.made.take() {
+            made.delete(&made.invocation);
+        }
+        let _ = fs::remove_file(&self.record);
+    }
+}
+
+impl Drop for Joined {
+    fn drop(&mut self) {
+        self.undo();
+    }
+}
+
+impl Debt {
+    fn write(&self, path: &Path) -> Result<(), Failure> {
+        let text = serde_json::to_vec(self).map_err(during("the record of the network"))?;
+        fs::write(path, text).map_err(during("the record of the network"))
+    }
+}
+
+impl Made {
+    fn delete(&self, invocation: &Invocation) {
+        if let Err(error) = self.list.delete(invocation, self.result.as_ref()) {
+            report::warn(&format!("the network is not removed: {error}"));
+        }
+    }
+}
+
+/// Undoes what a run left that was killed. Its namespace is gone with it.
+pub(crate) fn settle(directory: &Path) {
+    let Ok(text) = fs::read(directory.join(NETWORK_FILE)) else {
+        return;
+    };
+    // One that is half written is of a run that had not begun.
+    match serde_json::from_slice(&text) {
+        Ok(Debt::Made(made)) => {
+            let invocation = Invocation {
+                namespace: PathBuf::new(),
+                ..made.invocation.clone()
+            };
+            made.delete(&invocation);
+        }
+        Ok(Debt::Attached(path)) => {
+            // Gone with all that was in it, perhaps.
+            if let Ok(namespace) = Namespace::open(&path)
+                && let Err(error) = sweep(&namespace)
+            {
+                report::warn(&format!("{} is not as it was: {error}", path.display()));
+            }
+        }
+        Err(_) => {}
+    }
+}
+
+fn add_mount(spec: &mut Value, source: &Path) {
+    if let Some(mounts) = spec["mounts"].as_array_mut() {
+        mounts.push(json!({
+            "destination": "/etc/resolv.conf",
+            "type": "bind",
+            "source": source,
+            "options": ["bind", "rprivate", "nosuid", "nodev", "noexec", "ro"],
+        }));
+    }
+}
+
+fn message(network: &Network) -> agent::Network {
+    let interfaces = network.interfaces.iter().map(|one| agent::Interface {
+        name: one.name.clone(),
+        mac: one.mac.to_vec(),
+        mtu: one.mtu,
+        addresses: one
+            .addresses
+            .iter()
+            .map(|address| agent::Address {
+                ip: bytes(Some(address.ip)),
+                prefix: address.prefix.into(),
+                peer: bytes(address.peer),
+                broadcast: bytes(address.broadcast.map(IpAddr::V4)),
+                scope: address.scope.into(),
+                ..Default::default()
+            })
+            .collect(),
+        ..Default::default()
+    });
+    let routes = network.routes.iter().map(|route| agent::Route {
+        interface: route.interface.clone(),
+        destination: bytes(Some(route.destination.0)),
+        prefix: route.destination.1.into(),
+        gateway: bytes(route.gateway),
+        source: bytes(route.source),
+        scope: route.scope.into(),
+        metric: route.metric.unwrap_or(0),
+        mtu: route.mtu.unwrap_or(0),
+        on_link: route.onlink,
+        ..Default::default()
+    });
+    let neighbours = network.neighbours.iter().map(|one| agent::Neighbour {
+        interface: one.interface.clone(),
+        ip: bytes(Some(one.ip)),
+        mac: one.mac.to_vec(),
+        ..Default::default()
+    });
+    agent::Network {
+        interfaces: interfaces.collect(),
+        routes: routes.collect(),
+        neighbours: neighbours.collect(),
+        ..Default::default()
+    }
+}
+
+/// Where `ip netns` keeps the resolver's configuration of a namespace with a name; else the host's.
+fn resolver_of(namespace: &Path) -> PathBuf {
+    let name = namespace.file_name().unwrap_or_default();
+    let own = Path::new("/etc/netns").join(name).join("resolv.conf");
+    match own.is_file() {
+        true => own,
+        false => HOSTS_RESOLVER.into(),
+    }
+}
+
+/// What containers read: as the network says, else as a file here does, without nameservers that
+/// are this host's own and cannot be reached from elsewhere.
+fn resolver(dns: &Dns, file: &Path) -> String {
+    let mut text = String::new();
+    let mut line = |key: &str, values: &[String]| {
+        if !values.is_empty() {
+            text.push_str(&format!("{key} {}\n", values.join(" ")));
+        }
+    };
+    if !dns.nameservers.is_empty() {
+        if !dns.domain.is_empty() {
+            line("domain", std::slice::from_ref(&dns.domain));
+        }
+        line("search", &dns.search);
+        line("options", &dns.options);
+        for server in &dns.nameservers {
+            line("nameserver", std::slice::from_ref(server));
+        }
+        return text;
+    }
+    let file = fs::read_to_string(file).unwrap_or_default();
+    let ours = |line: &str| {
+        let server = line.trim().strip_prefix("nameserver").map(str::trim);
+        let server = server.and_then(|server| server.parse::<IpAddr>().ok());
+        server.is_some_and(|server| server.is_loopback())
+    };
+    let mut text: String = file
+        .lines()
+        .filter(|line| !ours(line))
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    if text.len() > MAX_RESOLV_CONF {
+        text.clear();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nameservers_are_the_networks_or_those_of_this_host_that_others_reach() {
+        let path = std::env::temp_dir().join(format!("pericarp-resolver-{}", std::process::id()));
+        fs::write(
+            &path,
+            "search a\nnameserver 127.0.0.53\nnameserver 10.0.0.9\n",
+        )
+        .unwrap();
+        let none = Dns::default();
+        assert_eq!(resolver(&none, &path), "search a\nnameserver 10.0.0.9\n");
+        let own = Dns {
+            nameservers: vec!["10.1.0.1".into(), "fd00::1".into()],
+            search: vec!["svc".into(), "local".into()],
+            ..Dns::default()
+        };
+        assert_eq!(
+            resolver(&own, &path),
+            "search svc local\nnameserver 10.1.0.1\nnameserver fd00::1\n"
+        );
+        fs::remove_file(&path).unwrap();
+        assert_eq!(resolver(&none, &path), "");
+    }
+
+    #[test]
+    fn a_container_here_is_in_the_namespace_and_leaves_it_as_it_is() {
+        let mut spec = json!({"mounts": [], "linux": {"namespaces": [{"type": "pid"}]}});
+        add_mount(&mut spec, Path::new("/x"));
+        assert_eq!(spec["mounts"][0]["source"], "/x");
+        assert_eq!(spec["mounts"][0]["destination"], "/etc/resolv.conf");
+    }
+}
