@@ -9,6 +9,7 @@ use std::{
     fs,
     net::IpAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use pericarp_api::{
@@ -16,7 +17,7 @@ use pericarp_api::{
     network::{MAX_RESOLV_CONF, bytes},
 };
 use pericarp_network::{
-    Attached, Namespace, Network, attach,
+    AttachError, Attached, Namespace, Network, attach,
     cni::{Dns, Invocation, List, Outcome},
     sweep,
 };
@@ -39,6 +40,10 @@ const RESOLVER: &str = "resolv.conf";
 const NAMESPACE: &str = "netns";
 /// Whose the nameservers are unless a network has its own.
 const HOSTS_RESOLVER: &str = "/etc/resolv.conf";
+/// Where systemd has those that its own asks.
+const BEHIND_IT: &str = "/run/systemd/resolve/resolv.conf";
+/// For a plugin that undoes what a dead run left.
+const SETTLE_LIMIT: Duration = Duration::from_secs(10);
 
 /// The network of one run.
 #[derive(Debug)]
@@ -84,7 +89,6 @@ impl Joined {
             NetworkPlan::Namespace(namespace, path) => {
                 joined.resolver = resolver(&Dns::default(), &resolver_of(&path));
                 joined.namespace = Some(namespace);
-                Debt::Attached(path).write(&joined.record)?;
             }
             NetworkPlan::Cni(plan) => joined.make(plan, run_dir)?,
         }
@@ -110,8 +114,15 @@ impl Joined {
         let made = self.made.insert(made);
         // Before anybody does anything that has to be undone.
         Debt::Made(Box::new(made.clone())).write(&self.record)?;
-        let outcome = made.list.add(&made.invocation);
-        let Outcome { dns, raw, .. } = outcome.map_err(|e| Failure::Network(e.to_string()))?;
+        let outcome = match made.list.add(&made.invocation) {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                // It has been undone.
+                self.made = None;
+                return Err(Failure::Network(error.to_string()));
+            }
+        };
+        let Outcome { dns, raw, .. } = outcome;
         made.result = Some(raw);
         Debt::Made(Box::new(made.clone())).write(&self.record)?;
         self.resolver = resolver(&dns, Path::new(HOSTS_RESOLVER));
@@ -123,6 +134,10 @@ impl Joined {
         let Some(namespace) = &self.namespace else {
             return Ok(Vec::new());
         };
+        if self.made.is_none() {
+            // It stays when we are gone.
+            Debt::Attached(namespace.path().to_owned()).write(&self.record)?;
+        }
         let attached = attach(namespace, queues);
         let mut attached = attached.map_err(|error| Failure::Network(error.to_string()))?;
         for what in &attached.network.left_out {
@@ -147,13 +162,17 @@ impl Joined {
     pub(crate) fn message(&self) -> Option<agent::Network> {
         let attached = self.attached.as_ref()?;
         let mut message = message(&attached.network);
-        message.resolv_conf.clone_from(&self.resolver);
+        if self.resolver.len() > MAX_RESOLV_CONF {
+            report::warn("the machine has no nameservers: there are too many of them");
+        } else {
+            message.resolv_conf.clone_from(&self.resolver);
+        }
         Some(message)
     }
 
     /// Shows the container of a machine what its guest has.
     pub(crate) fn show_in_guest(&self, spec: &mut Value) {
-        if !self.resolver.is_empty() {
+        if (1..=MAX_RESOLV_CONF).contains(&self.resolver.len()) {
             add_mount(spec, Path::new(RESOLV_CONF));
         }
     }
@@ -201,10 +220,13 @@ impl Joined {
         {
             report::warn(&format!("the network is not as it was: {error}"));
         }
-        if let Some(made) = self.made.take() {
-            made.delete(&made.invocation);
+        let done = self
+            .made
+            .take()
+            .is_none_or(|made| made.delete(&made.invocation));
+        if done {
+            let _ = fs::remove_file(&self.record);
         }
-        let _ = fs::remove_file(&self.record);
     }
 }
 
@@ -217,46 +239,64 @@ impl Drop for Joined {
 impl Debt {
     fn write(&self, path: &Path) -> Result<(), Failure> {
         let text = serde_json::to_vec(self).map_err(during("the record of the network"))?;
-        fs::write(path, text).map_err(during("the record of the network"))
+        let part = path.with_extension("part");
+        fs::write(&part, text)
+            .and_then(|()| fs::rename(part, path))
+            .map_err(during("the record of the network"))
     }
 }
 
 impl Made {
-    fn delete(&self, invocation: &Invocation) {
-        if let Err(error) = self.list.delete(invocation, self.result.as_ref()) {
+    fn delete(&self, invocation: &Invocation) -> bool {
+        let deleted = self.list.delete(invocation, self.result.as_ref());
+        if let Err(error) = &deleted {
             report::warn(&format!("the network is not removed: {error}"));
         }
+        deleted.is_ok()
     }
 }
 
-/// Undoes what a run left that was killed. Its namespace is gone with it.
-pub(crate) fn settle(directory: &Path) {
+/// Undoes what a run left that was killed. Its own namespace is gone with it. False where that
+/// failed, which was said.
+pub(crate) fn settle(directory: &Path) -> bool {
     let Ok(text) = fs::read(directory.join(NETWORK_FILE)) else {
-        return;
+        return true;
     };
-    // One that is half written is of a run that had not begun.
     match serde_json::from_slice(&text) {
         Ok(Debt::Made(made)) => {
             let invocation = Invocation {
                 namespace: PathBuf::new(),
+                // All other runs wait for it.
+                time_limit: SETTLE_LIMIT,
                 ..made.invocation.clone()
             };
-            made.delete(&invocation);
+            made.delete(&invocation)
         }
         Ok(Debt::Attached(path)) => {
-            // Gone with all that was in it, perhaps.
-            if let Ok(namespace) = Namespace::open(&path)
-                && let Err(error) = sweep(&namespace)
-            {
-                report::warn(&format!("{} is not as it was: {error}", path.display()));
+            // Gone with all that was in it, perhaps, or another guest's by now.
+            let swept = Namespace::open(&path).map(|namespace| sweep(&namespace));
+            match swept {
+                Err(_) | Ok(Ok(()) | Err(AttachError::Claimed { .. })) => true,
+                Ok(Err(error)) => {
+                    report::warn(&format!("{} is not as it was: {error}", path.display()));
+                    false
+                }
             }
         }
-        Err(_) => {}
+        // Not ours.
+        Err(_) => true,
     }
 }
 
 fn add_mount(spec: &mut Value, source: &Path) {
-    if let Some(mounts) = spec["mounts"].as_array_mut() {
+    // A volume that is there already has the last word.
+    let taken = |mount: &Value| {
+        let destination = mount["destination"].as_str();
+        matches!(destination, Some("/etc" | "/etc/resolv.conf"))
+    };
+    if let Some(mounts) = spec["mounts"].as_array_mut()
+        && !mounts.iter().any(taken)
+    {
         mounts.push(json!({
             "destination": "/etc/resolv.conf",
             "type": "bind",
@@ -326,7 +366,9 @@ fn resolver_of(namespace: &Path) -> PathBuf {
 fn resolver(dns: &Dns, file: &Path) -> String {
     let mut text = String::new();
     let mut line = |key: &str, values: &[String]| {
-        if !values.is_empty() {
+        // One line, whatever a plugin says.
+        let odd = |value: &String| value.contains(char::is_control);
+        if !values.is_empty() && !values.iter().any(odd) {
             text.push_str(&format!("{key} {}\n", values.join(" ")));
         }
     };
@@ -341,21 +383,26 @@ fn resolver(dns: &Dns, file: &Path) -> String {
         }
         return text;
     }
-    let file = fs::read_to_string(file).unwrap_or_default();
+    let read = |path: &Path| fs::read_to_string(path).unwrap_or_default();
     let ours = |line: &str| {
         let server = line.trim().strip_prefix("nameserver").map(str::trim);
         let server = server.and_then(|server| server.parse::<IpAddr>().ok());
         server.is_some_and(|server| server.is_loopback())
     };
-    let mut text: String = file
-        .lines()
-        .filter(|line| !ours(line))
-        .flat_map(|line| [line, "\n"])
-        .collect();
-    if text.len() > MAX_RESOLV_CONF {
-        text.clear();
+    let of_others = |text: String| -> String {
+        let lines = text.lines().filter(|line| !ours(line));
+        lines.flat_map(|line| [line, "\n"]).collect()
+    };
+    let has_servers = |text: &str| {
+        let mut lines = text.lines();
+        lines.any(|line| line.trim().starts_with("nameserver"))
+    };
+    let text = of_others(read(file));
+    match has_servers(&text) {
+        true => text,
+        // This host asks itself, and that one asks these.
+        false => of_others(read(Path::new(BEHIND_IT))),
     }
-    text
 }
 
 #[cfg(test)]
@@ -382,7 +429,6 @@ mod tests {
             "search svc local\nnameserver 10.1.0.1\nnameserver fd00::1\n"
         );
         fs::remove_file(&path).unwrap();
-        assert_eq!(resolver(&none, &path), "");
     }
 
     #[test]

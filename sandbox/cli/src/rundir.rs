@@ -143,6 +143,10 @@ pub(crate) fn lock_base(base: &Path) -> io::Result<File> {
         rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
         // Another run may have removed it between the two.
         let locked = lock.metadata()?;
+        // What was looked at before may have been another one.
+        if !is_ours_alone(&locked) {
+            continue;
+        }
         if fs::symlink_metadata(base).is_ok_and(|now| now.ino() == locked.ino()) {
             return Ok(lock);
         }
@@ -156,6 +160,11 @@ fn variable(name: &str) -> Option<PathBuf> {
         .then_some(path)
 }
 
+fn is_ours_alone(metadata: &fs::Metadata) -> bool {
+    let ours = metadata.uid() == rustix::process::geteuid().as_raw();
+    metadata.is_dir() && ours && metadata.mode() & 0o077 == 0
+}
+
 /// Makes a directory of mode 0700, or checks that an existing one is ours alone.
 fn private_directory(path: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
@@ -167,8 +176,7 @@ fn private_directory(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other?,
     };
-    let ours = metadata.uid() == rustix::process::geteuid().as_raw();
-    if metadata.is_dir() && ours && metadata.mode() & 0o077 == 0 {
+    if is_ours_alone(&metadata) {
         return Ok(());
     }
     Err(io::Error::new(
@@ -190,6 +198,15 @@ pub(crate) fn is_over(path: &Path) -> bool {
     })
 }
 
+/// Undoes what a run did outside of its directory, which is over. False where the next one has to
+/// try again.
+pub(crate) fn settle(path: &Path) -> bool {
+    if let Ok(id) = fs::read_to_string(path.join(CONTAINER_FILE)) {
+        crate::runc::remove_left_over(&path.join(CONTAINER_STATE), id.trim());
+    }
+    crate::network::settle(path)
+}
+
 /// Removes what runs that are over have left, but not what `ps -a` and `logs` show. What cannot be
 /// removed is left for the next.
 fn sweep(base: &Path) {
@@ -201,10 +218,9 @@ fn sweep(base: &Path) {
         if !entry.file_name().to_string_lossy().starts_with(PREFIX) || !is_over(&path) {
             continue;
         }
-        if let Ok(id) = fs::read_to_string(path.join(CONTAINER_FILE)) {
-            crate::runc::remove_left_over(&path.join(CONTAINER_STATE), id.trim());
+        if !settle(&path) {
+            continue;
         }
-        crate::network::settle(&path);
         match Record::read(&path) {
             Some(record) if record.detached && record.status != Status::Created => {
                 remove_all_but_history(&path);

@@ -7,6 +7,7 @@
 use std::{
     io,
     os::fd::OwnedFd,
+    path::PathBuf,
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -23,7 +24,7 @@ use crate::{
 };
 
 /// As many cards as a guest may have.
-pub const MAX_CARDS: usize = 16;
+pub const MAX_CARDS: usize = 8;
 /// How long a qdisc may be busy, as it is while the one before it is taken apart.
 const BUSY: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(20);
@@ -51,6 +52,12 @@ pub enum AttachError {
     InUse {
         /// Its tap.
         tap: String,
+    },
+    /// Somebody else is joining a guest to it, or has.
+    #[error("{}: another guest has this namespace: end it first", .path.display())]
+    Claimed {
+        /// The namespace.
+        path: PathBuf,
     },
     /// Somebody has filters where ours belong.
     #[error(
@@ -109,6 +116,8 @@ pub struct Attached {
     pub cards: Vec<Card>,
     namespace: Namespace,
     undone: bool,
+    /// Until all is undone.
+    _claim: OwnedFd,
 }
 
 /// Makes a card, with so many pairs of queues, for each interface of the namespace. One guest
@@ -118,6 +127,7 @@ pub struct Attached {
 /// [`AttachError`].
 pub fn attach(namespace: &Namespace, pairs: u16) -> Result<Attached, AttachError> {
     let namespace = namespace.try_clone()?;
+    let claim = claim(&namespace)?;
     let (network, cards) = namespace.run(|| {
         let mut netlink = Netlink::open()?;
         tap::none_left(&mut netlink)?;
@@ -137,16 +147,39 @@ pub fn attach(namespace: &Namespace, pairs: u16) -> Result<Attached, AttachError
         cards,
         namespace,
         undone: false,
+        _claim: claim,
     })
 }
 
-/// Undoes what `attach` has done in this namespace, whoever called it, and whether or not it
-/// is still there. For those who come after a process that has ended.
+/// Has the namespace for one guest. A process that is dying may still have it.
+fn claim(namespace: &Namespace) -> Result<OwnedFd, AttachError> {
+    let begin = Instant::now();
+    loop {
+        if let Some(claim) = namespace.claim()? {
+            return Ok(claim);
+        }
+        if begin.elapsed() > tap::LETTING_GO {
+            return Err(AttachError::Claimed {
+                path: namespace.path().to_owned(),
+            });
+        }
+        sleep(PAUSE);
+    }
+}
+
+/// Undoes what `attach` has done in this namespace, whoever called it. For those who come after a
+/// process that has ended.
 ///
 /// # Errors
-/// The first of [`AttachError::Namespace`] and [`AttachError::Kernel`]; everything else is
-/// undone nevertheless.
+/// [`AttachError::Claimed`] where it lives, or another guest has the namespace by now. Else the
+/// first of [`AttachError::Namespace`] and [`AttachError::Kernel`]; everything else is undone
+/// nevertheless.
 pub fn sweep(namespace: &Namespace) -> Result<(), AttachError> {
+    let _claim = claim(namespace)?;
+    undo(namespace)
+}
+
+fn undo(namespace: &Namespace) -> Result<(), AttachError> {
     namespace.run(|| {
         let mut netlink = Netlink::open()?;
         sweep_here(&mut netlink)
@@ -155,20 +188,25 @@ pub fn sweep(namespace: &Namespace) -> Result<(), AttachError> {
 }
 
 impl Attached {
+    /// Leaves all of it as it is, for [`sweep`] or the next [`attach`].
+    pub fn leave(mut self) {
+        self.undone = true;
+    }
+
     /// Undoes it: our filters, our qdiscs and the taps are gone, whoever has their queues.
     ///
     /// # Errors
     /// As [`sweep`].
     pub fn detach(mut self) -> Result<(), AttachError> {
         self.undone = true;
-        sweep(&self.namespace)
+        undo(&self.namespace)
     }
 }
 
 impl Drop for Attached {
     fn drop(&mut self) {
         if !self.undone
-            && let Err(error) = sweep(&self.namespace)
+            && let Err(error) = undo(&self.namespace)
         {
             log::warn!("{}: {error}", self.namespace.path().display());
         }

@@ -16,7 +16,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{Mode, OFlags, fstatfs, open},
+    fs::{FlockOperation, Mode, OFlags, flock, fstatfs, open},
     io::Errno,
     mount::{
         MountPropagationFlags, UnmountFlags, mount_bind, mount_bind_recursive, mount_change,
@@ -25,6 +25,8 @@ use rustix::{
     thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe},
 };
 use thiserror::Error;
+
+use crate::{link::links, netlink::Netlink};
 
 /// The file system that open namespaces are files of (linux/magic.h).
 const NSFS_MAGIC: u64 = 0x6e73_6673;
@@ -188,6 +190,8 @@ impl Namespace {
                 // SAFETY: no descriptors are unshared, which is what is unsafe.
                 unsafe { unshare_unsafe(UnshareFlags::NEWNET) }
                     .map_err(|error| failed("a network namespace", error.into()))?;
+                // As those who make containers leave it to those who make namespaces.
+                loopback_up().map_err(|error| failed("its loopback interface", error))?;
                 let flags = OFlags::RDONLY | OFlags::CLOEXEC;
                 open(OURS, flags, Mode::empty()).map_err(|error| failed("opening it", error.into()))
             });
@@ -235,6 +239,26 @@ impl Namespace {
         })
     }
 
+    /// Has it for one guest, for as long as what is returned lives; `None` where another has it.
+    ///
+    /// # Errors
+    /// [`NamespaceError::Open`].
+    pub(crate) fn claim(&self) -> Result<Option<OwnedFd>, NamespaceError> {
+        let failed = |error: Errno| NamespaceError::Open {
+            path: self.path.clone(),
+            source: error.into(),
+        };
+        // Opened once more: duplicates of a descriptor share its lock.
+        let again = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let file = open(again, flags, Mode::empty()).map_err(failed)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(file)),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
     /// Runs this on a thread in the namespace and waits for it. The thread ends with it.
     ///
     /// # Errors
@@ -265,6 +289,15 @@ impl Namespace {
         let host = fs::metadata("/proc/self/ns/net")?;
         Ok((this.st_dev, this.st_ino) == (host.dev(), host.ino()))
     }
+}
+
+/// Brings the loopback interface of this thread's namespace up.
+fn loopback_up() -> io::Result<()> {
+    let mut netlink = Netlink::open().map_err(io::Error::other)?;
+    let all = links(&mut netlink).map_err(io::Error::other)?;
+    let loopback = all.iter().find(|link| link.loopback);
+    let loopback = loopback.ok_or(io::ErrorKind::NotFound)?;
+    loopback.bring(&mut netlink, true).map_err(io::Error::other)
 }
 
 /// Makes the directory and mounts it on itself, shared. Two that do so at once mount it

@@ -30,7 +30,7 @@ const NAME: &str = "pericarp";
 /// does not fit is lost.
 const QUEUE: u32 = 10_000;
 /// A process that was killed has its tap until the kernel has taken its rings apart.
-const LETTING_GO: Duration = Duration::from_secs(2);
+pub(crate) const LETTING_GO: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// The tap beside the interface with this place in the list.
@@ -70,7 +70,7 @@ pub(crate) fn make(
     mtu: u32,
     pairs: u16,
 ) -> Result<(Link, Vec<OwnedFd>), AttachError> {
-    let queues = (0..pairs).map(|_| queue(name, pairs > 1));
+    let queues = (0..pairs).map(|index| queue(name, pairs > 1, index == 0));
     let queues = queues.collect::<Result<Vec<_>, _>>()?;
     let made = links(netlink)?.into_iter().find(|link| link.name == name);
     let Some(tap) = made else {
@@ -87,7 +87,8 @@ pub(crate) fn make(
     Ok((tap, queues))
 }
 
-fn queue(name: &str, several: bool) -> Result<OwnedFd, AttachError> {
+/// The first one makes the tap, and none other has its name.
+fn queue(name: &str, several: bool, first: bool) -> Result<OwnedFd, AttachError> {
     let mut options = File::options();
     options.read(true).write(true);
     options.custom_flags(libc::O_NONBLOCK);
@@ -103,6 +104,9 @@ fn queue(name: &str, several: bool) -> Result<OwnedFd, AttachError> {
     let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
     if several {
         flags |= libc::IFF_MULTI_QUEUE;
+    }
+    if first {
+        flags |= libc::IFF_TUN_EXCL;
     }
     request.ifr_ifru.ifru_flags = flags as c_short;
     // SAFETY: TUNSETIFF takes a pointer to such a structure, and keeps none.

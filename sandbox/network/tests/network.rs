@@ -374,7 +374,7 @@ fn leftovers_are_replaced_and_living_guests_are_not() {
     // As after a kill: the taps have gone with their queues, the filters are there.
     let mut killed = attach(&pod.inside.namespace, 1).unwrap();
     drop(queues(&mut killed));
-    std::mem::forget(killed);
+    killed.leave();
     assert_ne!(pod.inside.snapshot(), before);
     let mut second = attach(&pod.inside.namespace, 1).unwrap();
     let mut held = queues(&mut second);
@@ -382,11 +382,15 @@ fn leftovers_are_replaced_and_living_guests_are_not() {
     assert!(answered(&mut held));
     // While one guest has it, another cannot.
     let third = attach(&pod.inside.namespace, 1).unwrap_err();
-    assert!(matches!(third, AttachError::InUse { .. }), "{third}");
+    assert!(matches!(third, AttachError::Claimed { .. }), "{third}");
     held[0].write_all(&question()).unwrap();
     assert!(answered(&mut held));
-    // Unless somebody says that it is over.
-    std::mem::forget(second);
+    let swept = sweep(&pod.inside.namespace).unwrap_err();
+    assert!(matches!(swept, AttachError::Claimed { .. }), "{swept}");
+    // Nor while its backend outlives who made it, unless somebody says that it is over.
+    second.leave();
+    let fourth = attach(&pod.inside.namespace, 1).unwrap_err();
+    assert!(matches!(fourth, AttachError::InUse { .. }), "{fourth}");
     sweep(&pod.inside.namespace).unwrap();
     assert_eq!(pod.inside.snapshot(), before);
     sweep(&pod.inside.namespace).unwrap();
@@ -412,7 +416,7 @@ fn filters_of_others_survive() {
         // Killed, and swept by a successor.
         let mut killed = attach(&pod.inside.namespace, 1).unwrap();
         drop(queues(&mut killed));
-        std::mem::forget(killed);
+        killed.leave();
         attach(&pod.inside.namespace, 1).unwrap().detach().unwrap();
         assert_eq!(pod.inside.snapshot(), before);
         pod.inside.tc(&format!("qdisc del dev eth0 {qdisc}"));

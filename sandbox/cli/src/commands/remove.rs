@@ -59,6 +59,8 @@ fn forget(entry: &Entry) -> Result<(), Refusal> {
     let base = rundir::base();
     let failed = || during(format!("'{}' cannot be removed", entry.path.display()));
     let _lock = rundir::lock_base(&base).map_err(failed())?;
+    // Nobody would know of it any more.
+    rundir::settle(&entry.path);
     match fs::remove_dir_all(&entry.path) {
         // A run in the foreground has taken it along.
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -2,11 +2,7 @@
 //!
 //! Called by `check`. A namespace is opened and a configuration read; no plugin is run yet.
 
-use std::{
-    env,
-    net::IpAddr,
-    path::{Path, PathBuf},
-};
+use std::{env, net::IpAddr, path::PathBuf};
 
 use pericarp_network::{
     Namespace,
@@ -57,9 +53,13 @@ impl Places {
         let config = env::var_os("NETCONFPATH").filter(|path| !path.is_empty());
         let plugins = env::var_os("CNI_PATH").filter(|path| !path.is_empty());
         let usual = || ["/opt/cni/bin", "/usr/lib/cni"].map(PathBuf::from).to_vec();
+        let config = config.map_or_else(|| "/etc/cni/net.d".into(), PathBuf::from);
+        let plugins = plugins.map_or_else(usual, |paths| env::split_paths(&paths).collect());
+        // They are looked at again when the run is over, wherever that is then.
+        let absolute = |path: &PathBuf| std::path::absolute(path).ok();
         Self {
-            config: config.map_or_else(|| "/etc/cni/net.d".into(), PathBuf::from),
-            plugins: plugins.map_or_else(usual, |paths| env::split_paths(&paths).collect()),
+            config: absolute(&config).unwrap_or(config),
+            plugins: plugins.iter().filter_map(absolute).collect(),
         }
     }
 }
@@ -79,6 +79,14 @@ pub(crate) fn check(
             Err((rule, cure)) => {
                 problems.push(Problem::new(PUBLISH, text.clone(), rule, cure));
             }
+        }
+    }
+    for (index, port) in ports.iter().enumerate() {
+        let key = |port: &PortMapping| (port.host_port, port.protocol, port.host_ip);
+        if ports[..index].iter().any(|other| key(other) == key(port)) {
+            let rule = "is published twice";
+            let port = port.host_port.to_string();
+            problems.push(Problem::new(PUBLISH, port, rule, "leave one out"));
         }
     }
     if ports.len() > MAX_PORTS {
@@ -123,12 +131,12 @@ fn plan(
         return Err(problem(rule.into(), "run as root, or use none"));
     }
     if kind == "netns" {
-        let path = Path::new(name);
-        let namespace = Namespace::open(path).map_err(|error| {
+        let path = std::path::absolute(name).unwrap_or_else(|_| name.into());
+        let namespace = Namespace::open(&path).map_err(|error| {
             let cure = "name one, such as /run/netns/NAME after `ip netns add NAME`";
             problem(error.to_string(), cure)
         })?;
-        return Ok(NetworkPlan::Namespace(namespace, path.to_owned()));
+        return Ok(NetworkPlan::Namespace(namespace, path));
     }
     let found = cni::find(&places.config, name);
     let list = found.map_err(|error| Problem::whole(OPTION, &error.to_string()))?;

@@ -560,8 +560,8 @@ mod tests {
                 "'--cpu': unknown option; did you mean '--cpus'?",
             ),
             (
-                &["--rootfs", "d", "--publish", "80", "--", "true"],
-                "'--publish': unknown option; see `pericarp run --help`",
+                &["--rootfs", "d", "--expose", "80", "--", "true"],
+                "'--expose': unknown option; see `pericarp run --help`",
             ),
             (
                 &["--rootfs", "d", "-x", "--", "true"],
