@@ -432,10 +432,16 @@ mod tests {
     }
 
     #[test]
-    fn a_container_here_is_in_the_namespace_and_leaves_it_as_it_is() {
-        let mut spec = json!({"mounts": [], "linux": {"namespaces": [{"type": "pid"}]}});
+    fn nameservers_are_mounted_unless_a_volume_is_there() {
+        let mut spec = json!({"mounts": []});
         add_mount(&mut spec, Path::new("/x"));
         assert_eq!(spec["mounts"][0]["source"], "/x");
         assert_eq!(spec["mounts"][0]["destination"], "/etc/resolv.conf");
+        for place in ["/etc", "/etc/resolv.conf"] {
+            let before = json!({"mounts": [{"destination": place}]});
+            let mut spec = before.clone();
+            add_mount(&mut spec, Path::new("/x"));
+            assert_eq!(spec, before);
+        }
     }
 }

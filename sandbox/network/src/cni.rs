@@ -25,7 +25,7 @@ pub use outcome::{Dns, Outcome};
 use config::Plugin;
 
 /// Where Debian's package and everybody else put plugins.
-const PLUGIN_DIRS: [&str; 2] = ["/opt/cni/bin", "/usr/lib/cni"];
+pub const PLUGIN_DIRS: [&str; 2] = ["/opt/cni/bin", "/usr/lib/cni"];
 /// How long a plugin may take: some wait for a DHCP server.
 const TIME_LIMIT: Duration = Duration::from_secs(60);
 

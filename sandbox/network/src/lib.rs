@@ -21,7 +21,7 @@ mod traffic;
 
 pub use apply::{ApplyError, apply};
 pub use attach::{AttachError, Attached, Card, MAX_CARDS, attach, sweep};
-pub use namespace::{Namespace, NamespaceError};
+pub use namespace::{Namespace, NamespaceError, loopback_up};
 pub use netlink::NetlinkError;
 pub use network::{Address, Interface, Neighbour, Network, Route};
 pub use survey::{SurveyError, survey};

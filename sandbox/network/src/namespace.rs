@@ -291,8 +291,12 @@ impl Namespace {
     }
 }
 
-/// Brings the loopback interface of this thread's namespace up.
-fn loopback_up() -> io::Result<()> {
+/// Brings the loopback interface of this thread's namespace up. The kernel gives it its
+/// addresses then. For guests, and namespaces that nobody else looks after.
+///
+/// # Errors
+/// The kernel's answer.
+pub fn loopback_up() -> io::Result<()> {
     let mut netlink = Netlink::open().map_err(io::Error::other)?;
     let all = links(&mut netlink).map_err(io::Error::other)?;
     let loopback = all.iter().find(|link| link.loopback);

@@ -6,7 +6,7 @@ use std::{env, net::IpAddr, path::PathBuf};
 
 use pericarp_network::{
     Namespace,
-    cni::{self, PortMapping, Protocol},
+    cni::{self, PLUGIN_DIRS, PortMapping, Protocol},
 };
 
 use crate::input::{options::Runtime, problem::Problem};
@@ -52,7 +52,7 @@ impl Places {
     pub(crate) fn of_this_host() -> Self {
         let config = env::var_os("NETCONFPATH").filter(|path| !path.is_empty());
         let plugins = env::var_os("CNI_PATH").filter(|path| !path.is_empty());
-        let usual = || ["/opt/cni/bin", "/usr/lib/cni"].map(PathBuf::from).to_vec();
+        let usual = || PLUGIN_DIRS.map(PathBuf::from).to_vec();
         let config = config.map_or_else(|| "/etc/cni/net.d".into(), PathBuf::from);
         let plugins = plugins.map_or_else(usual, |paths| env::split_paths(&paths).collect());
         // They are looked at again when the run is over, wherever that is then.
