@@ -23,7 +23,8 @@ use crate::parts::{Part, search_path};
 use crate::process::{Process, command};
 use crate::scratch::Scratch;
 
-/// Virtio's device numbers for a block device and a file system.
+/// Virtio's device numbers for a card, a block device and a file system.
+const CARD: u32 = 1;
 const BLOCK: u32 = 2;
 const FILE_SYSTEM: u32 = 26;
 /// Console lines shown with an error.
@@ -36,6 +37,10 @@ pub struct Machine {
     pub disks: Vec<PathBuf>,
     /// vhost-user file system sockets, to be mounted by their tags.
     pub shares: Vec<PathBuf>,
+    /// vhost-user network sockets; their driver is loaded.
+    pub cards: Vec<PathBuf>,
+    /// Words of the kernel's command line besides those that say all this.
+    pub words: Vec<String>,
     /// Memory in MiB.
     pub memory_mib: u32,
     /// Run by `/bin/sh -e` in a writable, empty directory.
@@ -97,21 +102,23 @@ impl Machine {
         Machine {
             disks: disks.iter().map(|disk| disk.to_path_buf()).collect(),
             shares: Vec::new(),
+            cards: Vec::new(),
+            words: Vec::new(),
             memory_mib: 512,
             script: script.into(),
             limit: Duration::from_secs(120),
         }
     }
 
-    /// Boots, runs the script, powers off.
+    /// Boots; who has the process sees to its end. The script has its own files below
+    /// the scratch directory.
     ///
     /// # Errors
-    /// When the machine does not get as far as the script's exit code.
-    pub fn run(&self) -> Result<Report, UmlError> {
-        let scratch = Scratch::new();
+    /// When it cannot be started.
+    pub fn start(&self, scratch: &Scratch) -> Result<Process, UmlError> {
         fs::write(scratch.path("script"), &self.script)?;
         let init = scratch.path("init");
-        fs::write(&init, first_process(scratch.dir()))?;
+        fs::write(&init, first_process(scratch.dir(), !self.cards.is_empty()))?;
         fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
 
         let mut command = kernel();
@@ -120,8 +127,13 @@ impl Machine {
             .args(["rootfstype=hostfs", "rootflags=/", "ro"])
             .arg(format!("init={}", init.display()))
             .arg(format!("uml_dir={}/", scratch.dir().display()))
-            .args(["con=null", "con0=null,fd:1", "panic=1"]);
-        for (devices, kind) in [(&self.disks, BLOCK), (&self.shares, FILE_SYSTEM)] {
+            .args(["con=null", "con0=null,fd:1", "panic=1"])
+            .args(&self.words);
+        for (devices, kind) in [
+            (&self.disks, BLOCK),
+            (&self.shares, FILE_SYSTEM),
+            (&self.cards, CARD),
+        ] {
             for socket in devices {
                 command.arg(format!("virtio_uml.device={}:{kind}", socket.display()));
             }
@@ -129,8 +141,17 @@ impl Machine {
         command
             .env("TMPDIR", memory_dir(scratch.dir()))
             .env("HOME", scratch.dir());
+        let life = self.limit + Duration::from_secs(5);
+        Ok(Process::start(&mut command, life)?)
+    }
 
-        let mut process = Process::start(&mut command, self.limit + Duration::from_secs(5))?;
+    /// Boots, runs the script, powers off.
+    ///
+    /// # Errors
+    /// When the machine does not get as far as the script's exit code.
+    pub fn run(&self) -> Result<Report, UmlError> {
+        let scratch = Scratch::new();
+        let mut process = self.start(&scratch)?;
         let console = process.output().clone();
         let panic = || console.find("Kernel panic");
         let ended = poll(self.limit, || {
@@ -198,9 +219,17 @@ fn memory_dir(otherwise: &Path) -> PathBuf {
     }
 }
 
+/// What loads the driver of a card, with all that it needs.
+const CARDS: &str = "\
+for module in net/core/failover drivers/net/net_failover drivers/net/virtio_net; do
+    insmod \"/usr/lib/uml/modules/$(uname -r)/kernel/$module.ko\"
+done
+";
+
 /// The guest's `init`: everything it needs, the script, then power off.
-fn first_process(scratch: &Path) -> String {
+fn first_process(scratch: &Path, cards: bool) -> String {
     let scratch = scratch.display();
+    let cards = if cards { CARDS } else { "" };
     format!(
         r#"#!/bin/sh
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp
@@ -211,7 +240,7 @@ mkdir /mnt/host /mnt/work
 mount -t hostfs host /mnt/host -o {scratch}
 mount -t tmpfs tmp /tmp
 insmod "/usr/lib/uml/modules/$(uname -r)/kernel/drivers/block/virtio_blk.ko"
-cd /mnt/work
+{cards}cd /mnt/work
 sh -e /mnt/host/script >/mnt/host/output 2>&1
 code=$?
 sync

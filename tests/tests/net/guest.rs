@@ -1,8 +1,9 @@
 //! Linux's own driver, in QEMU with an emulated CPU: addresses by hand, echo
 //! requests, and a file there and back with its checksum.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::TcpListener;
+use std::thread::{JoinHandle, spawn};
 use std::time::Duration;
 
 use pericarp_tests::guest::{Assets, emulated, exit_code, initramfs};
@@ -26,6 +27,39 @@ md5sum </tmp/part
 
 /// What goes there and back.
 const BYTES: usize = 16 << 20;
+
+/// The host's ends of a file's way to the guest, port 7000, and back, 7001.
+pub(crate) struct Exchange {
+    sent: Vec<u8>,
+    give: JoinHandle<io::Result<()>>,
+    take: JoinHandle<io::Result<Vec<u8>>>,
+}
+
+impl Exchange {
+    /// Listens in this network.
+    pub(crate) fn begin() -> Self {
+        let there = TcpListener::bind((dotted(HOST), 7000)).unwrap();
+        let back = TcpListener::bind((dotted(HOST), 7001)).unwrap();
+        let sent: Vec<u8> = (0..BYTES).map(|n| (n ^ (n >> 9)) as u8).collect();
+        let content = sent.clone();
+        Self {
+            sent,
+            give: spawn(move || there.accept()?.0.write_all(&content)),
+            take: spawn(move || {
+                let mut got = Vec::new();
+                back.accept()?.0.read_to_end(&mut got)?;
+                Ok(got)
+            }),
+        }
+    }
+
+    /// What came back is what was sent.
+    pub(crate) fn finish(self) {
+        self.give.join().unwrap().unwrap();
+        let got = self.take.join().unwrap().unwrap();
+        assert!(got == self.sent, "what came back differs");
+    }
+}
 
 #[test]
 fn linux_reaches_the_host_and_is_reached() {
@@ -54,21 +88,8 @@ fn linux_reaches_the_host_and_is_reached() {
             "-device",
             "virtio-net-pci,netdev=net,mac=02:00:00:00:00:02,vectors=0",
         ]);
-    let there = TcpListener::bind((dotted(HOST), 7000)).unwrap();
-    let back = TcpListener::bind((dotted(HOST), 7001)).unwrap();
-    let sent: Vec<u8> = (0..BYTES).map(|n| (n ^ (n >> 9)) as u8).collect();
+    let exchange = Exchange::begin();
     let mut process = Process::start(&mut qemu, LIMIT).unwrap();
-    // Threads of this network, each with an end: the guest's.
-    let content = sent.clone();
-    let give = std::thread::spawn(move || {
-        let (mut stream, _) = there.accept().unwrap();
-        stream.write_all(&content)
-    });
-    let take = std::thread::spawn(move || {
-        let (mut stream, _) = back.accept().unwrap();
-        let mut got = Vec::new();
-        stream.read_to_end(&mut got).map(|_| got)
-    });
     let status = process.wait(LIMIT);
     let epitaph = process.epitaph();
     process.kill();
@@ -77,10 +98,6 @@ fn linux_reaches_the_host_and_is_reached() {
     assert!(ended, "QEMU {epitaph}: {console}");
     assert_eq!(exit_code(&console), Some("0"), "{console}");
     assert!(console.contains("3 packets received"), "{console}");
-    give.join().unwrap().unwrap();
-    assert!(
-        take.join().unwrap().unwrap() == sent,
-        "what came back differs"
-    );
+    exchange.finish();
     served.finish();
 }

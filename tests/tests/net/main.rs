@@ -6,6 +6,7 @@ mod card;
 mod guest;
 mod hostile;
 mod life;
+mod uml;
 
 use std::net::UdpSocket;
 use std::time::Duration;
