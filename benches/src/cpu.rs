@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::{JoinHandle, spawn};
 use std::time::{Duration, Instant};
@@ -19,19 +19,52 @@ const LOOK: Duration = Duration::from_millis(5);
 /// millisecond of CPU, because it goes through all processes there are.
 const LOOKS: u32 = 20;
 
+/// The threads of a process, each with its CPU time in nanoseconds.
+fn threads(pid: i32) -> Outcome<Vec<(PathBuf, u64)>> {
+    let mut threads = Vec::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let task = task?.path();
+        // A thread may end between the listing and the look.
+        let text = fs::read_to_string(task.join("schedstat")).unwrap_or_default();
+        let running = text.split_whitespace().next().unwrap_or("0").parse()?;
+        threads.push((task, running));
+    }
+    Ok(threads)
+}
+
 /// CPU time of all threads of a process, the kernel's workers for it included.
 ///
 /// # Errors
 /// When there is no such process.
 pub fn time(pid: i32) -> Outcome<Duration> {
-    let mut total = 0;
-    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-        // A thread may end between the listing and the look.
-        let text = fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
-        let running = text.split_whitespace().next().unwrap_or("0");
-        total += running.parse::<u64>()?;
+    let all = threads(pid)?.into_iter().map(|(_, running)| running);
+    Ok(Duration::from_nanos(all.sum()))
+}
+
+/// CPU time of the threads of a process whose names are such, and of all others.
+///
+/// # Errors
+/// When there is no such process.
+pub fn split(pid: i32, such: impl Fn(&str) -> bool) -> Outcome<(Duration, Duration)> {
+    let (mut these, mut others) = (0, 0);
+    for (task, running) in threads(pid)? {
+        let name = fs::read_to_string(task.join("comm")).unwrap_or_default();
+        match such(name.trim_end()) {
+            true => these += running,
+            false => others += running,
+        }
     }
-    Ok(Duration::from_nanos(total))
+    Ok((Duration::from_nanos(these), Duration::from_nanos(others)))
+}
+
+/// CPU time of a process and of all that it started and that is still there.
+///
+/// # Errors
+/// When there is no such process.
+pub fn family(pid: i32) -> Outcome<Duration> {
+    let others = descendants(pid, &parents());
+    let others = others.into_iter().filter_map(|pid| time(pid).ok());
+    Ok(time(pid)? + others.sum::<Duration>())
 }
 
 /// What a job cost while it ran.
@@ -265,6 +298,24 @@ mod tests {
         // Other tests of this program may have children, too.
         assert!(spent.guest >= want / 2, "{spent:?} of {want:?}");
         assert!(spent.backend.is_zero());
+    }
+
+    #[test]
+    fn threads_are_told_apart_by_their_names() {
+        let this = std::process::id() as i32;
+        let work = std::thread::Builder::new().name("one/work".to_owned());
+        let busy = work.spawn(move || {
+            let clock = || clock_gettime(ClockId::ThreadCPUTime).tv_nsec;
+            while clock() < 20_000_000 {}
+            let parts = split(this, |name| name.ends_with("/work")).unwrap();
+            // Later, while this thread is still one.
+            (parts, time(this).unwrap(), family(this).unwrap())
+        });
+        let ((these, others), all, family) = busy.unwrap().join().unwrap();
+        assert!(these >= Duration::from_millis(10), "{these:?}");
+        assert!(these + others <= all, "{these:?}, {others:?}, {all:?}");
+        assert!(others < all - Duration::from_millis(10));
+        assert!(family > others, "{family:?}, {others:?}");
     }
 
     #[test]

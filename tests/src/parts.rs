@@ -51,6 +51,8 @@ pub enum Part {
     Cni,
     /// Passes ports on for these.
     Iptables,
+    /// Sends through a network what it can carry.
+    Iperf3,
     /// A program of this workspace, by name.
     Ours(&'static str),
 }
@@ -91,6 +93,7 @@ impl Part {
             Part::Ip => "ip",
             Part::Cni => "/usr/lib/cni/ptp",
             Part::Iptables => "iptables",
+            Part::Iperf3 => "iperf3",
             Part::Ours(name) => name,
         }
     }
@@ -115,6 +118,7 @@ impl Part {
             Part::Ip => "iproute2",
             Part::Cni => "containernetworking-plugins",
             Part::Iptables => "iptables",
+            Part::Iperf3 => "iperf3",
             Part::Pjdfstest | Part::Fsx | Part::Virtiofsd => {
                 return "make it: cargo xtask setup".into();
             }

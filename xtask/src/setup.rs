@@ -86,6 +86,11 @@ const NEEDS: &[Need] = &[
         why: "passes ports on for these plugins",
     },
     Need {
+        program: "iperf3",
+        package: "iperf3",
+        why: "measures what a guest's network carries",
+    },
+    Need {
         program: "socat",
         package: "socat",
         why: "speaks vsock in a test guest",
