@@ -14,7 +14,7 @@ const RECEIVED: u64 = 0x20_0000;
 const SENT: u64 = 0xc0_0000;
 /// Virtio's header, and what comes before the payload of a large packet.
 const HEADER: usize = 12;
-const BEFORE: u64 = 54;
+pub(crate) const BEFORE: u64 = 54;
 /// Bits of features: what Linux takes, USO aside, which the peer has not.
 const MRG_RXBUF: u64 = 1 << 15;
 const WANTED: u64 = MRG_RXBUF | 1 | 1 << 1 | 1 << 7 | 1 << 8 | 1 << 11 | 1 << 12;

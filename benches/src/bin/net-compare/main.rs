@@ -13,25 +13,26 @@
 //!
 //! CPU is that of the backend's threads, which includes the host's network stack as
 //! far as the kernel runs it in a write to the tap. The raw numbers go to `--json`.
+//!
+//! `--limits` measures `pericarp-net` alone, against the rates that it is told to keep,
+//! and fails where one is missed by more than 5 % either way, or is none because the
+//! machine hardly gets more through without a limit.
 
 mod card;
 mod host;
+mod limits;
+mod turn;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pericarp_benches::table::median;
-use pericarp_benches::{Outcome, cpu, turns};
-use pericarp_tests::bounded::poll;
-use pericarp_tests::network::{HOST, Network, TAP, dotted, mac};
-use pericarp_tests::parts::{Part, beside_us, search_path};
-use pericarp_tests::process::{Process, command};
-use pericarp_tests::scratch::Scratch;
+use pericarp_benches::{Outcome, turns};
+use pericarp_tests::parts::{beside_us, search_path};
 use serde_json::{Value, json};
 
-use card::{Buffers, Card};
-use host::{Host, frame, large};
+use turn::{Turn, turn_apart};
 
 const HELP: &str = "\
 net-compare: pericarp-net beside Cloud Hypervisor's vhost_user_net, as root
@@ -39,6 +40,7 @@ net-compare: pericarp-net beside Cloud Hypervisor's vhost_user_net, as root
   --rounds N     how often each target has its turn (default 5)
   --seconds N    length of one turn (default 2)
   --case C       only this case; may be repeated
+  --limits       instead, whether pericarp-net keeps limits: 1 if one is off by over 5 %
   --json PATH    where the raw numbers go
 ";
 
@@ -53,35 +55,27 @@ const CASES: [(&str, &str); 6] = [
 ];
 const TARGETS: [&str; 2] = ["pericarp-net", "vhost_user_net"];
 
-/// How long a backend may take to listen.
-const STEP: Duration = Duration::from_secs(10);
-/// A small frame, and the payload of a large one.
-const SMALL: usize = 60;
-const LARGE: usize = 64_000;
-/// Packets that may be on the way to the guest.
-const WINDOW: usize = 128;
-const WINDOW_LARGE: usize = 4;
-
-/// What one turn gave.
-#[derive(Debug, Clone, Copy)]
-struct Turn {
-    rate: f64,
-    /// CPU of the backend: microseconds of a packet, or milliseconds of a GiB.
-    cpu: f64,
-    p50_us: f64,
-    p99_us: f64,
-}
-
 struct Wanted {
     rounds: usize,
     seconds: u64,
     cases: Vec<String>,
+    limits: bool,
     json: Option<PathBuf>,
 }
 
+impl Wanted {
+    fn has(&self, case: &str) -> bool {
+        self.cases.is_empty() || self.cases.iter().any(|name| name == case)
+    }
+}
+
 fn main() -> ExitCode {
+    let measure = |wanted: &Wanted| match wanted.limits {
+        true => limits::keep(wanted),
+        false => compare(wanted),
+    };
     match wanted() {
-        Ok(Some(wanted)) => match compare(&wanted) {
+        Ok(Some(wanted)) => match measure(&wanted) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("net-compare: {error}");
@@ -106,6 +100,7 @@ fn wanted() -> Result<Option<Wanted>, String> {
         rounds: 5,
         seconds: 2,
         cases: Vec::new(),
+        limits: false,
         json: None,
     };
     let mut parser = lexopt::Parser::from_env();
@@ -116,8 +111,13 @@ fn wanted() -> Result<Option<Wanted>, String> {
             Short('h') => return Ok(None),
             other => return Err(text(other.unexpected())),
         };
-        if name == "help" {
-            return Ok(None);
+        match name.as_str() {
+            "help" => return Ok(None),
+            "limits" => {
+                wanted.limits = true;
+                continue;
+            }
+            _ => {}
         }
         let value = parser.value().and_then(|v| v.string()).map_err(text)?;
         let number = || {
@@ -139,7 +139,7 @@ fn wanted() -> Result<Option<Wanted>, String> {
 fn compare(wanted: &Wanted) -> Outcome<()> {
     let mut raw = Vec::new();
     for (case, unit) in CASES {
-        if !wanted.cases.is_empty() && !wanted.cases.iter().any(|name| name == case) {
+        if !wanted.has(case) {
             continue;
         }
         let mut results: Vec<Vec<Turn>> = vec![Vec::new(); TARGETS.len()];
@@ -148,12 +148,8 @@ fn compare(wanted: &Wanted) -> Outcome<()> {
                 let Some(program) = find(target) else {
                     continue;
                 };
-                let (case, seconds) = (case.to_owned(), wanted.seconds);
-                // A thread has a network, and takes it along when it ends.
-                let turn = std::thread::spawn(move || {
-                    turn(&program, &case, Duration::from_secs(seconds)).map_err(|e| e.to_string())
-                });
-                turns.push(turn.join().map_err(|_| "a turn panicked")??);
+                let length = Duration::from_secs(wanted.seconds);
+                turns.push(turn_apart(&program, case, length, &[])?);
             }
         }
         raw.push(table(case, unit, &results));
@@ -214,154 +210,4 @@ fn table(case: &str, unit: &str, results: &[Vec<Turn>]) -> Value {
         );
     }
     json!({"case": case, "unit": unit, "cpu": cost, "targets": raw})
-}
-
-/// One turn of one target, in a network of this thread's own.
-fn turn(program: &Path, case: &str, length: Duration) -> Outcome<Turn> {
-    let parts = [Part::Ours("pericarp-net")];
-    let network = Network::here("net-compare", &parts, 1).ok_or("it takes root and ip")?;
-    let scratch = Scratch::new();
-    let socket = scratch.path("net");
-    let mut backend = command(program);
-    if program.ends_with("vhost_user_net") {
-        backend.arg("--net-backend").arg(format!(
-            "ip={},mask=255.255.255.0,mac=02:00:00:00:00:02,host_mac={},socket={},num_queues=2,\
-             queue_size=256,tap={TAP}",
-            dotted(HOST),
-            mac(pericarp_tests::network::HOST_MAC),
-            socket.display()
-        ));
-    } else {
-        backend.args(["--tap", TAP, "--workers", "1", "--socket-path"]);
-        backend.arg(&socket);
-    }
-    let mut process = Process::start(&mut backend, Duration::from_secs(120))?;
-    let there = poll(STEP, || {
-        let gone = process.ended().is_some();
-        (gone || socket.exists()).then_some(!gone)
-    });
-    if there != Some(true) {
-        return Err(process.output().last(5).into());
-    }
-    poll(STEP, || Network::is_up().then_some(())).ok_or("the tap stays down")?;
-    let large = case.ends_with("64k");
-    let buffers = if large {
-        Buffers::Large
-    } else {
-        Buffers::Small
-    };
-    let mut card = Card::connect(&socket, buffers)?;
-    let mut host = Host::open(large, case.starts_with("echo"))?;
-    let pid = process.pid();
-    // Until all is warm.
-    run(case, &mut card, &mut host, length / 10)?;
-    let before = cpu::time(pid)?;
-    let begin = Instant::now();
-    let (arrived, sent) = (network.arrived()?, card.total());
-    let done = run(case, &mut card, &mut host, length)?;
-    // What came back to the driver and did not come out has not been carried.
-    let (arrived, sent) = (network.arrived()? - arrived, card.total() - sent);
-    if arrived * 100 < sent * 99 {
-        return Err(format!("of {sent} packets {arrived} came out of the tap").into());
-    }
-    let took = begin.elapsed().as_secs_f64();
-    let spent = cpu::time(pid)?.saturating_sub(before).as_secs_f64();
-    let (rate, cpu) = match large {
-        true => {
-            let mib = done.bytes as f64 / f64::from(1 << 20);
-            (mib / took, spent * 1e3 / (mib / 1024.0))
-        }
-        false => (
-            done.packets as f64 / took,
-            spent * 1e6 / done.packets as f64,
-        ),
-    };
-    let mut latencies = done.latencies;
-    latencies.sort_unstable();
-    let part = |of: usize| {
-        let at = latencies.len() * of / 100;
-        latencies.get(at).map_or(0.0, |nanos| *nanos as f64 / 1e3)
-    };
-    Ok(Turn {
-        rate,
-        cpu,
-        p50_us: part(50),
-        p99_us: part(99),
-    })
-}
-
-/// What went through.
-#[derive(Default)]
-struct Done {
-    packets: u64,
-    bytes: u64,
-    latencies: Vec<u64>,
-}
-
-fn run(case: &str, card: &mut Card, host: &mut Host, length: Duration) -> Outcome<Done> {
-    let (out, window, bytes) = match case {
-        "out-64" | "in-64" | "echo-64" => (frame(SMALL), WINDOW, SMALL),
-        _ => (large(LARGE), WINDOW_LARGE, LARGE),
-    };
-    card.load(&out)?;
-    host.load(&out);
-    let (sends, receives) = match case {
-        "out-64" | "out-64k" => (true, false),
-        "in-64" | "in-64k" => (false, true),
-        _ => (true, true),
-    };
-    let mut done = Done::default();
-    let end = Instant::now() + length;
-    if case == "echo-64" {
-        while Instant::now() < end {
-            let begin = Instant::now();
-            card.send(1);
-            host.receive(end + STEP)?;
-            host.send(1);
-            while card.receive().0 == 0 {
-                if Instant::now() > end + STEP {
-                    return Err("an echo did not come back".into());
-                }
-            }
-            while card.sent() == 0 {}
-            done.packets += 1;
-            done.latencies.push(begin.elapsed().as_nanos() as u64);
-        }
-        return Ok(done);
-    }
-    // Packets on the way to the guest, as far as is known: those that are lost are
-    // forgotten when nothing comes any more.
-    let (mut under_way, mut heard) = (0i64, Instant::now());
-    let window = (window * bytes) as i64;
-    let mut turns = 0u32;
-    while !turns.is_multiple_of(16) || Instant::now() < end {
-        turns += 1;
-        if sends {
-            let count = card.sent();
-            done.packets += count;
-            done.bytes += count * bytes as u64;
-            card.send(32);
-        }
-        if receives {
-            let (packets, payload) = card.receive();
-            if packets > 0 {
-                heard = Instant::now();
-            } else if heard.elapsed() > Duration::from_millis(20) {
-                (under_way, heard) = (0, Instant::now());
-            }
-            let got = if bytes == SMALL {
-                packets * bytes as u64
-            } else {
-                payload
-            };
-            under_way -= got as i64;
-            done.packets += packets;
-            done.bytes += got;
-            if under_way < window / 2 {
-                let batch = if bytes == SMALL { 32 } else { 1 };
-                under_way += (host.send(batch) * bytes) as i64;
-            }
-        }
-    }
-    Ok(done)
 }
