@@ -122,7 +122,9 @@ impl Part {
             Part::Pjdfstest | Part::Fsx | Part::Virtiofsd => {
                 return "make it: cargo xtask setup".into();
             }
-            Part::Ours("pericarp-reference-block") => return build("pericarp-tests"),
+            Part::Ours("pericarp-reference-block" | "pericarp-reference-net") => {
+                return build("pericarp-tests");
+            }
             Part::Ours("null-fs") => return build("pericarp-benches"),
             Part::Ours(name) => return build(name),
         };

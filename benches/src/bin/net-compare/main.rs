@@ -1,5 +1,6 @@
-//! `net-compare`: `pericarp-net` beside Cloud Hypervisor's `vhost_user_net`, where it is
-//! in the search path, in turns, each on a tap in a network of its own. As root:
+//! `net-compare`: `pericarp-net` beside a card written plainly on the crates of rust-vmm
+//! (`pericarp-reference-net`) and Cloud Hypervisor's `vhost_user_net`, where it is in the
+//! search path, in turns, each on a tap in a network of its own. As root:
 //!
 //! ```text
 //! target/release/net-compare --rounds 5
@@ -35,7 +36,7 @@ use serde_json::{Value, json};
 use turn::{Turn, turn_apart};
 
 const HELP: &str = "\
-net-compare: pericarp-net beside Cloud Hypervisor's vhost_user_net, as root
+net-compare: pericarp-net beside a plain backend and Cloud Hypervisor's, as root
 
   --rounds N     how often each target has its turn (default 5)
   --seconds N    length of one turn (default 2)
@@ -53,7 +54,7 @@ const CASES: [(&str, &str); 6] = [
     ("both-64k", "MiB/s"),
     ("echo-64", "echoes/s"),
 ];
-const TARGETS: [&str; 2] = ["pericarp-net", "vhost_user_net"];
+const TARGETS: [&str; 3] = ["pericarp-net", "pericarp-reference-net", "vhost_user_net"];
 
 struct Wanted {
     rounds: usize,
@@ -164,8 +165,8 @@ fn compare(wanted: &Wanted) -> Outcome<()> {
 
 fn find(target: &str) -> Option<PathBuf> {
     match target {
-        "pericarp-net" => Some(beside_us().join(target)).filter(|path| path.is_file()),
-        other => search_path(other),
+        "vhost_user_net" => search_path(target),
+        ours => Some(beside_us().join(ours)).filter(|path| path.is_file()),
     }
 }
 
@@ -174,7 +175,7 @@ fn table(case: &str, unit: &str, results: &[Vec<Turn>]) -> Value {
     let large = unit == "MiB/s";
     let cost = if large { "ms/GiB" } else { "us/packet" };
     println!(
-        "\n{case:<16} {unit:>12} {:>23} {cost:>12} {:>9} {:>9}",
+        "\n{case:<22} {unit:>12} {:>23} {cost:>12} {:>9} {:>9}",
         "min .. max", "p50 us", "p99 us"
     );
     let mut raw = serde_json::Map::new();
@@ -191,23 +192,21 @@ fn table(case: &str, unit: &str, results: &[Vec<Turn>]) -> Value {
             (low.min(rate), high.max(rate))
         });
         println!(
-            "{target:<16} {rate:>12.0} {least:>10.0} .. {most:>9.0} {cpu:>12.2} {:>9.1} {:>9.1}",
+            "{target:<22} {rate:>12.0} {least:>10.0} .. {most:>9.0} {cpu:>12.2} {:>9.1} {:>9.1}",
             of(|t| t.p50_us),
             of(|t| t.p99_us)
         );
-        medians.push((rate, cpu));
+        medians.push((*target, rate, cpu));
         let turns = turns
             .iter()
             .map(|t| json!({"rate": t.rate, "cpu": t.cpu, "p50_us": t.p50_us, "p99_us": t.p99_us}));
         raw.insert((*target).to_owned(), turns.collect());
     }
-    if let [(rate, cpu), (other, others)] = medians[..] {
-        println!(
-            "{:<16} {:>12.2} {:>36.2}",
-            "ratio",
-            rate / other,
-            cpu / others
-        );
+    if let [(_, rate, cpu), others @ ..] = medians.as_slice() {
+        for (peer, other, others) in others {
+            let peer = format!("to {peer}");
+            println!("{peer:<22} {:>12.2} {:>36.2}", rate / other, cpu / others);
+        }
     }
     json!({"case": case, "unit": unit, "cpu": cost, "targets": raw})
 }

@@ -62,6 +62,8 @@ fn turn(program: &Path, case: &str, length: Duration, more: &[String]) -> Outcom
             mac(pericarp_tests::network::HOST_MAC),
             socket.display()
         ));
+    } else if program.ends_with("pericarp-reference-net") {
+        backend.arg(&socket).arg(TAP);
     } else {
         backend.args(["--tap", TAP, "--workers", "1", "--socket-path"]);
         backend.arg(&socket).args(more);
