@@ -3,7 +3,9 @@
 //! that a guest may keep.
 //!
 //! `PERICARP_FSX_OPERATIONS` has each make more than the 2,000 steps that a run
-//! of all tests has time for.
+//! of all tests has time for: in turns with a seed each, for fsx 0.3.2 never undoes
+//! the maps that it reads through, and comes to the end of what one process may
+//! have of them.
 
 use std::env;
 use std::time::Duration;
@@ -15,6 +17,8 @@ use pericarp_tests::parts::Part;
 
 /// Steps of a file, each at most 64 KiB of 256.
 const OPERATIONS: &str = "2000";
+/// Steps of one turn at most.
+const TURN: u32 = 10_000;
 /// For them; more have as much more time.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -66,14 +70,21 @@ fn exercise(test: &str, cache: &'static str, writeback: bool, direct: bool) {
         .replace("INVALIDATES", invalidates);
     let script = format!(
         "cat >/tmp/settings <<'end'\n{settings}end\n\
-         $fsx -f /tmp/settings -N {count} -S 7 -P /tmp share/file 2>&1\n\
+         left={count} seed=7\n\
+         while [ $left -gt 0 ]; do\n\
+         steps=$left\n\
+         [ $steps -le {TURN} ] || steps={TURN}\n\
+         $fsx -f /tmp/settings -N $steps -S $seed -P /tmp share/file 2>&1\n\
+         left=$((left - steps)) seed=$((seed + 1))\n\
+         done\n\
          umount share\n"
     );
     let report = in_uml(&server, &parts[1..], &script, limit, || {});
     let report = report.unwrap_or_else(|error| panic!("{error}\nit {}", server.epitaph()));
     let said = format!("{}\nthe server {}", report.output, server.epitaph());
     assert_eq!(report.code, 0, "{said}");
-    assert!(report.output.contains("A-OK"), "{said}");
+    let turns = usize::try_from(count.div_ceil(TURN)).unwrap();
+    assert_eq!(report.output.matches("A-OK").count(), turns, "{said}");
 }
 
 #[test]
