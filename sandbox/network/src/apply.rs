@@ -183,7 +183,11 @@ fn call(netlink: &mut Netlink, card: &mut Link, name: &str) -> Result<(), Netlin
 }
 
 /// Without the route that the kernel would make of it: the network's routes are complete.
-fn add_address(netlink: &mut Netlink, card: &Link, address: &Address) -> Result<(), NetlinkError> {
+pub(crate) fn add_address(
+    netlink: &mut Netlink,
+    card: &Link,
+    address: &Address,
+) -> Result<(), NetlinkError> {
     let mut flags = AddressFlags::Noprefixroute;
     if address.ip.is_ipv6() {
         // The pod's interface has found out already that nobody else has it.

@@ -5,6 +5,7 @@
 //! Plugins are programs of the host's administrator, and run as who we are.
 
 mod config;
+mod gone;
 mod outcome;
 mod plugin;
 
@@ -28,6 +29,8 @@ use config::Plugin;
 pub const PLUGIN_DIRS: [&str; 2] = ["/opt/cni/bin", "/usr/lib/cni"];
 /// How long a plugin may take: some wait for a DHCP server.
 const TIME_LIMIT: Duration = Duration::from_secs(60);
+/// The same for taking down what was stopped: somebody waits.
+const UNDO_LIMIT: Duration = Duration::from_secs(10);
 
 /// Why there is no network. One line each.
 #[derive(Debug, Error)]
@@ -135,6 +138,14 @@ pub enum CniError {
         /// How long it had.
         seconds: f64,
     },
+    /// Whoever asked for it wants it no more.
+    #[error("the CNI plugin {plugin} was stopped while it did {command}")]
+    Stopped {
+        /// The plugin.
+        plugin: String,
+        /// What it was to do.
+        command: &'static str,
+    },
 }
 
 /// A port of the host that leads to one of the pod's.
@@ -229,6 +240,19 @@ impl List {
     /// [`CniError`]. [`CniError::Argument`], [`CniError::NoPortMappings`] and
     /// [`CniError::Missing`] come before anything is run.
     pub fn add(&self, invocation: &Invocation) -> Result<Outcome, CniError> {
+        self.add_until(invocation, &mut || false)
+    }
+
+    /// The same, until `stop` says true, which it is asked every few milliseconds.
+    ///
+    /// # Errors
+    /// As [`List::add`], and [`CniError::Stopped`] once all is taken down again, for which each
+    /// plugin then has ten seconds.
+    pub fn add_until(
+        &self,
+        invocation: &Invocation,
+        stop: &mut dyn FnMut() -> bool,
+    ) -> Result<Outcome, CniError> {
         invocation.check()?;
         if !invocation.port_mappings.is_empty() && !self.maps_ports() {
             return Err(CniError::NoPortMappings {
@@ -236,15 +260,18 @@ impl List {
                 file: self.file.clone(),
             });
         }
-        for plugin in &self.plugins {
-            plugin.find(&invocation.plugin_dirs)?;
-        }
+        self.installed(&invocation.plugin_dirs)?;
         let mut previous = None;
         for plugin in &self.plugins {
-            match self.run(plugin, plugin::Command::Add, invocation, previous.as_ref()) {
+            let command = plugin::Command::Add;
+            match self.run(plugin, command, invocation, previous.as_ref(), stop) {
                 Ok(result) => previous = Some(result),
                 Err(error) => {
-                    if let Err(error) = self.delete(invocation, previous.as_ref()) {
+                    let mut undo = invocation.clone();
+                    if matches!(error, CniError::Stopped { .. }) {
+                        undo.time_limit = undo.time_limit.min(UNDO_LIMIT);
+                    }
+                    if let Err(error) = self.delete(&undo, previous.as_ref()) {
                         log::warn!("after a failure: {error}");
                     }
                     return Err(error);
@@ -264,10 +291,27 @@ impl List {
         invocation: &Invocation,
         previous: Option<&Value>,
     ) -> Result<(), CniError> {
+        self.delete_until(invocation, previous, &mut || false)
+    }
+
+    /// The same, until `stop` says true, which it is asked every few milliseconds. The plugins
+    /// whose turn has not come are not run then.
+    ///
+    /// # Errors
+    /// As [`List::delete`], and [`CniError::Stopped`].
+    pub fn delete_until(
+        &self,
+        invocation: &Invocation,
+        previous: Option<&Value>,
+        stop: &mut dyn FnMut() -> bool,
+    ) -> Result<(), CniError> {
         invocation.check()?;
         let mut result = Ok(());
         for plugin in self.plugins.iter().rev() {
-            let deleted = self.run(plugin, plugin::Command::Del, invocation, previous);
+            let deleted = self.run(plugin, plugin::Command::Del, invocation, previous, stop);
+            if matches!(deleted, Err(CniError::Stopped { .. })) {
+                return deleted.map(drop);
+            }
             result = result.and(deleted.map(drop));
         }
         result
@@ -279,10 +323,11 @@ impl List {
         command: plugin::Command,
         invocation: &Invocation,
         previous: Option<&Value>,
+        stop: plugin::Stop<'_>,
     ) -> Result<Value, CniError> {
         let program = plugin.find(&invocation.plugin_dirs)?;
         let input = plugin.input(self, &invocation.port_mappings, previous);
-        plugin::run(&program, &plugin.kind, command, invocation, &input)
+        plugin::run(&program, &plugin.kind, command, invocation, &input, stop)
     }
 }
 

@@ -257,6 +257,74 @@ fn plugins_have_a_time_limit() {
 }
 
 #[test]
+fn a_plugin_is_stopped_when_nobody_wants_it_any_more() {
+    let node = Node::new("stop");
+    let started = node.dir.join("log/started");
+    let sleeps = format!(
+        "[ $CNI_COMMAND = DEL ] || {{ touch {}; sleep 60; }}",
+        started.display()
+    );
+    node.plugin("first", "echo '{}'");
+    node.plugin("slow", &sleeps);
+    let list = node.list(&["first", "slow"]);
+    let begin = Instant::now();
+    let stopped = list.add_until(&node.invocation(), &mut || started.exists());
+    assert_eq!(
+        stopped.unwrap_err().to_string(),
+        "the CNI plugin slow was stopped while it did ADD"
+    );
+    assert!(
+        begin.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        begin.elapsed()
+    );
+    let down = ["slow DEL", "first DEL"];
+    assert_eq!(node.order(), [["first ADD", "slow ADD"], down].concat());
+    // Taking it down has an end, too. Those whose turn has not come are not begun.
+    node.plugin("slow", "sleep 60");
+    let begin = Instant::now();
+    let stopped = list.delete_until(&node.invocation(), None, &mut || true);
+    assert!(
+        matches!(stopped, Err(CniError::Stopped { .. })),
+        "{stopped:?}"
+    );
+    assert!(
+        begin.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        begin.elapsed()
+    );
+    assert!(!node.order()[4..].contains(&"first DEL".to_owned()));
+}
+
+#[test]
+fn a_fifo_among_the_configurations_holds_nobody_up() {
+    let node = Node::new("fifo");
+    let config = |name: &str| json!({"cniVersion": "1.0.0", "name": name, "type": "t"});
+    let directory = node.dir.join("net.d");
+    let fifo = directory.join("05-pipe.conf");
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    fs::create_dir(directory.join("06-directory.conf")).unwrap();
+    node.config("10-b.conf", &config("b"));
+    let (sender, receiver) = std::sync::mpsc::channel();
+    // One that hangs is left behind.
+    std::thread::spawn(move || {
+        let found = ["b", "c"].map(|name| find(&directory, name).map_err(|e| e.to_string()));
+        let _ = sender.send(found);
+    });
+    let found = receiver.recv_timeout(Duration::from_secs(20));
+    let [b, c] = found.expect("an answer, FIFO or not");
+    assert!(b.is_ok(), "{b:?}");
+    let none = c.unwrap_err();
+    for part in [
+        "05-pipe.conf is none: is no regular file",
+        "06-directory.conf is none: ",
+    ] {
+        assert!(none.contains(part), "{none}");
+    }
+}
+
+#[test]
 fn what_a_plugin_leaves_running_does_not_keep_us() {
     let node = Node::new("daemon");
     node.plugin("dhcp", "sleep 3 & echo '{}'");
@@ -299,6 +367,18 @@ fn nothing_is_run_when_something_is_missing() {
         missing.contains(&dirs) && missing.contains("containernetworking-plugins"),
         "{missing}"
     );
+    // Nor when it is the one that the plugin asks for addresses.
+    let config = json!({"type": "first", "ipam": {"type": "nobody"}});
+    let config = json!({"cniVersion": "1.0.0", "name": "addresses", "plugins": [config]});
+    node.config("15-addresses.conflist", &config);
+    let list = node.find("addresses").unwrap();
+    let missing = list.add(&node.invocation()).unwrap_err().to_string();
+    assert!(
+        missing.starts_with("the CNI plugin nobody is in none of /nowhere, "),
+        "{missing}"
+    );
+    node.plugin("nobody", "");
+    list.installed(&node.invocation().plugin_dirs).unwrap();
     // A single configuration, without capabilities.
     node.config(
         "20-single.conf",

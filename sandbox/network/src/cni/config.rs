@@ -2,11 +2,13 @@
 //! plugin gets to read.
 
 use std::{
-    fs,
+    fs::{self, File},
+    io::{self, Read},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
+use rustix::fs::{Mode, OFlags, open};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -89,11 +91,20 @@ pub fn find(directory: &Path, name: &str) -> Result<List, CniError> {
 
 /// A file, as far as its name.
 fn read(file: &Path) -> Result<(String, Map<String, Value>), String> {
-    let size = fs::metadata(file).map_err(|error| error.to_string())?.len();
-    if size > MOST {
-        return Err(format!("has {size} bytes"));
+    let failed = |error: io::Error| error.to_string();
+    // Without NONBLOCK, a FIFO would keep us until somebody writes to it.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let opened = open(file, flags, Mode::empty());
+    let opened = File::from(opened.map_err(|error| failed(error.into()))?);
+    let metadata = opened.metadata().map_err(failed)?;
+    if !metadata.is_file() {
+        return Err("is no regular file".to_owned());
     }
-    let bytes = fs::read(file).map_err(|error| error.to_string())?;
+    if metadata.len() > MOST {
+        return Err(format!("has {} bytes", metadata.len()));
+    }
+    let mut bytes = Vec::new();
+    opened.take(MOST).read_to_end(&mut bytes).map_err(failed)?;
     let config: Map<String, Value> =
         serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
     let name = config.get("name").and_then(Value::as_str);
@@ -150,6 +161,21 @@ impl List {
     pub fn maps_ports(&self) -> bool {
         self.plugins.iter().any(Plugin::maps_ports)
     }
+
+    /// Whether all of its plugins are in these directories, and those that they have find the
+    /// addresses.
+    ///
+    /// # Errors
+    /// [`CniError::Missing`], for the first that is not.
+    pub fn installed(&self, dirs: &[PathBuf]) -> Result<(), CniError> {
+        for plugin in &self.plugins {
+            plugin.find(dirs)?;
+            if let Some(kind) = plugin.addresses() {
+                find_program(kind, dirs)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Plugin {
@@ -160,16 +186,15 @@ impl Plugin {
         capability == Some(&Value::Bool(true))
     }
 
+    /// The plugin that it runs itself, to be given addresses.
+    fn addresses(&self) -> Option<&str> {
+        let kind = self.config.get("ipam")?.get("type")?.as_str()?;
+        (!kind.is_empty() && !kind.contains('/')).then_some(kind)
+    }
+
     /// Its program.
     pub(super) fn find(&self, dirs: &[PathBuf]) -> Result<PathBuf, CniError> {
-        let program = dirs.iter().map(|dir| dir.join(&self.kind)).find(|path| {
-            let metadata = fs::metadata(path);
-            metadata.is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
-        });
-        program.ok_or_else(|| CniError::Missing {
-            plugin: self.kind.clone(),
-            searched: listed(dirs),
-        })
+        find_program(&self.kind, dirs)
     }
 
     /// What it reads: its part of the configuration, and what it is to know of the rest.
@@ -192,4 +217,15 @@ impl Plugin {
         };
         Value::Object(config).to_string().into_bytes()
     }
+}
+
+fn find_program(kind: &str, dirs: &[PathBuf]) -> Result<PathBuf, CniError> {
+    let program = dirs.iter().map(|dir| dir.join(kind)).find(|path| {
+        let metadata = fs::metadata(path);
+        metadata.is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+    });
+    program.ok_or_else(|| CniError::Missing {
+        plugin: kind.to_owned(),
+        searched: listed(dirs),
+    })
 }

@@ -1,5 +1,7 @@
 //! Runs one plugin once: the configuration goes in, a result or an error comes out, and both
-//! time and output are bounded.
+//! time and output are bounded. A plugin ends with us, however we end.
+#![expect(unsafe_code)]
+// UNSAFETY: what a child does before it becomes the plugin.
 
 use std::{
     io::{self, Read, Write},
@@ -13,7 +15,7 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::{OFlags, fcntl_getfl, fcntl_setfl},
-    process::{Pid, Signal, kill_process_group},
+    process::{Pid, Signal, getpid, getppid, kill_process_group, set_parent_process_death_signal},
 };
 use serde_json::Value;
 
@@ -41,6 +43,9 @@ impl Command {
     }
 }
 
+/// Asked every few milliseconds whether to go on; true ends the plugin.
+pub(super) type Stop<'a> = &'a mut dyn FnMut() -> bool;
+
 /// Runs it and reads its result, which only ADD has.
 pub(super) fn run(
     program: &Path,
@@ -48,6 +53,7 @@ pub(super) fn run(
     command: Command,
     invocation: &Invocation,
     input: &[u8],
+    stop: Stop<'_>,
 ) -> Result<Value, CniError> {
     let plugin = || kind.to_owned();
     let name = command.name();
@@ -76,9 +82,10 @@ pub(super) fn run(
     if let Some(path) = std::env::var_os("PATH") {
         process.env("PATH", path);
     }
+    end_with_us(&mut process);
     let child = process.spawn().map_err(started)?;
     let ended = Talk::new(child, input)
-        .and_then(|talk| talk.until(Instant::now() + invocation.time_limit))
+        .and_then(|talk| talk.until(Instant::now() + invocation.time_limit, stop))
         .map_err(started)?;
     let (status, output, errors) = match ended {
         Ended::Exited {
@@ -91,6 +98,12 @@ pub(super) fn run(
                 plugin: plugin(),
                 command: name,
                 seconds: invocation.time_limit.as_secs_f64(),
+            });
+        }
+        Ended::Stopped => {
+            return Err(CniError::Stopped {
+                plugin: plugin(),
+                command: name,
             });
         }
         Ended::Noisy => return Err(failed(format!("it has printed more than {MOST} bytes"))),
@@ -132,7 +145,25 @@ enum Ended {
         errors: Vec<u8>,
     },
     Late,
+    Stopped,
     Noisy,
+}
+
+/// One that goes on after us would be at work while the next run takes down what it has made.
+/// Ends with this thread, which waits for it.
+fn end_with_us(command: &mut std::process::Command) {
+    let parent = getpid();
+    // SAFETY: between fork and exec, two system calls and nothing that allocates or locks.
+    unsafe {
+        command.pre_exec(move || {
+            set_parent_process_death_signal(Some(Signal::KILL))?;
+            match getppid() == Some(parent) {
+                true => Ok(()),
+                // We were gone before that.
+                false => Err(io::ErrorKind::BrokenPipe.into()),
+            }
+        });
+    }
 }
 
 /// A plugin that runs. Killed with all that it has started, if it is dropped before its end.
@@ -166,7 +197,7 @@ impl<'a> Talk<'a> {
         Ok(talk)
     }
 
-    fn until(mut self, deadline: Instant) -> io::Result<Ended> {
+    fn until(mut self, deadline: Instant, stop: Stop<'_>) -> io::Result<Ended> {
         let mut end: Option<(ExitStatus, Instant)> = None;
         loop {
             self.pass()?;
@@ -196,6 +227,9 @@ impl<'a> Talk<'a> {
             }
             if Instant::now() > deadline {
                 return Ok(Ended::Late);
+            }
+            if end.is_none() && stop() {
+                return Ok(Ended::Stopped);
             }
             match silent {
                 // Its end is all that is still to come, and near.
