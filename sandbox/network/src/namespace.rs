@@ -53,7 +53,8 @@ pub enum NamespaceError {
         /// What was to be a namespace.
         path: PathBuf,
     },
-    /// The namespace of this process, whose interfaces are not a pod's to take.
+    /// The namespace of this process, or of the host's first, whose interfaces are not a pod's
+    /// to take.
     #[error(
         "{}: is the host's own network (hostNetwork), which no guest can have: use a namespace of the pod's own",
         .path.display()
@@ -96,7 +97,7 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Opens the namespace at this path, which is not that of this process.
+    /// Opens the namespace at this path, which is neither that of this process nor the host's.
     ///
     /// # Errors
     /// [`NamespaceError::Open`], [`NamespaceError::Kind`], [`NamespaceError::Host`].
@@ -283,11 +284,13 @@ impl Namespace {
         })
     }
 
-    /// Whether it is that of this process.
+    /// Whether it is that of this process, or of the host's first one.
     fn is_host(&self) -> io::Result<bool> {
         let this = rustix::fs::fstat(&self.file)?;
-        let host = fs::metadata("/proc/self/ns/net")?;
-        Ok((this.st_dev, this.st_ino) == (host.dev(), host.ino()))
+        let is = |host: fs::Metadata| (this.st_dev, this.st_ino) == (host.dev(), host.ino());
+        // That of the first is a secret where we are not root, and then we open nothing at all.
+        let first = fs::metadata("/proc/1/ns/net");
+        Ok(is(fs::metadata("/proc/self/ns/net")?) || first.is_ok_and(is))
     }
 }
 
