@@ -9,7 +9,7 @@ use std::{
     fs,
     net::IpAddr,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use pericarp_api::{
@@ -18,7 +18,7 @@ use pericarp_api::{
 };
 use pericarp_network::{
     AttachError, Attached, Namespace, Network, attach,
-    cni::{Dns, Invocation, List, Outcome},
+    cni::{CniError, Dns, Invocation, List, Outcome},
     sweep,
 };
 use rustix::mount::UnmountFlags;
@@ -30,6 +30,7 @@ use crate::{
     input::network::{CniPlan, NetworkPlan},
     report,
     rundir::RunDir,
+    signals::Signals,
     vm::Card,
 };
 
@@ -42,8 +43,10 @@ const NAMESPACE: &str = "netns";
 const HOSTS_RESOLVER: &str = "/etc/resolv.conf";
 /// Where systemd has those that its own asks.
 const BEHIND_IT: &str = "/run/systemd/resolve/resolv.conf";
-/// For a plugin that undoes what a dead run left.
+/// For a plugin that undoes what a dead run left, or one that has failed.
 const SETTLE_LIMIT: Duration = Duration::from_secs(10);
+/// For those that undo what this run did, after a signal: it may have come for the command.
+const IMPATIENCE: Duration = Duration::from_secs(3);
 
 /// The network of one run.
 #[derive(Debug)]
@@ -53,6 +56,8 @@ pub(crate) struct Joined {
     made: Option<Made>,
     resolver: String,
     record: PathBuf,
+    /// Plugins have not undone what they did.
+    owing: bool,
     /// Where a container on this host finds the namespace.
     place: Option<PathBuf>,
 }
@@ -75,13 +80,18 @@ struct Made {
 
 impl Joined {
     /// Makes the network, or finds it.
-    pub(crate) fn join(plan: NetworkPlan, run_dir: &RunDir) -> Result<Self, Failure> {
+    pub(crate) fn join(
+        plan: NetworkPlan,
+        run_dir: &RunDir,
+        signals: &mut Signals,
+    ) -> Result<Self, Failure> {
         let mut joined = Self {
             namespace: None,
             attached: None,
             made: None,
             resolver: String::new(),
             record: run_dir.join(NETWORK_FILE),
+            owing: false,
             place: None,
         };
         match plan {
@@ -90,12 +100,17 @@ impl Joined {
                 joined.resolver = resolver(&Dns::default(), &resolver_of(&path));
                 joined.namespace = Some(namespace);
             }
-            NetworkPlan::Cni(plan) => joined.make(plan, run_dir)?,
+            NetworkPlan::Cni(plan) => joined.make(plan, run_dir, signals)?,
         }
         Ok(joined)
     }
 
-    fn make(&mut self, plan: CniPlan, run_dir: &RunDir) -> Result<(), Failure> {
+    fn make(
+        &mut self,
+        plan: CniPlan,
+        run_dir: &RunDir,
+        signals: &mut Signals,
+    ) -> Result<(), Failure> {
         let namespace =
             Namespace::unnamed().map_err(|error| Failure::Network(error.to_string()))?;
         let directory = run_dir.path().file_name().unwrap_or_default();
@@ -114,12 +129,18 @@ impl Joined {
         let made = self.made.insert(made);
         // Before anybody does anything that has to be undone.
         Debt::Made(Box::new(made.clone())).write(&self.record)?;
-        let outcome = match made.list.add(&made.invocation) {
+        let mut signal = None;
+        let mut stop = || {
+            signal = signals.check().err();
+            signal.is_some()
+        };
+        let outcome = match made.list.add_until(&made.invocation, &mut stop) {
             Ok(outcome) => outcome,
             Err(error) => {
                 // It has been undone.
                 self.made = None;
-                return Err(Failure::Network(error.to_string()));
+                let said = || Failure::Network(error.to_string());
+                return Err(signal.unwrap_or_else(said));
             }
         };
         let Outcome { dns, raw, .. } = outcome;
@@ -205,12 +226,18 @@ impl Joined {
         Ok(())
     }
 
-    /// Leaves it as it was. What cannot be undone is said.
-    pub(crate) fn leave(mut self) {
-        self.undo();
+    /// Leaves it as it was. What cannot be undone is said. A signal ends a plugin that keeps us.
+    pub(crate) fn leave(mut self, signals: &mut Signals) {
+        let begin = Instant::now();
+        let mut asked = false;
+        self.undo(None, &mut || {
+            asked |= signals.check().is_err();
+            asked && begin.elapsed() > IMPATIENCE
+        });
     }
 
-    fn undo(&mut self) {
+    /// What stays is the next run's to undo, which finds the record.
+    fn undo(&mut self, limit: Option<Duration>, stop: &mut dyn FnMut() -> bool) {
         if let Some(place) = self.place.take() {
             // The directory could not be removed otherwise. Nobody else sees this mount.
             let _ = rustix::mount::unmount(place, UnmountFlags::DETACH);
@@ -220,19 +247,23 @@ impl Joined {
         {
             report::warn(&format!("the network is not as it was: {error}"));
         }
-        let done = self
-            .made
-            .take()
-            .is_none_or(|made| made.delete(&made.invocation));
-        if done {
+        let done = self.made.take().is_none_or(|made| {
+            let mut invocation = made.invocation.clone();
+            invocation.time_limit = limit.unwrap_or(invocation.time_limit);
+            let (list, result) = (&made.list, made.result.as_ref());
+            said(list.delete_until(&invocation, result, stop))
+        });
+        self.owing |= !done;
+        if !self.owing {
             let _ = fs::remove_file(&self.record);
         }
     }
 }
 
+/// On the way out of a run that failed, or was stopped.
 impl Drop for Joined {
     fn drop(&mut self) {
-        self.undo();
+        self.undo(Some(SETTLE_LIMIT), &mut || false);
     }
 }
 
@@ -246,14 +277,12 @@ impl Debt {
     }
 }
 
-impl Made {
-    fn delete(&self, invocation: &Invocation) -> bool {
-        let deleted = self.list.delete(invocation, self.result.as_ref());
-        if let Err(error) = &deleted {
-            report::warn(&format!("the network is not removed: {error}"));
-        }
-        deleted.is_ok()
+/// True where it was deleted.
+fn said(deleted: Result<(), CniError>) -> bool {
+    if let Err(error) = &deleted {
+        report::warn(&format!("the network is not removed: {error}"));
     }
+    deleted.is_ok()
 }
 
 /// Undoes what a run left that was killed. Its own namespace is gone with it. False where that
@@ -264,13 +293,13 @@ pub(crate) fn settle(directory: &Path) -> bool {
     };
     match serde_json::from_slice(&text) {
         Ok(Debt::Made(made)) => {
+            let made = *made;
             let invocation = Invocation {
-                namespace: PathBuf::new(),
                 // All other runs wait for it.
                 time_limit: SETTLE_LIMIT,
-                ..made.invocation.clone()
+                ..made.invocation
             };
-            made.delete(&invocation)
+            said(made.list.delete_gone(&invocation, made.result.as_ref()))
         }
         Ok(Debt::Attached(path)) => {
             // Gone with all that was in it, perhaps, or another guest's by now.

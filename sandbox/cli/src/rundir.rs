@@ -18,6 +18,7 @@ use rustix::{
 
 use crate::{
     failure::{Failure, during},
+    network::NETWORK_FILE,
     registry::{Record, Status, remove_all_but_history},
 };
 
@@ -107,6 +108,10 @@ impl RunDir {
 
 impl Drop for RunDir {
     fn drop(&mut self) {
+        // The next run undoes what it says, and removes all.
+        if self.join(NETWORK_FILE).exists() {
+            return;
+        }
         if self.keeps_history {
             remove_all_but_history(&self.path);
             return;

@@ -140,6 +140,8 @@ fn plan(
     }
     let found = cni::find(&places.config, name);
     let list = found.map_err(|error| Problem::whole(OPTION, &error.to_string()))?;
+    list.installed(&places.plugins)
+        .map_err(|error| Problem::whole(OPTION, &error.to_string()))?;
     if !ports.is_empty() && !list.maps_ports() {
         let rule = format!("the network '{name}' has no plugin that passes ports on");
         let cure = "add portmap with the capability portMappings to its list";

@@ -48,7 +48,7 @@ pub(crate) fn run(
     timing: &mut Timing,
 ) -> Result<i32, Failure> {
     // Before the mounts are private: others see a namespace's.
-    let mut network = Joined::join(network, run_dir)?;
+    let mut network = Joined::join(network, run_dir, signals)?;
     isolation::private_mounts()?;
     // Declared after the directory, so unmounted before the directory is removed.
     let mounts = Mounts::prepare(&root, run_dir, signals)?;
@@ -72,7 +72,7 @@ pub(crate) fn run(
     timing.mark("command");
     remove_left_over(&run_dir.join(CONTAINER_STATE), &id);
     drop(mounts);
-    network.leave();
+    network.leave(signals);
     outcome
 }
 

@@ -99,7 +99,7 @@ pub(crate) fn run(
     let parts = rootfs::for_machine(&root, signals)?;
     timing.mark("image");
     let queues = u16::try_from(plan.size.cpus.min(MAX_QUEUES)).unwrap_or(1);
-    let mut network = Joined::join(network, run_dir)?;
+    let mut network = Joined::join(network, run_dir, signals)?;
     let cards = network.cards(queues, run_dir)?;
     network.show_in_guest(&mut command.spec);
     if !cards.is_empty() {
@@ -307,7 +307,7 @@ pub(crate) fn run(
     timing.mark("command");
     let outcome = pod.end(&guest, outcome);
     timing.mark("power-off");
-    network.leave();
+    network.leave(signals);
     // Until here: the backend has the files open, and their locks are ours.
     drop(parts);
     drop(root);
