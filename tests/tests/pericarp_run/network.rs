@@ -1,114 +1,20 @@
 //! Runs on networks: of plugins, and of a namespace that is there. All of it in a
 //! namespace of the test's own, which is the host of these runs.
 
-use std::fs;
-use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
-use std::process::Command;
-use std::time::{Duration, Instant};
+mod ends;
+mod host;
+mod kinds;
+mod load;
 
-use pericarp_tests::bounded::poll;
-use pericarp_tests::network::Network;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::process::Command;
+
 use pericarp_tests::parts::Part;
 use rustix::process::Signal;
-use serde_json::json;
 
 use super::rig::*;
-
-/// The plugins' network.
-const NAME: &str = "pods";
-const GATEWAY: [u8; 4] = [10, 88, 0, 1];
-const MTU: u32 = 1400;
-const SECONDS: Duration = Duration::from_secs(20);
-
-/// A host with a network of plugins, and the rig on it.
-struct Host {
-    network: Network,
-    rig: Rig,
-}
-
-impl Host {
-    fn new(test: &str, parts: &[Part]) -> Option<Self> {
-        let more = [Part::PERICARP_NET, Part::Cni, Part::Iptables];
-        let network = Network::empty(test, &more)?;
-        let rig = Rig::new(test, parts)?;
-        let host = Self { network, rig };
-        let ranges = json!([
-            [{"subnet": "10.88.0.0/24", "gateway": "10.88.0.1"}],
-            [{"subnet": "fd88::/64", "gateway": "fd88::1"}],
-        ]);
-        let list = json!({
-            "cniVersion": "0.4.0",
-            "name": NAME,
-            "plugins": [
-                {
-                    "type": "ptp",
-                    "mtu": MTU,
-                    "ipam": {
-                        "type": "host-local",
-                        "dataDir": host.rig.scratch.path("addresses"),
-                        "ranges": ranges,
-                        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
-                    },
-                    "dns": {"nameservers": ["10.88.0.1"], "search": ["pods.test"]},
-                },
-                {"type": "portmap", "capabilities": {"portMappings": true}},
-            ],
-        });
-        fs::create_dir(host.rig.scratch.path("networks")).unwrap();
-        let file = host.rig.scratch.path("networks/10-pods.conflist");
-        fs::write(file, list.to_string()).unwrap();
-        Some(host)
-    }
-
-    /// A run on this host.
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = self.rig.command(arguments);
-        command.env("NETCONFPATH", self.rig.scratch.path("networks"));
-        command.env("CNI_PATH", "/usr/lib/cni");
-        command
-    }
-
-    /// All that a run could leave on it.
-    fn state(&self) -> String {
-        let said = |program: &str, words: &str| {
-            let output = Command::new(program).args(words.split(' ')).output();
-            let output = output.unwrap();
-            let text = String::from_utf8_lossy(&output.stdout).into_owned();
-            format!("{program} {words}\n{text}")
-        };
-        let mut state = said("ip", "-o link") + &said("ip", "addr") + &said("ip", "route");
-        for table in ["filter", "nat", "mangle", "raw"] {
-            state += &said("iptables", &format!("-t {table} -S"));
-        }
-        let addresses = self.rig.scratch.path("addresses").join(NAME);
-        let taken = fs::read_dir(addresses).into_iter().flatten().flatten();
-        let names = taken.map(|entry| entry.file_name().to_string_lossy().into_owned());
-        // What was given last is remembered.
-        let mut names: Vec<_> = names.filter(|name| !name.starts_with("last")).collect();
-        names.sort();
-        format!("{state}{names:?}")
-    }
-}
-
-/// Listens on the gateway and sends these bytes to whoever comes.
-fn serve(listener: TcpListener, bytes: Vec<u8>) -> std::thread::JoinHandle<()> {
-    std::thread::spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
-        stream.set_write_timeout(Some(LIMIT)).unwrap();
-        stream.write_all(&bytes).unwrap();
-    })
-}
-
-fn dial(to: SocketAddr) -> TcpStream {
-    let stream = poll(SECONDS, || {
-        TcpStream::connect_timeout(&to, Duration::from_secs(1)).ok()
-    });
-    let stream = stream.unwrap_or_else(|| panic!("{to} does not answer"));
-    stream.set_read_timeout(Some(SECONDS)).unwrap();
-    stream
-}
+use host::*;
 
 #[test]
 fn a_machine_is_on_a_network_of_plugins() {
@@ -150,11 +56,8 @@ fn a_machine_is_on_a_network_of_plugins() {
         // The gateway's addresses come with the first interface.
         let bytes = noise(8 * MIB as usize);
         let sum = md5(&host.rig, &bytes);
-        let served = [IpAddr::from(GATEWAY), "fd88::1".parse().unwrap()].map(|address| {
-            let address = SocketAddr::from((address, 7000));
-            let listener = poll(LIMIT, || TcpListener::bind(address).ok()).unwrap();
-            serve(listener, bytes.clone())
-        });
+        let served = [IpAddr::from(GATEWAY), "fd88::1".parse().unwrap()]
+            .map(|address| serve(listen(address, 7000), bytes.clone()));
         running.wait_for("ready");
         for thread in served {
             thread.join().unwrap();
@@ -195,43 +98,6 @@ fn md5(rig: &Rig, bytes: &[u8]) -> String {
     let sum = Command::new("md5sum").arg(file).output().unwrap();
     let text = String::from_utf8(sum.stdout).unwrap();
     text.split(' ').next().unwrap().to_owned()
-}
-
-/// A namespace of a file, gone with this.
-struct Place(PathBuf);
-
-impl Place {
-    fn new(path: PathBuf) -> Self {
-        fs::write(&path, "").unwrap();
-        let net = format!("--net={}", path.display());
-        let made = Command::new("unshare").arg(net).arg("true").status();
-        assert!(made.unwrap().success());
-        Self(path)
-    }
-
-    /// What `program` says in it.
-    fn says(&self, words: &str) -> String {
-        let net = format!("--net={}", self.0.display());
-        let output = Command::new("nsenter")
-            .arg(net)
-            .args(words.split(' '))
-            .output();
-        let output = output.unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{words}: {said}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn all(&self) -> String {
-        let links = self.says("ip -o -d link") + &self.says("ip addr") + &self.says("ip route");
-        links + &self.says("tc qdisc") + &self.says("tc filter show dev eth0 ingress")
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
-    }
 }
 
 /// A pod in a namespace on a bridge.
@@ -310,45 +176,5 @@ fn a_machine_and_a_container_meet_in_namespaces_of_others() {
     greeted.join().unwrap();
     assert_eq!((machine.all(), container.all()), before);
     drop((machine, container));
-    host.rig.assert_clean();
-}
-
-#[test]
-fn what_a_killed_run_left_with_plugins_is_undone_by_the_next() {
-    let test = "what_a_killed_run_left_with_plugins_is_undone_by_the_next";
-    let Some(host) = Host::new(test, &RUNC) else {
-        return;
-    };
-    let image = format!("{}:ro", host.rig.image());
-    let network = format!("cni:{NAME}");
-    let run = |port: &str, script: &str| {
-        let words = ["--runtime", "runc", "--network", &network, "-p", port];
-        let more = ["--rootfs-image", &image, "--", "sh", "-c", script];
-        Running::start(host.command(&[&words[..], &more].concat()))
-    };
-    assert_eq!(run("8080:80", "exit 3").wait().code, 3);
-    let before = host.state();
-    let running = run("8080:80", "echo ready; sleep 1000");
-    running.wait_for("ready");
-    assert_ne!(host.state(), before);
-    let address: IpAddr = GATEWAY.into();
-    assert!(TcpListener::bind((address, 1)).is_ok(), "the link is there");
-    running.signal(Signal::KILL);
-    running.wait();
-    let end = Instant::now() + SECONDS;
-    while !host.rig.processes("runc").is_empty() {
-        assert!(Instant::now() < end);
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    // The same port again: were the rule of the dead one there, it would win.
-    let again = run("8080:80", "echo ready; echo answer | busybox nc -l -p 80");
-    again.wait_for("ready");
-    let mut answer = String::new();
-    let mut stream = dial(SocketAddr::from((GATEWAY, 8080)));
-    stream.read_to_string(&mut answer).unwrap();
-    assert_eq!(answer, "answer\n");
-    drop(stream);
-    assert_eq!(again.wait().code, 0);
-    assert_eq!(host.state(), before);
     host.rig.assert_clean();
 }
