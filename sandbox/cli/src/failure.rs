@@ -6,6 +6,7 @@
 use std::{fmt, io};
 
 use pericarp_hypervisor::MachineError;
+use pericarp_pod::{PodError, process::CallError};
 use thiserror::Error;
 
 /// Console lines shown with a failure.
@@ -17,19 +18,12 @@ pub(crate) enum Failure {
     /// A system call of ours failed.
     #[error("{what}: {source}")]
     System { what: String, source: io::Error },
-    /// A program we need is not there, or cannot be started.
-    #[error("'{program}' cannot be started: {source}; {cure}")]
-    Program {
-        program: String,
-        source: io::Error,
-        cure: &'static str,
-    },
     /// A program we started failed.
     #[error("{program} failed ({end})")]
     Helper { program: String, end: String },
-    /// A sidecar of the machine died.
-    #[error("a sidecar of the machine died ({0})")]
-    Sidecar(String),
+    /// What the machine is made of is not there, or one of its sidecars died.
+    #[error(transparent)]
+    Pod(#[from] PodError),
     /// The guest's first process has gone, and the machine is of no use without it.
     #[error("the guest agent is gone{}", .words.as_ref().map(|w| format!(": {w}")).unwrap_or_default())]
     Agent {
@@ -108,6 +102,16 @@ impl Failure {
         match self {
             Self::Machine { hypervisor, .. } => Some(hypervisor),
             _ => None,
+        }
+    }
+}
+
+impl From<CallError> for Failure {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::NotFound(what) => Self::NotFound(what),
+            CallError::NotExecutable(what) => Self::NotExecutable(what),
+            CallError::Refused(what) => Self::Setup(what),
         }
     }
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use pericarp_hypervisor::{Confinement, Process};
+use pericarp_pod::PodError;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::{failure::Failure, signals::Signals};
@@ -18,7 +19,7 @@ pub(crate) fn run_to_end(
     signals: &mut Signals,
 ) -> Result<(), Failure> {
     let mut process = Process::spawn(name, command, Confinement::default()).map_err(|source| {
-        Failure::Program {
+        PodError::Program {
             program: name.into(),
             source,
             cure: "`cargo xtask setup` installs what is missing",

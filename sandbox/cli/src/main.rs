@@ -5,10 +5,8 @@
 //! Everything else is in the modules; nothing below `main` may end the process, so that whatever
 //! was created is removed on every path.
 
-mod assets;
 mod commands;
 mod container;
-mod cpio;
 mod detach;
 mod failure;
 mod guest;

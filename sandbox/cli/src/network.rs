@@ -12,15 +12,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pericarp_api::{
-    RESOLV_CONF, agent,
-    network::{MAX_RESOLV_CONF, bytes},
-};
+use pericarp_api::{RESOLV_CONF, agent, network::MAX_RESOLV_CONF};
 use pericarp_network::{
-    AttachError, Attached, Namespace, Network, attach,
+    AttachError, Attached, Namespace, attach,
     cni::{CniError, Dns, Invocation, List, Outcome},
     sweep,
 };
+use pericarp_pod::{network::message, sidecar::Card};
 use rustix::mount::UnmountFlags;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -31,7 +29,6 @@ use crate::{
     report,
     rundir::RunDir,
     signals::Signals,
-    vm::Card,
 };
 
 /// Left by a run whose network others know of.
@@ -332,51 +329,6 @@ fn add_mount(spec: &mut Value, source: &Path) {
             "source": source,
             "options": ["bind", "rprivate", "nosuid", "nodev", "noexec", "ro"],
         }));
-    }
-}
-
-fn message(network: &Network) -> agent::Network {
-    let interfaces = network.interfaces.iter().map(|one| agent::Interface {
-        name: one.name.clone(),
-        mac: one.mac.to_vec(),
-        mtu: one.mtu,
-        addresses: one
-            .addresses
-            .iter()
-            .map(|address| agent::Address {
-                ip: bytes(Some(address.ip)),
-                prefix: address.prefix.into(),
-                peer: bytes(address.peer),
-                broadcast: bytes(address.broadcast.map(IpAddr::V4)),
-                scope: address.scope.into(),
-                ..Default::default()
-            })
-            .collect(),
-        ..Default::default()
-    });
-    let routes = network.routes.iter().map(|route| agent::Route {
-        interface: route.interface.clone(),
-        destination: bytes(Some(route.destination.0)),
-        prefix: route.destination.1.into(),
-        gateway: bytes(route.gateway),
-        source: bytes(route.source),
-        scope: route.scope.into(),
-        metric: route.metric.unwrap_or(0),
-        mtu: route.mtu.unwrap_or(0),
-        on_link: route.onlink,
-        ..Default::default()
-    });
-    let neighbours = network.neighbours.iter().map(|one| agent::Neighbour {
-        interface: one.interface.clone(),
-        ip: bytes(Some(one.ip)),
-        mac: one.mac.to_vec(),
-        ..Default::default()
-    });
-    agent::Network {
-        interfaces: interfaces.collect(),
-        routes: routes.collect(),
-        neighbours: neighbours.collect(),
-        ..Default::default()
     }
 }
 

@@ -6,13 +6,14 @@
 use std::io::IsTerminal;
 
 use pericarp_api::ExitReport;
+use pericarp_pod::process::Wiring;
 use serde_json::{Value, json};
 
 use crate::{
     container,
     detach::{self, Half, Ready},
     failure::{Failure, during},
-    guest::{process::Wiring, session::Ends},
+    guest::session::Ends,
     input::check::{Plan, RuntimePlan},
     log::Log,
     registry::{Record, Status, now},

@@ -7,15 +7,15 @@ use pericarp_oci::{
     config,
     runtime::{self, Exec, RunAs},
 };
+use pericarp_pod::process::{
+    Attached, CallError, Name, Wiring, attach_and_start, context, refused, unreachable,
+};
 
 use crate::{
     commands::{Refusal, find_running, reader::Grammar},
     container,
     failure::{Failure, during},
-    guest::{
-        process::{Attached, Name, Wiring, attach_and_start, context, refused, unreachable},
-        session::{Elsewhere, Ending, Ends, Session},
-    },
+    guest::session::{Elsewhere, Ending, Ends, Session},
     input::problem::Problem,
     registry::{CONTAINER, new_id},
     report,
@@ -130,7 +130,7 @@ fn session(
     };
     let size = wiring.terminal.then(terminal::size).flatten();
     let outcome =
-        session.run(move || start(&guest, &request, &name, wiring, size).map_err(Ending::Failure));
+        session.run(move || start(&guest, &request, &name, wiring, size).map_err(Ending::from));
     drop(raw);
     if let Ok(ExitReport::Signal {
         out_of_memory: true,
@@ -159,7 +159,7 @@ fn start(
     name: &Name,
     wiring: Wiring,
     size: Option<(u16, u16)>,
-) -> Result<Attached, Failure> {
+) -> Result<Attached, CallError> {
     let client = guest.client().map_err(unreachable)?;
     client.create_process(context(), request).map_err(refused)?;
     attach_and_start(guest, &client, name, wiring, size)

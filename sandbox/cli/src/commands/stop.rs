@@ -7,12 +7,13 @@ use std::{
 };
 
 use pericarp_api::host::Guest;
+use pericarp_pod::process::Name;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::{
     commands::{Refusal, find, reader::Grammar},
     failure::Failure,
-    guest::{calls, process::Name},
+    guest::calls,
     input::problem::Problem,
     registry::{self, CONTAINER, Entry},
 };

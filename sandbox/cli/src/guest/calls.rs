@@ -7,11 +7,7 @@
 use std::sync::mpsc::{Sender, channel};
 
 use pericarp_api::{agent, host::Guest};
-
-use crate::{
-    failure::Failure,
-    guest::process::{Name, context, refused, resize, unreachable},
-};
+use pericarp_pod::process::{CallError, Name, context, refused, resize, unreachable};
 
 enum Call {
     Signal(u8),
@@ -48,7 +44,7 @@ impl Calls {
     }
 }
 
-fn make(guest: &Guest, name: &Name, call: &Call) -> Result<(), Failure> {
+fn make(guest: &Guest, name: &Name, call: &Call) -> Result<(), CallError> {
     match call {
         Call::Signal(number) => signal(guest, name, *number, false),
         Call::Resize(size) => resize(&guest.client().map_err(unreachable)?, name, *size),
@@ -56,7 +52,7 @@ fn make(guest: &Guest, name: &Name, call: &Call) -> Result<(), Failure> {
 }
 
 /// Sends a signal to a process, or to all processes of its container.
-pub(crate) fn signal(guest: &Guest, name: &Name, number: u8, all: bool) -> Result<(), Failure> {
+pub(crate) fn signal(guest: &Guest, name: &Name, number: u8, all: bool) -> Result<(), CallError> {
     let request = agent::SignalRequest {
         container: name.container.clone(),
         process: name.process.clone(),

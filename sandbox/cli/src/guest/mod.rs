@@ -5,6 +5,5 @@
 //! here knows how the machine came to be.
 
 pub(crate) mod calls;
-pub(crate) mod process;
 pub(crate) mod pump;
 pub(crate) mod session;

@@ -19,6 +19,10 @@ use std::{
 
 use pericarp_api::{ExitReport, host::Guest};
 use pericarp_hypervisor::MachineError;
+use pericarp_pod::{
+    PodError,
+    process::{Attached, CallError, Name},
+};
 use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
     io::Errno,
@@ -28,7 +32,6 @@ use crate::{
     failure::{Failure, during},
     guest::{
         calls::Calls,
-        process::{Attached, Name},
         pump::{Input, Output, OutputEnd},
     },
     signals::Signals,
@@ -56,6 +59,18 @@ pub(crate) enum Ending {
 impl From<Failure> for Ending {
     fn from(failure: Failure) -> Self {
         Self::Failure(failure)
+    }
+}
+
+impl From<PodError> for Ending {
+    fn from(error: PodError) -> Self {
+        Self::Failure(error.into())
+    }
+}
+
+impl From<CallError> for Ending {
+    fn from(error: CallError) -> Self {
+        Self::Failure(error.into())
     }
 }
 

@@ -3,7 +3,10 @@
 //! The last place where input is refused. Everything a run needs to know is in the [`Plan`]; images
 //! are open and locked when it exists, and nothing else has been done.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use pericarp_hypervisor::{Choice, HostFacts, select};
 
@@ -11,11 +14,14 @@ use pericarp_oci::{
     config::{Process, Wishes},
     image::{Image as OciImage, Location},
 };
+use pericarp_pod::{
+    Assets,
+    assets::{CARD_ORDER, CURE, SHARE_ORDER, beside_the_program},
+    process::Wiring,
+};
 
 use crate::{
-    assets::{self, Assets},
     container,
-    guest::process::Wiring,
     input::{
         image::{FileId, Image, check_root_directory},
         network::{self, NONE, NetworkPlan, Places},
@@ -295,13 +301,13 @@ fn vm(
             ));
         }
     }
-    let assets = Assets::find(request.assets.as_deref())
+    let assets = assets(request.assets.as_deref())
         .map_err(|problem| problems.push(problem))
         .ok()?;
     let wants_cards = request.network.as_deref().is_some_and(|name| name != NONE);
     if let (true, None) = (wants_cards, &assets.card_order) {
-        let rule = format!("the guest's files have no '{}'", assets::CARD_ORDER);
-        problems.push(Problem::new(network::OPTION, None, rule, assets::CURE));
+        let rule = format!("the guest's files have no '{}'", CARD_ORDER);
+        problems.push(Problem::new(network::OPTION, None, rule, CURE));
     }
     let option = match root {
         _ if !request.volumes.is_empty() => Some("--volume"),
@@ -309,8 +315,8 @@ fn vm(
         _ => None,
     };
     if let (Some(option), None) = (option, &assets.share_order) {
-        let rule = format!("the guest's files have no '{}'", assets::SHARE_ORDER);
-        problems.push(Problem::new(option, None, rule, assets::CURE));
+        let rule = format!("the guest's files have no '{}'", SHARE_ORDER);
+        problems.push(Problem::new(option, None, rule, CURE));
     }
     Some(RuntimePlan::Vm(Box::new(VmPlan {
         disks,
@@ -320,6 +326,24 @@ fn vm(
         console_log: request.console_log.clone(),
         assets,
     })))
+}
+
+/// The guest's files: where the user says, else beside the program.
+fn assets(given: Option<&Path>) -> Result<Assets, Problem> {
+    let (option, candidates) = match (given, std::env::var_os("PERICARP_ASSETS")) {
+        (Some(path), _) => ("--assets", vec![path.to_owned()]),
+        (None, Some(path)) => ("PERICARP_ASSETS", vec![PathBuf::from(path)]),
+        (None, None) => ("--assets", beside_the_program()),
+    };
+    let found = candidates.iter().find(|candidate| candidate.is_dir());
+    let Some(directory) = found.or(candidates.first()) else {
+        let rule = "this program's own place is unknown";
+        return Err(Problem::new(option, None, rule, CURE));
+    };
+    Assets::open(directory).map_err(|error| {
+        let directory = error.directory.display().to_string();
+        Problem::new(option, directory, error.rule, CURE)
+    })
 }
 
 fn disks(request: &Request, root: Option<&Root>, problems: &mut Vec<Problem>) -> Vec<Image> {

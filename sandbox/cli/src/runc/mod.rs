@@ -17,6 +17,7 @@ use std::{
 
 use pericarp_hypervisor::{Confinement, Process};
 use pericarp_oci::user;
+use pericarp_pod::PodError;
 use rustix::{
     event::{PollFd, PollFlags, poll},
     process::{Pid, PidfdFlags, Signal},
@@ -87,11 +88,12 @@ fn start(run_dir: &RunDir, id: &str) -> Result<std::process::Child, Failure> {
         .arg(run_dir.path())
         .arg(id);
     isolation::spawn_first_process(command).map_err(|source| match source.kind() {
-        std::io::ErrorKind::NotFound => Failure::Program {
+        std::io::ErrorKind::NotFound => PodError::Program {
             program: PROGRAM.into(),
             source,
             cure: CURE,
-        },
+        }
+        .into(),
         _ => during("the container's namespaces")(source),
     })
 }

@@ -3,12 +3,8 @@
 //! Called by `run`. The order of the steps is the order in which their values are dropped in
 //! reverse: the machine ends before the sidecars it uses, the directory goes last.
 
-mod initramfs;
 mod pod;
-mod sidecar;
 mod start;
-
-pub(crate) use sidecar::Card;
 
 use std::{
     path::Path,
@@ -20,13 +16,15 @@ use pericarp_api::{agent, host::Guest, stream::ExitReport};
 use pericarp_hypervisor::{
     CardSpec, ConsoleSpec, DiskSpec, MachineError, MachineSpec, ShareSpec, VsockSpec,
 };
+use pericarp_pod::{
+    Greeting, Sidecar, initramfs,
+    process::Name,
+    sidecar::{Access, CARD_QUEUE_SIZE, Card, Device, Share},
+};
 
 use crate::{
     failure::{CONSOLE_LINES, Failure, during},
-    guest::{
-        process::Name,
-        session::{BootLimit, Ending, Ends, Session},
-    },
+    guest::session::{BootLimit, Ending, Ends, Session},
     input::{
         check::{Root, VmPlan},
         network::NetworkPlan,
@@ -42,7 +40,6 @@ use crate::{
     terminal,
     vm::{
         pod::Pod,
-        sidecar::{Access, CARD_QUEUE_SIZE, Device, Share, Sidecar},
         start::{Phases, Start},
     },
 };
@@ -163,13 +160,13 @@ pub(crate) fn run(
             ..Default::default()
         });
     }
-    let mut sidecars = vec![Sidecar::block(&devices, signals)?];
+    let mut sidecars = vec![Sidecar::block(&devices, &mut || signals.check())?];
     if !shares.is_empty() {
-        sidecars.push(Sidecar::fs(&shares, signals)?);
+        sidecars.push(Sidecar::fs(&shares, &mut || signals.check())?);
     }
     let card_specs: Vec<CardSpec> = cards.iter().map(card_spec).collect();
     if !cards.is_empty() {
-        sidecars.push(Sidecar::net(cards, signals)?);
+        sidecars.push(Sidecar::net(cards, &mut || signals.check())?);
     }
     let vsock_socket = run_dir.join("vsock.sock");
     let host_side = guest_socket(run_dir.path());
@@ -178,10 +175,10 @@ pub(crate) fn run(
         &vsock_socket,
         GUEST_CID,
         &host_side,
-        signals,
+        &mut || signals.check(),
     )?);
     // Listens before the machine starts: the agent dials once.
-    let greeting = start::Greeting::listen(&host_side)?;
+    let greeting = Greeting::listen(&host_side)?;
     timing.mark("sidecars");
 
     let machine_spec = MachineSpec {
@@ -216,6 +213,7 @@ pub(crate) fn run(
         sidecars
             .iter_mut()
             .find_map(Sidecar::death)
+            .map(Failure::from)
             .unwrap_or_else(|| describe(error, Vec::new()))
     })?;
     timing.mark("machine");

@@ -12,13 +12,17 @@ use std::{
 
 use pericarp_api::{agent, hello::last_words, host::Guest, stream::ExitReport};
 use pericarp_hypervisor::{Machine, MachineError};
+use pericarp_pod::{
+    Sidecar,
+    process::{context, refused, unreachable},
+};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::{
     failure::Failure,
     guest::session::{Ending, Surroundings},
     report,
-    vm::{POWER_OFF_LIMIT, sidecar::Sidecar, start::HelloSlot},
+    vm::{POWER_OFF_LIMIT, start::HelloSlot},
 };
 
 /// When the connection to the agent ends, how soon the cause shows if it is one of our processes.
@@ -146,14 +150,11 @@ fn power_off(guest: &Guest) -> Result<(), Failure> {
     let (tell, told) = std::sync::mpsc::channel();
     let guest = guest.clone();
     let ask = move || {
-        let asked = guest
-            .client()
-            .map_err(crate::guest::process::unreachable)
-            .and_then(|client| {
-                client
-                    .power_off(crate::guest::process::context(), &agent::Empty::new())
-                    .map_err(crate::guest::process::refused)
-            });
+        let asked = guest.client().map_err(unreachable).and_then(|client| {
+            client
+                .power_off(context(), &agent::Empty::new())
+                .map_err(refused)
+        });
         let _ = tell.send(asked);
     };
     let end = Instant::now() + POWER_OFF_LIMIT;
@@ -165,4 +166,5 @@ fn power_off(guest: &Guest) -> Result<(), Failure> {
     told.recv_timeout(end.saturating_duration_since(Instant::now()))
         .map_err(|_| silent())?
         .map(drop)
+        .map_err(Failure::from)
 }

@@ -4,59 +4,33 @@
 //! noticed meanwhile.
 
 use std::{
-    io,
-    os::unix::net::{UnixListener, UnixStream},
-    path::Path,
+    os::unix::net::UnixStream,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use pericarp_api::{Hello, HelloError, agent, host::Guest};
+use pericarp_api::{Hello, agent, host::Guest};
+use pericarp_pod::{
+    Greeting,
+    greeting::GreetingError,
+    process::{Attached, Name, Wiring, attach_and_start, context, refused, unreachable},
+};
 
 use crate::{
     failure::{Failure, during},
-    guest::{
-        process::{Attached, Name, Wiring, attach_and_start, context, refused, unreachable},
-        session::Ending,
-    },
+    guest::session::Ending,
     report::Timing,
 };
-
-/// How long one read of the 16 bytes of a greeting may take.
-const GREETING_LIMIT: Duration = Duration::from_secs(5);
 
 /// The connection of a greeting, once there is one.
 pub(crate) type HelloSlot = Arc<Mutex<Option<UnixStream>>>;
 
-/// Where the agent greets.
-pub(crate) struct Greeting {
-    listener: UnixListener,
-}
-
-impl Greeting {
-    /// Listens beside the socket of the vsock device.
-    pub(crate) fn listen(host_side: &Path) -> Result<Self, Failure> {
-        let listener = UnixListener::bind(Guest::hello_socket(host_side))
-            .map_err(during("a socket for the agent"))?;
-        Ok(Self { listener })
-    }
-
-    fn receive(&self) -> Result<(Hello, UnixStream), Ending> {
-        let failed = |error: io::Error| Ending::Failure(during("the agent's greeting")(error));
-        let (mut stream, _) = self.listener.accept().map_err(failed)?;
-        stream
-            .set_read_timeout(Some(GREETING_LIMIT))
-            .map_err(failed)?;
-        let hello = Hello::read(&mut stream).map_err(|error| match error {
-            HelloError::Version(_) => Ending::Failure(Failure::Setup(format!(
-                "{error}; `cargo xtask setup` makes the guest's files anew"
-            ))),
-            HelloError::NotAnAgent => Ending::Guest("no greeting of an agent".into()),
-            HelloError::Io(_) => Ending::Guest("half a greeting".into()),
-        })?;
-        stream.set_read_timeout(None).map_err(failed)?;
-        Ok((hello, stream))
-    }
+fn greeted(greeting: &Greeting) -> Result<(Hello, UnixStream), Ending> {
+    greeting.receive().map_err(|error| match error {
+        GreetingError::System(error) => during("the agent's greeting")(error).into(),
+        GreetingError::Version(_) => Failure::Setup(error.to_string()).into(),
+        GreetingError::Guest(what) => Ending::Guest(what.into()),
+    })
 }
 
 /// When each part of the start was over.
@@ -96,7 +70,7 @@ pub(crate) struct Start {
 impl Start {
     /// Waits for the agent and starts the container.
     pub(crate) fn run(self) -> Result<Attached, Ending> {
-        let (hello, stream) = self.greeting.receive()?;
+        let (hello, stream) = greeted(&self.greeting)?;
         *self.hello.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream);
         let now = Instant::now();
         // The guest's clock may say anything: it only divides the time that has passed here.

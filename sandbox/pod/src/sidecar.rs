@@ -13,14 +13,14 @@ use std::{
 
 use pericarp_hypervisor::{Confinement, Process};
 
-use crate::{assets::program_directory, failure::Failure, signals::Signals};
+use crate::{PodError, assets::program_directory};
 
 const BLOCK: &str = "pericarp-block";
 const FS: &str = "pericarp-fs";
 const NET: &str = "pericarp-net";
 const VSOCK: &str = "pericarp-vsock";
 /// Descriptors per queue of a network card.
-pub(crate) const CARD_QUEUE_SIZE: u16 = 1024;
+pub const CARD_QUEUE_SIZE: u16 = 1024;
 /// How long one may take to listen.
 const START_LIMIT: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(2);
@@ -29,13 +29,17 @@ const END_LIMIT: Duration = Duration::from_secs(5);
 
 /// One disk.
 #[derive(Debug, Clone)]
-pub(crate) struct Device {
+pub struct Device {
     /// Also its serial, by which the guest finds it.
-    pub(crate) id: String,
-    pub(crate) socket: PathBuf,
-    pub(crate) file: PathBuf,
-    pub(crate) read_only: bool,
-    pub(crate) queues: u16,
+    pub id: String,
+    /// Where it is served.
+    pub socket: PathBuf,
+    /// An image, or a block device.
+    pub file: PathBuf,
+    /// Nothing may be changed.
+    pub read_only: bool,
+    /// Virtqueues that carry requests.
+    pub queues: u16,
 }
 
 impl Device {
@@ -53,8 +57,10 @@ impl Device {
 
 /// What a guest may do with a directory of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Access {
+pub enum Access {
+    /// Reading.
     Reading,
+    /// All of it.
     Writing,
     /// Reading, and nobody changes it meanwhile: below a container's writable layer it is asked for
     /// once, and passed on as a plain container's runtime mounts it, which is without what is
@@ -64,13 +70,17 @@ pub(crate) enum Access {
 
 /// One directory of the host.
 #[derive(Debug, Clone)]
-pub(crate) struct Share {
+pub struct Share {
     /// Also its tag, by which the guest mounts it.
-    pub(crate) id: String,
-    pub(crate) socket: PathBuf,
-    pub(crate) directory: PathBuf,
-    pub(crate) access: Access,
-    pub(crate) queues: u16,
+    pub id: String,
+    /// Where it is served.
+    pub socket: PathBuf,
+    /// Of the host.
+    pub directory: PathBuf,
+    /// What the guest may do with it.
+    pub access: Access,
+    /// Virtqueues that carry requests.
+    pub queues: u16,
 }
 
 impl Share {
@@ -93,13 +103,17 @@ impl Share {
 
 /// One network card.
 #[derive(Debug)]
-pub(crate) struct Card {
-    pub(crate) id: String,
-    pub(crate) socket: PathBuf,
-    pub(crate) mac: [u8; 6],
-    pub(crate) mtu: u32,
+pub struct Card {
+    /// Of the device in the machine.
+    pub id: String,
+    /// Where it is served.
+    pub socket: PathBuf,
+    /// The guest's address.
+    pub mac: [u8; 6],
+    /// Bytes of a packet without its Ethernet header.
+    pub mtu: u32,
     /// The open queues of its tap, one for each pair of virtqueues.
-    pub(crate) queues: Vec<OwnedFd>,
+    pub queues: Vec<OwnedFd>,
 }
 
 impl Card {
@@ -125,37 +139,52 @@ fn on_or_off(on: bool) -> &'static str {
     if on { "on" } else { "off" }
 }
 
+/// Asked again and again by whoever waits: an error ends the wait, and what was waited for.
+pub type Check<'a, E> = &'a mut dyn FnMut() -> Result<(), E>;
+
 /// A running sidecar.
 #[derive(Debug)]
-pub(crate) struct Sidecar {
+pub struct Sidecar {
     name: &'static str,
     process: Process,
 }
 
 impl Sidecar {
     /// Starts the block backend and waits until every disk's socket is there.
-    pub(crate) fn block(devices: &[Device], signals: &mut Signals) -> Result<Self, Failure> {
+    ///
+    /// # Errors
+    ///
+    /// [`PodError`], or what `check` says.
+    pub fn block<E: From<PodError>>(devices: &[Device], check: Check<'_, E>) -> Result<Self, E> {
         let mut command = program(BLOCK);
         for device in devices {
             command.arg("--device").arg(device.argument());
         }
         let sockets: Vec<&Path> = devices.iter().map(|d| d.socket.as_path()).collect();
-        Self::start(BLOCK, command, &sockets, signals)
+        Self::start(BLOCK, command, &sockets, check)
     }
 
     /// Starts the file backend and waits until every share's socket is there.
-    pub(crate) fn fs(shares: &[Share], signals: &mut Signals) -> Result<Self, Failure> {
+    ///
+    /// # Errors
+    ///
+    /// [`PodError`], or what `check` says.
+    pub fn fs<E: From<PodError>>(shares: &[Share], check: Check<'_, E>) -> Result<Self, E> {
         let mut command = program(FS);
         for share in shares {
             command.arg("--device").arg(share.argument());
         }
         let sockets: Vec<&Path> = shares.iter().map(|share| share.socket.as_path()).collect();
-        Self::start(FS, command, &sockets, signals)
+        Self::start(FS, command, &sockets, check)
     }
 
     /// Starts the network backend and waits until every card's socket is there. The queues are the
     /// backend's alone then, as far as we go.
-    pub(crate) fn net(cards: Vec<Card>, signals: &mut Signals) -> Result<Self, Failure> {
+    ///
+    /// # Errors
+    ///
+    /// [`PodError`], or what `check` says.
+    pub fn net<E: From<PodError>>(cards: Vec<Card>, check: Check<'_, E>) -> Result<Self, E> {
         let mut command = program(NET);
         for card in &cards {
             command.arg("--device").arg(card.argument());
@@ -163,16 +192,20 @@ impl Sidecar {
         let sockets: Vec<PathBuf> = cards.iter().map(|card| card.socket.clone()).collect();
         let sockets: Vec<&Path> = sockets.iter().map(PathBuf::as_path).collect();
         let queues = cards.into_iter().flat_map(|card| card.queues).collect();
-        Self::start_with(NET, command, queues, &sockets, signals)
+        Self::start_with(NET, command, queues, &sockets, check)
     }
 
     /// Starts the vsock device and waits until its sockets are there.
-    pub(crate) fn vsock(
+    ///
+    /// # Errors
+    ///
+    /// [`PodError`], or what `check` says.
+    pub fn vsock<E: From<PodError>>(
         socket: &Path,
         guest_cid: u32,
         host_side: &Path,
-        signals: &mut Signals,
-    ) -> Result<Self, Failure> {
+        check: Check<'_, E>,
+    ) -> Result<Self, E> {
         let mut command = program(VSOCK);
         command
             .arg("--socket-path")
@@ -180,29 +213,29 @@ impl Sidecar {
             .args(["--guest-cid", &guest_cid.to_string()])
             .arg("--uds-path")
             .arg(host_side);
-        Self::start(VSOCK, command, &[socket, host_side], signals)
+        Self::start(VSOCK, command, &[socket, host_side], check)
     }
 
-    fn start(
+    fn start<E: From<PodError>>(
         name: &'static str,
         command: Command,
         sockets: &[&Path],
-        signals: &mut Signals,
-    ) -> Result<Self, Failure> {
-        Self::start_with(name, command, Vec::new(), sockets, signals)
+        check: Check<'_, E>,
+    ) -> Result<Self, E> {
+        Self::start_with(name, command, Vec::new(), sockets, check)
     }
 
-    fn start_with(
+    fn start_with<E: From<PodError>>(
         name: &'static str,
         mut command: Command,
         inherited: Vec<OwnedFd>,
         sockets: &[&Path],
-        signals: &mut Signals,
-    ) -> Result<Self, Failure> {
+        check: Check<'_, E>,
+    ) -> Result<Self, E> {
         command.stdout(Stdio::null());
         let confinement = Confinement::default();
         let process = Process::spawn_with(name, command, confinement, inherited);
-        let process = process.map_err(|source| Failure::Program {
+        let process = process.map_err(|source| PodError::Program {
             program: name.into(),
             source,
             cure: "it belongs beside pericarp: `cargo build` makes both",
@@ -210,16 +243,17 @@ impl Sidecar {
         let mut sidecar = Self { name, process };
         let end = Instant::now() + START_LIMIT;
         while !sockets.iter().all(|socket| listens(socket)) {
-            signals.check()?;
+            check()?;
             if let Some(failure) = sidecar.death() {
-                return Err(failure);
+                return Err(failure.into());
             }
             if Instant::now() > end {
                 let words = sidecar.process.last_words(1).concat();
-                return Err(Failure::Sidecar(format!(
+                let said = format!(
                     "{name}: did not listen within {} s: {words}",
                     START_LIMIT.as_secs()
-                )));
+                );
+                return Err(PodError::Sidecar(said).into());
             }
             std::thread::sleep(PAUSE);
         }
@@ -227,14 +261,15 @@ impl Sidecar {
     }
 
     /// Becomes readable when it has ended.
-    pub(crate) fn exit_fd(&self) -> BorrowedFd<'_> {
+    #[must_use]
+    pub fn exit_fd(&self) -> BorrowedFd<'_> {
         self.process.exit_fd()
     }
 
     /// What to report if it has ended, which it never should by itself.
-    pub(crate) fn death(&mut self) -> Option<Failure> {
+    pub fn death(&mut self) -> Option<PodError> {
         self.process.exited()?;
-        Some(Failure::Sidecar(format!(
+        Some(PodError::Sidecar(format!(
             "{}: {}",
             self.name,
             self.process.describe_end()
@@ -242,7 +277,7 @@ impl Sidecar {
     }
 
     /// Ends it in an orderly way.
-    pub(crate) fn end(mut self) {
+    pub fn end(mut self) {
         self.process.end(END_LIMIT);
     }
 }

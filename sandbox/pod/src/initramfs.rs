@@ -1,23 +1,23 @@
 //! The guest's first file system: the agent, the modules it loads, crun, and a console.
 //!
-//! Built for each run from the assets, a few megabytes, so that there is no second copy that could
+//! Built for each machine from the assets, a few megabytes, so that there is no second copy that could
 //! be out of date.
 
 use std::{collections::BTreeSet, fs, io::BufWriter, path::Path};
 
-use crate::{
-    assets::Assets,
-    cpio::Archive,
-    failure::{Failure, during},
-};
+use crate::{PodError, assets::Assets, cpio::Archive, during};
 
 /// Writes the archive to `path`. The modules for shares and network cards are in it where there are
 /// some: loading them costs a boot time.
-pub(crate) fn write(
+///
+/// # Errors
+///
+/// A file that cannot be read or written, by name.
+pub fn write(
     assets: &Assets,
     (has_shares, has_cards): (bool, bool),
     path: &Path,
-) -> Result<(), Failure> {
+) -> Result<(), PodError> {
     let failed = || during(format!("the initramfs '{}'", path.display()));
     let read = |file: &Path| {
         fs::read(file).map_err(during(format!("'{}' cannot be read", file.display())))

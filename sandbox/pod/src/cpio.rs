@@ -1,7 +1,7 @@
 //! Writes archives in cpio's "newc" form, which the kernel unpacks as its first file system.
 //!
 //! Only what an initramfs needs: directories, regular files and character devices, owned by root.
-//! Called by `vm::initramfs`. The form is described in the kernel's
+//! Called by `initramfs`. The form is described in the kernel's
 //! `Documentation/driver-api/early-userspace/buffer-format.rst`.
 
 use std::io::{self, Write};

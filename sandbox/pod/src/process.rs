@@ -1,6 +1,7 @@
-//! Creating and starting a process through the agent, and attaching to its streams.
+//! Starting a process through the agent, and attaching to its streams.
 //!
-//! These calls wait for the guest and are made on a thread of their own, see `session`.
+//! These calls wait for the guest: whoever must notice anything else meanwhile makes them on a
+//! thread of its own.
 
 use std::os::unix::net::UnixStream;
 
@@ -10,9 +11,8 @@ use pericarp_api::{
     hello::printable,
     host::{ConnectError, Guest},
 };
+use thiserror::Error;
 use ttrpc::{Code, context::Context};
-
-use crate::failure::Failure;
 
 /// How long one call to the agent may take. Starting a container under an emulated CPU on a busy
 /// host takes seconds.
@@ -20,16 +20,33 @@ const CALL_LIMIT_NS: i64 = 120 * 1_000_000_000;
 /// What the guest may have printed of an error message of its own.
 const MAX_MESSAGE: usize = 600;
 
+/// What came of a call.
+#[derive(Debug, Error)]
+pub enum CallError {
+    /// There is no such program in the container.
+    #[error("{0}")]
+    NotFound(String),
+    /// It cannot be executed.
+    #[error("{0}")]
+    NotExecutable(String),
+    /// The agent refused for another reason, or cannot be reached.
+    #[error("{0}")]
+    Refused(String),
+}
+
 /// Which of its standard streams a process gets from us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Wiring {
-    pub(crate) stdin: bool,
+pub struct Wiring {
+    /// Standard input is passed on; otherwise it is empty.
+    pub stdin: bool,
     /// A terminal of its own: then there is no separate error output.
-    pub(crate) terminal: bool,
+    pub terminal: bool,
 }
 
 impl Wiring {
-    pub(crate) fn streams(self) -> agent::Streams {
+    /// As the agent is told.
+    #[must_use]
+    pub fn streams(self) -> agent::Streams {
         agent::Streams {
             stdin: self.stdin,
             stdout: true,
@@ -41,30 +58,39 @@ impl Wiring {
 
 /// A process of a container by its two ids.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Name {
-    pub(crate) container: String,
+pub struct Name {
+    /// Of the agent's containers.
+    pub container: String,
     /// Empty for the container's own process.
-    pub(crate) process: String,
+    pub process: String,
 }
 
 /// The connections to a started process.
 #[derive(Debug)]
-pub(crate) struct Attached {
-    pub(crate) stdin: Option<UnixStream>,
-    pub(crate) stdout: UnixStream,
-    pub(crate) stderr: Option<UnixStream>,
-    pub(crate) exit: UnixStream,
+pub struct Attached {
+    /// Where it is passed on.
+    pub stdin: Option<UnixStream>,
+    /// With a terminal: all that it shows.
+    pub stdout: UnixStream,
+    /// Without a terminal.
+    pub stderr: Option<UnixStream>,
+    /// Where [`pericarp_api::ExitReport`] comes.
+    pub exit: UnixStream,
 }
 
 /// Attaches to a process that has been created, and starts it. `size` is that of its terminal in
 /// columns and rows.
-pub(crate) fn attach_and_start(
+///
+/// # Errors
+///
+/// [`CallError`].
+pub fn attach_and_start(
     guest: &Guest,
     client: &AgentClient,
     name: &Name,
     wiring: Wiring,
     size: Option<(u16, u16)>,
-) -> Result<Attached, Failure> {
+) -> Result<Attached, CallError> {
     let attach = |kind| {
         guest
             .attach(&StreamTarget {
@@ -95,20 +121,24 @@ pub(crate) fn attach_and_start(
     };
     client.start_process(context(), &request).map_err(|error| {
         match (code(&error), message(&error)) {
-            (Some(Code::NOT_FOUND), text) => Failure::NotFound(text),
-            (Some(Code::PERMISSION_DENIED), text) => Failure::NotExecutable(text),
-            (_, text) => Failure::Setup(text),
+            (Some(Code::NOT_FOUND), text) => CallError::NotFound(text),
+            (Some(Code::PERMISSION_DENIED), text) => CallError::NotExecutable(text),
+            (_, text) => CallError::Refused(text),
         }
     })?;
     Ok(attached)
 }
 
 /// Tells the process's terminal its size.
-pub(crate) fn resize(
+///
+/// # Errors
+///
+/// [`CallError::Refused`].
+pub fn resize(
     client: &AgentClient,
     name: &Name,
     (columns, rows): (u16, u16),
-) -> Result<(), Failure> {
+) -> Result<(), CallError> {
     let request = agent::ResizeRequest {
         container: name.container.clone(),
         process: name.process.clone(),
@@ -123,21 +153,24 @@ pub(crate) fn resize(
 }
 
 /// With the limit that every call to the agent has.
-pub(crate) fn context() -> Context {
+#[must_use]
+pub fn context() -> Context {
     ttrpc::context::with_timeout(CALL_LIMIT_NS)
 }
 
 /// A call that the agent answers with an error.
-pub(crate) fn refused(error: ttrpc::Error) -> Failure {
-    Failure::Setup(message(&error))
+#[must_use]
+pub fn refused(error: ttrpc::Error) -> CallError {
+    CallError::Refused(message(&error))
 }
 
 /// The guest cannot be reached.
-pub(crate) fn unreachable(error: ConnectError) -> Failure {
-    Failure::Setup(error.to_string())
+#[must_use]
+pub fn unreachable(error: ConnectError) -> CallError {
+    CallError::Refused(error.to_string())
 }
 
-pub(crate) fn code(error: &ttrpc::Error) -> Option<Code> {
+fn code(error: &ttrpc::Error) -> Option<Code> {
     match error {
         ttrpc::Error::RpcStatus(status) => Some(status.code()),
         _ => None,

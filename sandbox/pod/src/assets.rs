@@ -1,28 +1,41 @@
 //! The guest's kernel, its modules, the agent and crun, as `cargo xtask setup` lays them out.
 //!
-//! Looked for where the user says, else beside the program; checked in full before a run starts.
+//! Checked in full before anything starts.
 
 use std::{
     io::ErrorKind,
     path::{Path, PathBuf},
 };
 
-use crate::input::problem::Problem;
+use thiserror::Error;
+
+/// What is wrong with the directory.
+#[derive(Debug, Error)]
+#[error("'{}': {rule}", .directory.display())]
+pub struct AssetsError {
+    /// The directory.
+    pub directory: PathBuf,
+    /// What is missing in it.
+    pub rule: String,
+}
 
 /// The directory with everything a guest boots from.
 #[derive(Debug)]
-pub(crate) struct Assets {
-    pub(crate) kernel: PathBuf,
-    pub(crate) agent: PathBuf,
+pub struct Assets {
+    /// A bzImage.
+    pub kernel: PathBuf,
+    /// The guest's first process.
+    pub agent: PathBuf,
     /// What the guest has below its root: file by file, with the path there.
-    pub(crate) tree: Vec<(String, PathBuf)>,
-    pub(crate) modules: PathBuf,
+    pub tree: Vec<(String, PathBuf)>,
+    /// Where the modules lie.
+    pub modules: PathBuf,
     /// File names in load order.
-    pub(crate) order: Vec<String>,
+    pub order: Vec<String>,
     /// What a guest with shares loads after these; none in assets of an older making.
-    pub(crate) share_order: Option<Vec<String>>,
+    pub share_order: Option<Vec<String>>,
     /// The same for network cards.
-    pub(crate) card_order: Option<Vec<String>>,
+    pub card_order: Option<Vec<String>>,
 }
 
 /// The part of the assets that becomes part of the guest's first file system as it is.
@@ -30,37 +43,27 @@ const GUEST: &str = "guest";
 /// What every guest loads, in order.
 const ORDER: &str = "kernel/modules/order";
 /// What a guest with shares loads, in order.
-pub(crate) const SHARE_ORDER: &str = "kernel/modules/order-shares";
+pub const SHARE_ORDER: &str = "kernel/modules/order-shares";
 /// What a guest with network cards loads, in order.
-pub(crate) const CARD_ORDER: &str = "kernel/modules/order-net";
+pub const CARD_ORDER: &str = "kernel/modules/order-net";
 /// What the agent runs containers with.
 const CRUN: &str = "bin/crun";
 
-pub(crate) const CURE: &str = "run `cargo xtask setup`, which makes them";
+/// What to do where they are not there.
+pub const CURE: &str = "run `cargo xtask setup`, which makes them";
 
 impl Assets {
-    /// Finds and checks the assets. `given` is what `--assets` says.
-    pub(crate) fn find(given: Option<&Path>) -> Result<Self, Problem> {
-        let (option, candidates) = match (given, std::env::var_os("PERICARP_ASSETS")) {
-            (Some(path), _) => ("--assets", vec![path.to_owned()]),
-            (None, Some(path)) => ("PERICARP_ASSETS", vec![PathBuf::from(path)]),
-            (None, None) => ("--assets", beside_the_program()),
+    /// Checks all of the directory, so that no start fails for a file that is not there.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that is missing.
+    pub fn open(directory: &Path) -> Result<Self, AssetsError> {
+        let given = directory;
+        let problem = |rule: String| AssetsError {
+            directory: given.to_owned(),
+            rule,
         };
-        let found = candidates.iter().find(|candidate| candidate.is_dir());
-        let Some(directory) = found.or(candidates.first()) else {
-            return Err(Problem::new(
-                option,
-                None,
-                "this program's own place is unknown",
-                CURE,
-            ));
-        };
-        Self::check(option, directory)
-    }
-
-    fn check(option: &str, directory: &Path) -> Result<Self, Problem> {
-        let problem =
-            |rule: String| Problem::new(option, directory.display().to_string(), rule, CURE);
         if !directory.is_dir() {
             return Err(problem(
                 "no such directory; the guest's files are not there".into(),
@@ -70,7 +73,7 @@ impl Assets {
         let directory =
             std::fs::canonicalize(directory).map_err(|error| problem(error.to_string()))?;
         let modules = directory.join("kernel/modules");
-        let list = |file: &str| -> Result<Option<Vec<String>>, Problem> {
+        let list = |file: &str| -> Result<Option<Vec<String>>, AssetsError> {
             let text = match std::fs::read_to_string(directory.join(file)) {
                 Err(error) if file != ORDER && error.kind() == ErrorKind::NotFound => {
                     return Ok(None);
@@ -126,11 +129,7 @@ impl Assets {
     }
 
     /// The modules a guest loads, in order.
-    pub(crate) fn load_order(
-        &self,
-        has_shares: bool,
-        has_cards: bool,
-    ) -> impl Iterator<Item = &String> {
+    pub fn load_order(&self, has_shares: bool, has_cards: bool) -> impl Iterator<Item = &String> {
         let shares = self.share_order.iter().filter(move |_| has_shares);
         let cards = self.card_order.iter().filter(move |_| has_cards);
         let more = shares.chain(cards).flatten();
@@ -161,7 +160,10 @@ fn tree(top: &Path) -> std::io::Result<Vec<(String, PathBuf)>> {
     Ok(files)
 }
 
-fn beside_the_program() -> Vec<PathBuf> {
+/// Where they are looked for: the first of these that is a directory, else the first. Empty where
+/// this program's own place is unknown.
+#[must_use]
+pub fn beside_the_program() -> Vec<PathBuf> {
     let Some(directory) = program_directory() else {
         return Vec::new();
     };
@@ -173,7 +175,8 @@ fn beside_the_program() -> Vec<PathBuf> {
 
 /// Where this program and those it starts lie: the directory of the executable. Test executables
 /// lie one level deeper, in `deps`.
-pub(crate) fn program_directory() -> Option<PathBuf> {
+#[must_use]
+pub fn program_directory() -> Option<PathBuf> {
     let mut directory = std::env::current_exe().ok()?;
     directory.pop();
     if directory.file_name().is_some_and(|name| name == "deps") {
@@ -189,11 +192,8 @@ mod tests {
     #[test]
     fn whatever_is_missing_is_named() {
         let dir = std::env::temp_dir().join(format!("pericarp-assets-{}", std::process::id()));
-        let refuse = || Assets::find(Some(&dir)).unwrap_err().to_string();
-        assert!(refuse().ends_with(
-            "no such directory; the guest's files are not there; run `cargo xtask setup`, which \
-             makes them"
-        ));
+        let refuse = || Assets::open(&dir).unwrap_err().to_string();
+        assert!(refuse().ends_with("no such directory; the guest's files are not there"));
         std::fs::create_dir_all(dir.join("kernel/modules")).unwrap();
         assert!(
             refuse().contains("'kernel/modules/order' cannot be read"),
@@ -228,7 +228,7 @@ mod tests {
             refuse()
         );
         std::fs::write(dir.join("kernel/modules/a.ko.xz"), "m").unwrap();
-        let assets = Assets::find(Some(&dir)).unwrap();
+        let assets = Assets::open(&dir).unwrap();
         assert_eq!(assets.order, ["a.ko.xz"]);
         assert_eq!(assets.share_order, None);
         assert!(assets.load_order(true, true).eq(["a.ko.xz"]));
@@ -239,7 +239,7 @@ mod tests {
             refuse()
         );
         std::fs::write(dir.join("kernel/modules/b.ko"), "m").unwrap();
-        let assets = Assets::find(Some(&dir)).unwrap();
+        let assets = Assets::open(&dir).unwrap();
         assert!(assets.load_order(true, true).eq(["a.ko.xz", "b.ko"]));
         assert!(assets.load_order(false, true).eq(["a.ko.xz"]));
         std::fs::write(dir.join("kernel/modules/order"), "../a\n").unwrap();

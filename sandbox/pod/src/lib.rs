@@ -1,0 +1,20 @@
+//! What a machine of containers is made of on its host: the guest's files, the
+//! sidecars beside it, and the first words with its agent.
+//!
+//! `pericarp run` makes one machine of it for one command, the containerd shim one for
+//! a pod. Nothing here knows either: whoever asks says where sockets lie and when to
+//! give up.
+
+pub mod assets;
+mod cpio;
+mod error;
+pub mod greeting;
+pub mod initramfs;
+pub mod network;
+pub mod process;
+pub mod sidecar;
+
+pub use assets::Assets;
+pub use error::{PodError, during};
+pub use greeting::Greeting;
+pub use sidecar::Sidecar;
