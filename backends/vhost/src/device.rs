@@ -300,7 +300,8 @@ pub trait Device: Debug + Send + Sync + 'static {
     /// A packet of such a queue was not passed on. Called on the data path.
     fn dropped(&self, _queue: u16, _why: Dropped) {}
 
-    /// A worker begins to serve the queue, or has ceased to.
+    /// The front end has the queue served from now on, or no more. It is served without
+    /// a word of that while it rests for a moment, as for a new memory table.
     fn serves(&self, _queue: u16, _on: bool) {}
 
     /// A queue is to stop as soon as nothing of it is in flight: what waits for

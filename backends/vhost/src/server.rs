@@ -365,9 +365,6 @@ impl<D: Device> Server<D> {
         if !self.presence.arrive() {
             return Over::Ended;
         }
-        if moved.is_none() {
-            info!("device {}: front end connected", self.device_id);
-        }
         let mut session = Session::new(
             stream,
             stop.clone(),
@@ -378,8 +375,12 @@ impl<D: Device> Server<D> {
             self.oversight.clone(),
         )
         .movable(self.meeting.as_ref());
-        if let Some(moved) = moved {
-            session.adopt(moved);
+        match moved {
+            Some(moved) => session.adopt(moved),
+            None => {
+                info!("device {}: front end connected", self.device_id);
+                session.begin();
+            }
         }
         let over = session.run();
         self.presence.depart();

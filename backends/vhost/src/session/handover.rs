@@ -317,6 +317,7 @@ fn unpack_vring<D: Device>(
         error,
         enabled: state.enabled,
         running: false,
+        told: false,
         broken: state.broken,
     })
 }

@@ -143,8 +143,6 @@ impl<'s, D: Device> Session<'s, D> {
         safety: &'s CrashSafety,
         oversight: MaybeOverseen,
     ) -> Self {
-        // Nothing of an earlier front end may linger in the device.
-        device.negotiated(0);
         Self {
             channel: Channel::new(stream, stop),
             device,
@@ -163,6 +161,12 @@ impl<'s, D: Device> Session<'s, D> {
             oversight,
             meeting: None,
         }
+    }
+
+    /// Nothing of an earlier front end may linger in the device: a session begins with
+    /// this, or [adopts](Self::adopt) another.
+    pub(crate) fn begin(&mut self) {
+        self.device.negotiated(0);
     }
 
     /// Lets another process take the session over.
@@ -193,6 +197,7 @@ impl<'s, D: Device> Session<'s, D> {
             other => warn!("device {}: session dropped: {other}", self.device_id),
         }
         self.pause_all();
+        self.tell();
         self.device.abandoned();
         Over::Ended
     }
@@ -217,7 +222,9 @@ impl<'s, D: Device> Session<'s, D> {
             return self.answer_inflight(&message);
         }
         let answered = message.request().is_some_and(|r| ANSWERED.contains(&r));
-        match self.handle(&mut message) {
+        let handled = self.handle(&mut message);
+        self.tell();
+        match handled {
             Ok(Some(answer)) => self.channel.reply(code, &answer),
             Ok(None) if self.wants_ack(&message) => self.channel.reply(code, &0u64.to_ne_bytes()),
             Ok(None) => Ok(()),
@@ -343,6 +350,7 @@ impl<'s, D: Device> Session<'s, D> {
     /// Back to the state of a fresh connection, features and memory excepted.
     fn reset(&mut self) {
         self.pause_all();
+        self.tell();
         for vring in &mut self.vrings {
             *vring = Vring::default();
         }

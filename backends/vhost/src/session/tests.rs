@@ -83,7 +83,7 @@ fn play(messages: &[(FrontendReq, &[u8])]) -> (Vec<Vec<u8>>, Vec<u64>) {
     theirs.shutdown(std::net::Shutdown::Write).unwrap();
     let handles = pool.handles();
     let safety = CrashSafety::default();
-    Session::new(
+    let mut session = Session::new(
         ours,
         Stop::new().unwrap(),
         &device,
@@ -91,8 +91,9 @@ fn play(messages: &[(FrontendReq, &[u8])]) -> (Vec<Vec<u8>>, Vec<u64>) {
         &handles,
         &safety,
         None,
-    )
-    .run();
+    );
+    session.begin();
+    session.run();
     let mut bytes = Vec::new();
     // A session that ends with messages unread resets the connection.
     let _ = theirs.read_to_end(&mut bytes);

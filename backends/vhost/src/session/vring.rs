@@ -36,6 +36,8 @@ pub(super) struct Vring {
     pub(super) error: Option<Bell>,
     pub(super) enabled: bool,
     pub(super) running: bool,
+    /// The device was told that it is served.
+    pub(super) told: bool,
     /// The driver broke the ring; it stays stopped until it is set up anew.
     pub(super) broken: bool,
 }
@@ -181,6 +183,7 @@ impl<D: Device> Session<'_, D> {
         let (Some(addresses), Some(kick)) = (&vring.addresses, &vring.kick) else {
             return Ok(());
         };
+        let kick = Arc::clone(kick);
         if !enabled || vring.size == 0 || self.regions.is_empty() {
             return Ok(());
         }
@@ -194,12 +197,16 @@ impl<D: Device> Session<'_, D> {
         let mut queue = SplitQueue::new(Arc::clone(&self.memory), layout, vring.base, event_idx)?;
         // Where there is a record, it knows better than SET_VRING_BASE.
         let record = self.recover(index, &mut queue, &layout)?;
+        if !std::mem::replace(&mut self.vrings[index].told, true) {
+            self.device.serves(id.queue, true);
+        }
+        let vring = &self.vrings[index];
         let (reply, answer) = sync_channel(1);
         let start = Box::new(StartQueue {
             id,
             device: Arc::clone(self.device),
             queue,
-            kick: Arc::clone(kick),
+            kick,
             call: vring.call.clone(),
             error: vring.error.clone(),
             record,
@@ -215,6 +222,17 @@ impl<D: Device> Session<'_, D> {
     fn pause(&mut self, index: usize) {
         if let Some(answer) = self.ask_back(index) {
             self.take_back(index, &answer);
+        }
+    }
+
+    /// Tells the device of the queues that are not served any more. Between two
+    /// messages, so that it hears nothing of those that only rest.
+    pub(super) fn tell(&mut self) {
+        for (index, vring) in self.vrings.iter_mut().enumerate() {
+            if vring.told && !vring.running {
+                vring.told = false;
+                self.device.serves(index as u16, false);
+            }
         }
     }
 

@@ -353,7 +353,6 @@ impl<D: Device> Worker<D> {
         self.engine.watch(kick_slot, kick_token);
         self.timed |= start.oversight.is_some();
         let synchronous = self.engine.is_synchronous();
-        start.device.serves(start.id.queue, true);
         let flow = start.device.traffic(start.id.queue).and_then(|traffic| {
             let file = *files.get(usize::from(traffic.file))?;
             let token = Token::input(slot, self.generation);
@@ -448,7 +447,6 @@ impl<D: Device> Worker<D> {
         if let Some(flow) = &active.flow {
             flow.unwatch(&mut self.engine);
         }
-        active.device.serves(active.id.queue, false);
         let next_avail = active.requests.ring().next_avail();
         if let Some(timing) = &mut active.timing {
             timing.settle(clock::now(), 0);
