@@ -2,14 +2,17 @@
 //! queues are in use, and what was dropped. Sessions and workers of `pericarp-vhost`
 //! call it.
 
+use std::ffi::c_uint;
+use std::fmt::Debug;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use log::warn;
 use pericarp_ring::{Chain, ChainError};
 use pericarp_vhost::{
-    Account, ConfigRefused, Device, Dropped, Errand, LimitNames, Step, Traffic, Way,
+    Account, Bag, ConfigRefused, Device, Dropped, Errand, LimitNames, Step, Traffic, Unpacked, Way,
     features as common,
 };
 
@@ -19,6 +22,7 @@ use crate::features::{
     GUEST_TSO6, GUEST_USO4, GUEST_USO6, HOST_ECN, HOST_TSO4, HOST_TSO6, HOST_USO, MAC, MQ,
     MRG_RXBUF, MTU, STATUS, tap_offloads,
 };
+use crate::handover;
 use crate::tap::Tap;
 
 /// Bytes of an Ethernet header, and of one with a VLAN tag.
@@ -73,22 +77,56 @@ const DROPS: [[&str; 4]; 2] = [
 ];
 
 /// Which queues of the tap get the host's packets.
-#[derive(Debug)]
-struct Steering {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Steering {
     /// Pairs that the driver wants to use.
-    active: u16,
+    pub(crate) active: u16,
     /// What the driver takes now, of what it agreed to.
-    offloads: u64,
-    /// Queues that a worker serves, by their number.
-    served: u64,
+    pub(crate) offloads: u64,
+    /// Queues that are served, by their number.
+    pub(crate) served: u64,
     /// By pair: the tap's queue is attached.
-    attached: Vec<bool>,
+    pub(crate) attached: Vec<bool>,
 }
 
-/// A network card on a tap.
+/// What a card stands on: queues of packets, and how these are to look. A [`Tap`], or
+/// what whoever tests the card puts in its place.
+pub trait Host: Debug + Send + Sync + Sized + 'static {
+    /// These queues, which another process goes on with until it says otherwise: they
+    /// are left as they are. It says, too, what [`takes_uso`](Self::takes_uso) is.
+    fn inherited(queues: Vec<OwnedFd>, uso: bool) -> Self;
+
+    /// One for each pair of virtqueues: each read gives a packet and each write takes
+    /// one, and neither waits.
+    fn queues(&self) -> &[OwnedFd];
+
+    /// Whether UDP is passed on in pieces larger than a frame.
+    fn takes_uso(&self) -> bool;
+
+    /// How the packets that are read may look, in the words of TUNSETOFFLOAD.
+    ///
+    /// # Errors
+    /// A refusal; all stays as it is.
+    fn set_offloads(&self, offloads: c_uint) -> io::Result<()>;
+
+    /// Bytes of the header before each packet.
+    ///
+    /// # Errors
+    /// As there.
+    fn set_header(&self, bytes: usize) -> io::Result<()>;
+
+    /// Whether packets come to this queue, too, if there are several.
+    ///
+    /// # Errors
+    /// As there.
+    fn attach(&self, queue: usize, on: bool) -> io::Result<()>;
+}
+
+/// A network card, on a tap.
 #[derive(Debug)]
-pub struct NetDevice {
-    tap: Tap,
+pub struct NetDevice<H = Tap> {
+    /// Comes from another process perhaps, and later.
+    host: OnceLock<H>,
     card: Card,
     pairs: u16,
     /// What the driver agreed to.
@@ -106,24 +144,39 @@ pub struct Order {
     failed: bool,
 }
 
-impl NetDevice {
-    /// One with a pair of queues for each of the tap's.
-    pub fn new(tap: Tap, card: Card) -> Self {
-        let pairs = tap.queues().len();
+impl<H: Host> NetDevice<H> {
+    /// One with a pair of queues for each of the host's.
+    pub fn new(host: H, card: Card) -> Self {
+        let pairs = host.queues().len();
+        let device = Self::awaiting(pairs as u16, card);
+        let _ = device.host.set(host);
+        device
+    }
+
+    /// One whose host is still another process's, which serves it now.
+    pub fn awaiting(pairs: u16, card: Card) -> Self {
         Self {
-            tap,
+            host: OnceLock::new(),
             card,
-            pairs: pairs as u16,
+            pairs,
             negotiated: AtomicU64::new(0),
             steering: Mutex::new(Steering {
-                active: pairs as u16,
+                active: pairs,
                 offloads: 0,
                 served: 0,
-                attached: vec![true; pairs],
+                attached: vec![true; usize::from(pairs)],
             }),
             drops: Drops::default(),
             complained: AtomicBool::new(false),
         }
+    }
+
+    fn takes_uso(&self) -> bool {
+        self.host.get().is_some_and(H::takes_uso)
+    }
+
+    fn steering(&self) -> MutexGuard<'_, Steering> {
+        self.steering.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn has(&self, features: u64) -> bool {
@@ -147,7 +200,10 @@ impl NetDevice {
 
     /// Changes what is in use, and has the tap follow. True if it does.
     fn steer(&self, change: impl FnOnce(&mut Steering)) -> bool {
-        let mut steering = self.steering.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(host) = self.host.get() else {
+            return false;
+        };
+        let mut steering = self.steering();
         let before = steering.offloads;
         change(&mut steering);
         let mut follows = true;
@@ -162,7 +218,7 @@ impl NetDevice {
             what.is_ok()
         };
         let offloads = tap_offloads(steering.offloads);
-        if offloads != tap_offloads(before) && !tell(self.tap.set_offloads(offloads)) {
+        if offloads != tap_offloads(before) && !tell(host.set_offloads(offloads)) {
             // Asked for again, it is tried again.
             steering.offloads = before;
         }
@@ -174,7 +230,7 @@ impl NetDevice {
         } = &mut *steering;
         for (pair, attached) in attached.iter_mut().enumerate() {
             let wanted = pair < usize::from(*active) && *served & 1 << (2 * pair) != 0;
-            if wanted != *attached && tell(self.tap.attach(pair, wanted)) {
+            if wanted != *attached && tell(host.attach(pair, wanted)) {
                 *attached = wanted;
             }
         }
@@ -208,7 +264,7 @@ impl NetDevice {
     }
 }
 
-impl Device for NetDevice {
+impl<H: Host> Device for NetDevice<H> {
     type Request = Order;
 
     const CLASSES: &'static [&'static str] = &["rx", "tx", "control"];
@@ -243,7 +299,7 @@ impl Device for NetDevice {
             | STATUS
             | CTRL_VQ;
         for (offered, bits) in [
-            (self.tap.takes_uso(), GUEST_USO4 | GUEST_USO6 | HOST_USO),
+            (self.takes_uso(), GUEST_USO4 | GUEST_USO6 | HOST_USO),
             (self.card.mac.is_some(), MAC),
             (self.card.mtu.is_some(), MTU),
             (self.pairs > 1, MQ),
@@ -279,7 +335,9 @@ impl Device for NetDevice {
 
     fn negotiated(&self, features: u64) {
         self.negotiated.store(features, Ordering::Relaxed);
-        if let Err(error) = self.tap.set_header(self.header()) {
+        if let Some(host) = self.host.get()
+            && let Err(error) = host.set_header(self.header())
+        {
             warn!("the tap's header stays as it is: {error}");
         }
         self.steer(|steering| self.begin(steering));
@@ -294,7 +352,34 @@ impl Device for NetDevice {
     }
 
     fn files(&self) -> &[OwnedFd] {
-        self.tap.queues()
+        self.host.get().map_or(&[], H::queues)
+    }
+
+    fn pack(&self) -> io::Result<Vec<Bag>> {
+        let again = |queue: &OwnedFd| Ok(Arc::new(queue.try_clone()?) as _);
+        let queues = self.files().iter().map(again);
+        Ok(vec![Bag {
+            text: handover::write(&self.steering(), self.takes_uso()),
+            descriptors: queues.collect::<io::Result<_>>()?,
+        }])
+    }
+
+    fn unpack(&self, mut bags: Vec<Unpacked>) -> Result<(), String> {
+        let bag = bags.pop().filter(|_| bags.is_empty());
+        let bag = bag.filter(|bag| bag.descriptors.len() == usize::from(self.pairs));
+        let read = bag.and_then(|bag| {
+            let (steering, uso) = handover::read(&bag.text, self.pairs)?;
+            Some((steering, H::inherited(bag.descriptors, uso)))
+        });
+        let (steering, host) = read.ok_or("what it says of the tap makes no sense")?;
+        *self.steering() = steering;
+        let first = self.host.set(host);
+        first.map_err(|_| "it has a tap already".to_owned())
+    }
+
+    fn resumed(&self, features: u64, _config: &[u8]) {
+        // The tap has been told all of it, and what the driver chose came with the tap.
+        self.negotiated.store(features, Ordering::Relaxed);
     }
 
     fn traffic(&self, queue: u16) -> Option<Traffic> {

@@ -9,9 +9,11 @@
 mod control;
 mod device;
 pub mod features;
+mod handover;
 mod options;
 mod tap;
 
-pub use device::{Card, NetDevice, Order};
+pub use device::{Card, Host, NetDevice, Order};
+pub use handover::identity;
 pub use options::{BadOption, Command, DeviceOptions, HELP, Options, Source, parse};
 pub use tap::{IOCTLS, Tap, TapError};

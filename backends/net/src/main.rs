@@ -3,7 +3,9 @@
 //! Order matters. Everything an operator may have got wrong is checked before
 //! anything changes; then engines are made and sockets bound; then the process
 //! gives up every right it does not need; only then does it start threads and read
-//! the first byte from a front end.
+//! the first byte from a front end. A process that takes over from a running one gets
+//! its sockets where others bind theirs, and taps and sessions once it is ready to serve
+//! them.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -12,10 +14,13 @@ use std::sync::Arc;
 use log::warn;
 use pericarp_confine::{Namespaces, Profile, SocketFile};
 use pericarp_control::{Failure, Server as Control, exit_code, print, start_logging};
-use pericarp_net::{Command, DeviceOptions, HELP, IOCTLS, NetDevice, Options, Source, Tap, parse};
+use pericarp_net::{
+    Command, DeviceOptions, HELP, IOCTLS, NetDevice, Options, Source, Tap, TapError, identity,
+    parse,
+};
 use pericarp_vhost::program::{
-    bind_control, check_cpus, check_sockets, claim, drain, log_confinement, operations, oversee,
-    table_size,
+    self, bind_control, check_cpus, check_sockets, check_take_over, claim, drain, log_confinement,
+    operations, oversee, table_size, take_over_failure,
 };
 use pericarp_vhost::{Fleet, Meeting, Pool, PoolOptions, Server, Stop, causes};
 
@@ -39,10 +44,20 @@ fn serve(options: &Options) -> Result<(), Failure> {
     let process = &options.process;
     start_logging(PROGRAM, process.log_level);
     // All that can be wrong with the input, before anything is changed.
-    let sockets = options.devices.iter().map(|device| &device.socket);
-    check_sockets(sockets, process.control.as_deref())?;
+    match &options.take_over {
+        Some(running) => check_take_over(running, process.control.as_deref())?,
+        None => {
+            let sockets = options.devices.iter().map(|device| &device.socket);
+            check_sockets(sockets, process.control.as_deref())?;
+        }
+    }
     check_cpus(&process.cpus)?;
-    let devices: Vec<_> = options.devices.iter().map(open).collect::<Result<_, _>>()?;
+    let taken = options.take_over.is_some();
+    let devices = options.devices.iter().map(|device| match taken {
+        true => found(device),
+        false => open(device),
+    });
+    let devices: Vec<_> = devices.collect::<Result<_, _>>()?;
 
     let stop = Stop::new().map_err(|e| Failure::run_time(format_args!("signals: {e}")))?;
     let pairs: usize = options.devices.iter().map(DeviceOptions::pairs).sum();
@@ -62,7 +77,12 @@ fn serve(options: &Options) -> Result<(), Failure> {
     })
     .map_err(|e| Failure::run_time(causes(&e)))?;
     let mut sockets = Vec::new();
-    let result = bind_and_run(options, devices, pool, &stop, &mut sockets);
+    let mut ours = !taken;
+    let result = bind_and_run(options, devices, pool, &stop, (&mut sockets, &mut ours));
+    if !ours {
+        // Another process listens there.
+        return result;
+    }
     for socket in sockets {
         if let Err(e) = socket.remove() {
             warn!("cannot remove a socket: {e}");
@@ -71,12 +91,23 @@ fn serve(options: &Options) -> Result<(), Failure> {
     result
 }
 
+fn mistaken(name: &str) -> impl Fn(TapError) -> Failure {
+    move |error| Failure::mistake("--tap", name, causes(&error))
+}
+
+/// A device whose tap is open in the running program.
+fn found(options: &DeviceOptions) -> Result<Arc<NetDevice>, Failure> {
+    if let Source::Named(name, pairs) = &options.source {
+        Tap::find(name, *pairs).map_err(mistaken(name))?;
+    }
+    let pairs = options.pairs() as u16;
+    Ok(Arc::new(NetDevice::awaiting(pairs, options.card.clone())))
+}
+
 /// Opens the tap of a device.
 fn open(options: &DeviceOptions) -> Result<Arc<NetDevice>, Failure> {
     let tap = match &options.source {
-        Source::Named(name, pairs) => {
-            Tap::open(name, *pairs).map_err(|e| Failure::mistake("--tap", name, causes(&e)))
-        }
+        Source::Named(name, pairs) => Tap::open(name, *pairs).map_err(mistaken(name)),
         Source::Open(numbers) => Tap::adopt(numbers).map_err(|e| {
             let numbers: Vec<String> = numbers.iter().map(ToString::to_string).collect();
             Failure::mistake("--tap-fds", numbers.join(","), causes(&e))
@@ -98,27 +129,40 @@ fn bind_and_run(
     devices: Vec<Arc<NetDevice>>,
     pool: Pool<NetDevice>,
     stop: &Stop,
-    sockets: &mut Vec<SocketFile>,
+    (sockets, ours): (&mut Vec<SocketFile>, &mut bool),
 ) -> Result<(), Failure> {
     let process = &options.process;
-    let mut servers = Vec::new();
+    let (predecessor, mut inherited, inherited_control) = match &options.take_over {
+        None => (None, Vec::new().into_iter(), None),
+        Some(running) => {
+            let (predecessor, inheritance) = program::ask(running, identity(options), stop)?;
+            let endpoints = inheritance.endpoints.into_iter();
+            (Some(predecessor), endpoints, Some(inheritance.control))
+        }
+    };
+    let failed = |e| Failure::run_time(format_args!("descriptors: {e}"));
+    let meeting = Meeting::new(options.devices.len()).map_err(failed)?;
+    let (mut servers, mut endpoints) = (Vec::new(), Vec::new());
     for (index, (options, device)) in options.devices.iter().zip(devices).enumerate() {
-        let endpoint = claim(&options.socket, None)?;
+        let endpoint = claim(&options.socket, inherited.next())?;
         if let Some(path) = endpoint.path() {
             remember(path, sockets)?;
         }
+        endpoints.push(endpoint.descriptor().map_err(failed)?);
         let oversight = oversee(&options.limits, &*device, process.control.as_deref());
-        let server = Server::new(endpoint, device, index as u16, &pool).overseen(oversight);
+        let mut server = Server::new(endpoint, device, index as u16, &pool).overseen(oversight);
+        server.hand_over_at(&meeting);
         servers.push((options.id.as_str(), server));
     }
-    let failed = |e| Failure::run_time(format_args!("descriptors: {e}"));
-    let meeting = Meeting::new(options.devices.len()).map_err(failed)?;
     let fleet = Fleet::new(&pool, &meeting, stop);
     let mut control = None;
     if let Some(path) = &process.control {
-        let listener = bind_control(path, None)?;
+        let listener = bind_control(path, inherited_control)?;
         remember(path, sockets)?;
         let table = operations(PROGRAM, env!("CARGO_PKG_VERSION"), &fleet, pool.waker());
+        let passed = (endpoints, &listener);
+        let giver = program::giver(identity(options), passed, (None, None), &meeting, stop)?;
+        let table = giver.with_operation(table, &["limits"]);
         let server = Control::new(listener, table)
             .map_err(|e| Failure::run_time(format_args!("control socket: {e}")))?;
         control = Some(server);
@@ -144,8 +188,18 @@ fn bind_and_run(
     let event = stop.event().try_clone_to_owned().map_err(failed)?;
     let control = control.map(|control| control.start_when(event)).transpose();
     let control = control.map_err(failed)?;
-    let started = fleet.start(servers);
-    started.map_err(|e| Failure::run_time(format_args!("threads: {e}")))?;
+    match (predecessor, &options.take_over) {
+        (Some(predecessor), Some(path)) => {
+            // All that takes time is done: from here on its queues stand still.
+            let taken = predecessor.take(servers, &fleet);
+            taken.map_err(|e| take_over_failure(path, &e))?;
+        }
+        _ => {
+            let started = fleet.start(servers);
+            started.map_err(|e| Failure::run_time(format_args!("threads: {e}")))?;
+        }
+    }
+    *ours = true;
     let control = control.map(|(thread, go)| {
         let _ = go.send(());
         thread
@@ -153,7 +207,10 @@ fn bind_and_run(
     let ending = stop.wait();
     let mut threads = fleet.end();
     threads.extend(control);
-    drain(ending, &threads)?;
+    let drained = drain(ending, &threads);
+    // Another process listens on them now: not ours to remove.
+    *ours = !meeting.close();
+    drained?;
     running.end();
     Ok(())
 }

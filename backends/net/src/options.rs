@@ -6,10 +6,11 @@
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::os::fd::RawFd;
+use std::path::PathBuf;
 
 pub use pericarp_control::command_line::BadOption;
 use pericarp_control::command_line::SocketOption;
-use pericarp_control::command_line::{self, CommandLine, bad, number, unknown};
+use pericarp_control::command_line::{self, CommandLine, bad, number, path, unknown};
 use pericarp_vhost::program::{DeviceDraft, Keys, MAX_QUEUES, Process, ProcessDraft, check_apart};
 use pericarp_vhost::{LimitNames, Limits, MAX_LANES};
 
@@ -81,6 +82,10 @@ the process:
   --control-path PATH   answer here what one asks and changes while it runs: one JSON
                         object per line, {\"op\":\"stats\"}, and ops version, metrics,
                         limits; HTTP GET /metrics, too
+  --take-over PATH      take the sockets, taps and guests of the program that answers at
+                        this control socket, without a disconnect, and go on in its place:
+                        for a new version. Give the options it was started with;
+                        descriptors of --tap-fds and --fd come from it
   --log-level LEVEL     error, warn (default), info, debug or off
   --no-confine          keep all privileges; for debugging only
   --print-capabilities  print what this program can do as JSON
@@ -128,6 +133,8 @@ pub struct Options {
     pub devices: Vec<DeviceOptions>,
     /// How they are served.
     pub process: Process,
+    /// The control socket of a running program to take over from.
+    pub take_over: Option<PathBuf>,
 }
 
 /// What the operator wants.
@@ -152,6 +159,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
     let mut single = Draft::new(Keys::Options);
     let mut drafts: Vec<Draft> = Vec::new();
     let mut process = ProcessDraft::default();
+    let mut take_over = None;
     while let Some(name) = line.next_option()? {
         match name.as_str() {
             "--help" => return Ok(Command::Help),
@@ -160,6 +168,10 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
             "--inflight-file" => {
                 let rule = "packets are never in flight, so there is nothing to keep: leave it out";
                 return Err(bad(&name, "", rule));
+            }
+            "--take-over" => {
+                let what = "the control socket of a running program";
+                take_over = Some(path(&name, line.value(&name)?, what)?);
             }
             "--device" => {
                 let mut draft = Draft::new(Keys::Of("--device"));
@@ -208,7 +220,15 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, BadOpt
     check_numbers(&devices)?;
     let pairs = devices.iter().map(DeviceOptions::pairs).sum();
     let process = process.finish(pairs, devices.iter().map(|d| &d.socket))?;
-    Ok(Command::Serve(Box::new(Options { devices, process })))
+    if let (Some(path), None) = (&take_over, &process.control) {
+        let rule = "the running program has a control socket: give --control-path, too";
+        return Err(bad("--take-over", path.display(), rule));
+    }
+    Ok(Command::Serve(Box::new(Options {
+        devices,
+        process,
+        take_over,
+    })))
 }
 
 /// Each descriptor that was passed is named once.
@@ -447,6 +467,10 @@ mod tests {
             (
                 "--device id=a,socket=/a,tap-fds=5 --device id=b,socket=/b,tap-fds=5",
                 "--tap-fds 5: named twice: pass each descriptor once",
+            ),
+            (
+                "--socket-path /s --tap t0 --take-over /c",
+                "--take-over /c: the running program has a control socket: give --control-path, too",
             ),
             (
                 "--socket-path /s --tap t0 --inflight-file /f",

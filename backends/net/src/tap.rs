@@ -18,6 +18,8 @@ use libc::ifreq;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use thiserror::Error;
 
+use crate::device::Host;
+
 /// The ioctls that a confined process needs for a tap.
 pub const IOCTLS: [u32; 3] = [
     libc::TUNSETOFFLOAD as u32,
@@ -96,13 +98,7 @@ impl Tap {
     /// # Errors
     /// [`TapError`].
     pub fn open(name: &str, pairs: u16) -> Result<Self, TapError> {
-        let missing = || TapError::Missing { pairs };
-        let plain = CString::new(name).map_err(|_| missing())?;
-        let fits = name.len() < libc::IFNAMSIZ;
-        // SAFETY: a string that ends with a zero.
-        if !fits || unsafe { libc::if_nametoindex(plain.as_ptr()) } == 0 {
-            return Err(missing());
-        }
+        Self::find(name, pairs)?;
         let flags = if pairs > 1 {
             FLAGS | libc::IFF_MULTI_QUEUE
         } else {
@@ -134,6 +130,22 @@ impl Tap {
             queues.push(tun);
         }
         Ok(Self::of(queues))
+    }
+
+    /// The number of the interface with this name, whatever it is.
+    ///
+    /// # Errors
+    /// [`TapError::Missing`].
+    pub fn find(name: &str, pairs: u16) -> Result<u32, TapError> {
+        let plain = CString::new(name)
+            .ok()
+            .filter(|_| name.len() < libc::IFNAMSIZ);
+        // SAFETY: a string that ends with a zero.
+        let index = plain.map_or(0, |plain| unsafe { libc::if_nametoindex(plain.as_ptr()) });
+        match index {
+            0 => Err(TapError::Missing { pairs }),
+            index => Ok(index),
+        }
     }
 
     /// Takes queues that were opened by whoever started us.
@@ -185,22 +197,22 @@ impl Tap {
         let _ = tap.set_offloads(0);
         tap
     }
+}
 
-    /// Its queues.
-    pub fn queues(&self) -> &[OwnedFd] {
+impl Host for Tap {
+    fn inherited(queues: Vec<OwnedFd>, uso: bool) -> Self {
+        Self { queues, uso }
+    }
+
+    fn queues(&self) -> &[OwnedFd] {
         &self.queues
     }
 
-    /// Whether it passes UDP on in pieces larger than a frame.
-    pub fn takes_uso(&self) -> bool {
+    fn takes_uso(&self) -> bool {
         self.uso
     }
 
-    /// How the packets that are read may look (TUNSETOFFLOAD).
-    ///
-    /// # Errors
-    /// The kernel's refusal.
-    pub fn set_offloads(&self, offloads: c_uint) -> io::Result<()> {
+    fn set_offloads(&self, offloads: c_uint) -> io::Result<()> {
         let Some(first) = self.queues.first() else {
             return Ok(());
         };
@@ -208,21 +220,13 @@ impl Tap {
         check(unsafe { libc::ioctl(first.as_raw_fd(), libc::TUNSETOFFLOAD, offloads) })
     }
 
-    /// Bytes of the header before each packet.
-    ///
-    /// # Errors
-    /// The kernel's refusal.
-    pub fn set_header(&self, bytes: usize) -> io::Result<()> {
+    fn set_header(&self, bytes: usize) -> io::Result<()> {
         let mut size = bytes as c_int;
         let set = |queue| ioctl(queue, libc::TUNSETVNETHDRSZ, &mut size);
         self.queues.first().map_or(Ok(()), set)
     }
 
-    /// Whether the host's packets come to this queue, too, if there are several.
-    ///
-    /// # Errors
-    /// The kernel's refusal.
-    pub fn attach(&self, queue: usize, on: bool) -> io::Result<()> {
+    fn attach(&self, queue: usize, on: bool) -> io::Result<()> {
         if self.queues.len() < 2 {
             return Ok(());
         }

@@ -272,8 +272,8 @@ impl<D: Device> Server<D> {
         self.device.refresh();
         let unpacked = self.device.unpack(bags);
         unpacked.map_err(|why| HandOverError::Session(self.device_id, why))?;
-        if let (Some(limits), Some(oversight)) = (state.limits(), &self.oversight) {
-            oversight.set_limits(&limits);
+        if let Some(oversight) = &self.oversight {
+            oversight.set_all_limits(&state.limits());
         }
         let moved = Moved::unpack(&*self.device, state, fds);
         self.moved = moved.map_err(|e| HandOverError::Session(self.device_id, causes(&e)))?;
@@ -351,11 +351,12 @@ impl<D: Device> Server<D> {
 
     /// A new process asks while no front end is there.
     fn meet(&self) -> Option<Over> {
-        let limits = self.oversight.as_ref().map(|o| o.limits());
+        let limits = self.oversight.as_ref().map(|o| o.all_limits());
+        let limits = limits.unwrap_or_default();
         let meeting = self.meeting.as_ref()?;
         // What is known of a guest that may come back goes along.
         let packed = self.device.pack();
-        let parcel = packed.map(|bags| Parcel::idle(limits).with(bags));
+        let parcel = packed.map(|bags| Parcel::idle(&limits).with(bags));
         let parcel = parcel.map_err(|e| HandOverError::Session(self.device_id, e.to_string()));
         let verdict = meeting.arrive(self.device_id, parcel);
         (verdict == Verdict::Leave).then_some(Over::Moved)

@@ -19,7 +19,7 @@ use std::process::ExitCode;
 use libc::iovec;
 use pericarp_benches::table::median;
 use pericarp_benches::{Outcome, turns};
-use pericarp_net::Tap;
+use pericarp_net::{Host, Tap};
 use pericarp_tests::network::{GUEST, HOST, Network, TAP, datagram, dotted};
 use pericarp_uring::{Engine, EngineKind, FileSlot, Transfer};
 use rustix::time::{ClockId, clock_gettime};

@@ -3,7 +3,8 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use pericarp_tests::bounded::poll;
@@ -69,12 +70,8 @@ impl Served {
     }
 
     fn process(socket: &PathBuf, control: &PathBuf, arguments: &[String]) -> Process {
-        let mut net = command(&beside_us().join("pericarp-net"));
-        net.args(["--tap", TAP, "--log-level", "info", "--socket-path"])
-            .arg(socket)
-            .arg("--control-path")
-            .arg(control)
-            .args(arguments);
+        let net = beside_us().join("pericarp-net");
+        let mut net = Self::options(command(&net), socket, control, arguments);
         let mut process = Process::start(&mut net, 2 * LIMIT).unwrap();
         let there = poll(LIMIT, || {
             let ended = process.ended().is_some();
@@ -84,6 +81,65 @@ impl Served {
         let up = poll(LIMIT, || Network::is_up().then_some(()));
         assert!(up.is_some(), "the tap stays down");
         process
+    }
+
+    fn options(
+        mut net: Command,
+        socket: &PathBuf,
+        control: &PathBuf,
+        arguments: &[String],
+    ) -> Command {
+        net.args(["--log-level", "info", "--socket-path"])
+            .arg(socket)
+            .arg("--control-path")
+            .arg(control)
+            .args(arguments);
+        if !arguments.iter().any(|word| word == "--tap") {
+            net.args(["--tap", TAP]);
+        }
+        net
+    }
+
+    /// Starts one that takes over, with another option, and with at most so many descriptors
+    /// if it is said.
+    pub(crate) fn successor(&self, more: &[&str], descriptors: Option<u32>) -> Process {
+        let net = beside_us().join("pericarp-net");
+        let net = match descriptors {
+            None => command(&net),
+            Some(most) => {
+                let mut shell = command(Path::new("/bin/sh"));
+                let script = format!("ulimit -n {most}; exec \"$0\" \"$@\"");
+                shell.args(["-c", &script]).arg(net);
+                shell
+            }
+        };
+        // An option may be given once.
+        let given = self.arguments.chunks(2);
+        let given = given.filter(|pair| more.first() != Some(&pair[0].as_str()));
+        let more = more.iter().map(|&word| word.to_owned());
+        let arguments: Vec<String> = given.flatten().cloned().chain(more).collect();
+        let mut net = Self::options(net, &self.socket, &self.control, &arguments);
+        net.arg("--take-over").arg(&self.control);
+        Process::start(&mut net, 2 * LIMIT).unwrap()
+    }
+
+    /// Has a new process take over, which is to end well.
+    pub(crate) fn hand_over(&mut self) {
+        let new = self.successor(&[], None);
+        self.handed_to(new);
+    }
+
+    /// This process has taken over, or does so now.
+    pub(crate) fn handed_to(&mut self, new: Process) {
+        let mut old = std::mem::replace(&mut self.process, new);
+        let code = old.wait(LIMIT).and_then(|status| status.code());
+        let told = format!(
+            "{}\n--\n{}",
+            old.output().last(9),
+            self.process.output().last(9)
+        );
+        assert_eq!(code, Some(0), "{told}");
+        assert!(old.output().find("handed over").is_some(), "{told}");
     }
 
     /// Kills it, and starts another in its place.
@@ -272,6 +328,20 @@ impl Card {
         let used = ring.watch(packets.len(), LIMIT).unwrap();
         let heads: Vec<usize> = used.iter().map(|used| used.head as usize).collect();
         assert_eq!(heads, (0..packets.len()).collect::<Vec<_>>());
+    }
+
+    /// Offers a frame to be sent, and does not wait for it.
+    pub(crate) fn post(&mut self, frame: &[u8]) {
+        let packet = [&[0; HEADER][..], frame].concat();
+        self.driver.poke(SENT, &packet).unwrap();
+        let ring = &mut self.driver.rings[1];
+        let desc = Desc {
+            addr: SENT,
+            len: packet.len() as u32,
+            ..Desc::default()
+        };
+        ring.set_desc(0, desc);
+        give(ring, 0);
     }
 
     /// Sends any bytes as a packet; `flags` go to all its descriptors.

@@ -4,6 +4,7 @@
 
 mod card;
 mod guest;
+mod hand_over;
 mod hostile;
 mod life;
 mod uml;

@@ -295,7 +295,7 @@ mod tests {
                         }
                         // The others have to see it, too.
                         rustix::io::write(meeting.summons(), &1u64.to_ne_bytes()).unwrap();
-                        meeting.arrive(device, Ok(Parcel::idle(None)))
+                        meeting.arrive(device, Ok(Parcel::idle(&[])))
                     })
                 })
                 .collect();
@@ -330,7 +330,7 @@ mod tests {
         assert!(matches!(gone, Err(HandOverError::Gone)));
         drop(round);
         // Who comes late stays.
-        let verdict = meeting.arrive(0, Ok(Parcel::idle(None)));
+        let verdict = meeting.arrive(0, Ok(Parcel::idle(&[])));
         assert_eq!(verdict, Verdict::Stay);
         assert!(rustix::io::read(meeting.summons(), &mut [0; 8]).is_err());
         let round = meeting.open().unwrap();
@@ -365,7 +365,7 @@ mod tests {
             for device in [0, 1, 7] {
                 let meeting = &meeting;
                 scope.spawn(move || {
-                    let mut parcel = Parcel::idle(None);
+                    let mut parcel = Parcel::idle(&[]);
                     parcel.state.limits = Some([device, 0, 0, 0]);
                     while rustix::io::read(meeting.summons(), &mut [0; 8]).is_err() {
                         std::thread::yield_now();

@@ -35,7 +35,7 @@ pub struct Identity {
 pub struct DeviceIdentity {
     /// Its name.
     pub id: String,
-    /// The file it serves.
+    /// The file or tap it serves.
     pub store: String,
     /// Where its socket is.
     pub socket: String,
@@ -62,7 +62,7 @@ impl Identity {
             let id = &theirs.id;
             let same = [
                 (ours.id == *id, "another id or place"),
-                (ours.store == theirs.store, "another disk or directory"),
+                (ours.store == theirs.store, "another disk, directory or tap"),
                 (ours.socket == theirs.socket, "another socket"),
                 (ours.queues == theirs.queues, "another number of queues"),
                 (
@@ -76,7 +76,7 @@ impl Identity {
                 (
                     ours.geometry == theirs.geometry,
                     "another block size, other limits of a request or other options that guests were \
-                     told of, such as --cache",
+                     told of, such as --cache or --mac",
                 ),
             ];
             if let Some((_, what)) = same.into_iter().find(|(same, _)| !same) {
@@ -105,10 +105,11 @@ pub(crate) struct Parcel {
 
 impl Parcel {
     /// Of a device without a front end.
-    pub(crate) fn idle(limits: Option<Limits>) -> Self {
-        let limits = limits.map(|l| [l.iops, l.iops_burst, l.bandwidth, l.bandwidth_burst]);
+    pub(crate) fn idle(limits: &[Limits]) -> Self {
+        let mut limits = limits.iter().map(Limits::numbers);
         let state = DeviceState {
-            limits,
+            limits: limits.next(),
+            more_limits: limits.collect(),
             session: None,
             bags: 0,
         };
@@ -135,6 +136,9 @@ impl Parcel {
 pub(crate) struct DeviceState {
     /// As they are by now: requests and bytes, each with its burst.
     pub(crate) limits: Option<[u64; 4]>,
+    /// Those of further directions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) more_limits: Vec<[u64; 4]>,
     pub(crate) session: Option<SessionState>,
     /// How many [`Saying::Bag`]s follow.
     #[serde(default)]
@@ -142,14 +146,9 @@ pub(crate) struct DeviceState {
 }
 
 impl DeviceState {
-    pub(crate) fn limits(&self) -> Option<Limits> {
-        let [iops, iops_burst, bandwidth, bandwidth_burst] = self.limits?;
-        Some(Limits {
-            iops,
-            iops_burst,
-            bandwidth,
-            bandwidth_burst,
-        })
+    pub(crate) fn limits(&self) -> Vec<Limits> {
+        let all = self.limits.iter().chain(&self.more_limits);
+        all.map(|numbers| Limits::of(*numbers)).collect()
     }
 }
 

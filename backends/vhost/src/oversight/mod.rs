@@ -83,6 +83,18 @@ impl Oversight {
         self.lanes[0].set(limits, clock::now());
     }
 
+    /// The limits of each direction, as they are.
+    pub(crate) fn all_limits(&self) -> Vec<Limits> {
+        self.limited().map(|(_, lane)| lane.get()).collect()
+    }
+
+    /// Changes those of each direction, as [`set_limits`](Self::set_limits) does.
+    pub(crate) fn set_all_limits(&self, limits: &[Limits]) {
+        for ((_, lane), limits) in self.limited().zip(limits) {
+            lane.set(limits, clock::now());
+        }
+    }
+
     /// Tells the front end, if there is one that wants to know, to read the
     /// configuration space again. Never waits.
     pub fn config_changed(&self) -> Told {

@@ -158,7 +158,8 @@ impl<D: Device> Session<'_, D> {
             channel: channel.is_some(),
             records,
         };
-        let mut parcel = Parcel::idle(self.oversight.as_ref().map(|o| o.limits()));
+        let limits = self.oversight.as_ref().map(|o| o.all_limits());
+        let mut parcel = Parcel::idle(&limits.unwrap_or_default());
         parcel.state.session = Some(session);
         parcel.fds = fds;
         Ok(parcel.with(self.device.pack()?))
