@@ -14,7 +14,7 @@ use crate::project::Project;
 use crate::test;
 
 const HOST: &str = "x86_64-unknown-linux-gnu";
-const TARGETS: [&str; 3] = ["rings", "requests", "sessions"];
+const TARGETS: [&str; 4] = ["rings", "requests", "frames", "sessions"];
 /// What cargo-fuzz passes for libFuzzer.
 const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
@@ -22,13 +22,14 @@ const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-l
     -Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing \
     -Cdebug-assertions -Coverflow-checks";
 /// Crates with unsafe code on the data path, and those that drive it.
-const UNSAFE_CRATES: [&str; 7] = [
+const UNSAFE_CRATES: [&str; 8] = [
     "pericarp-ring",
     "pericarp-uring",
     "pericarp-vhost",
     "pericarp-block",
     "pericarp-share",
     "pericarp-fs",
+    "pericarp-net",
     "pericarp-fuzz",
 ];
 
@@ -67,7 +68,7 @@ impl Options {
                 "--target" => {
                     let known = TARGETS.into_iter().find(|t| *t == value);
                     options.targets = vec![known.ok_or(format!(
-                        "--target '{value}': no such target; use rings, requests or sessions"
+                        "--target '{value}': no such target; use rings, requests, frames or sessions"
                     ))?];
                 }
                 "--replay" => options.replay = Some(value.into()),
@@ -84,7 +85,8 @@ impl Options {
                 file.display()
             )),
             Some(_) if options.targets.len() > 1 => {
-                Err("--replay: whose script is it? add --target rings, requests or sessions".into())
+                let rule = "whose script is it? add --target rings, requests, frames or sessions";
+                Err(format!("--replay: {rule}"))
             }
             _ => Ok(options),
         }

@@ -38,7 +38,7 @@ cargo xtask <command>
   test     check, build and run every test; the last line is the total
   check    formatting, clippy, documentation, the house rules, and whether the tests
            that documents name exist
-  fuzz     [--seconds N] [--target rings|requests|sessions] [--replay FILE]:
+  fuzz     [--seconds N] [--target rings|requests|frames|sessions] [--replay FILE]:
            hostile guests and front ends made by libFuzzer under the address
            sanitizer, 60 seconds in all; random ones without a nightly toolchain
   asan     the data plane's tests under the address sanitizer (nightly)

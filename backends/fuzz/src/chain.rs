@@ -2,7 +2,7 @@
 //!
 //! Written from virtio 1.3, 2.7.5, and from nothing in `pericarp-ring`.
 
-use crate::memory::{FAR, Memory, PLACES, SEAM, SMALL};
+use crate::memory::{FAR, Memory, SEAM, SMALL};
 
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
@@ -11,7 +11,7 @@ const INDIRECT: u16 = 4;
 const MOST: usize = 1024;
 
 /// What a chain names.
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Named {
     pub(crate) readable: Vec<(u64, u64)>,
     pub(crate) writable: Vec<(u64, u64)>,
@@ -25,8 +25,8 @@ pub(crate) struct Named {
 pub(crate) type Table = usize;
 
 /// True when guest address `at` is in memory under `table`.
-fn mapped(table: Table, at: u64) -> bool {
-    PLACES.iter().enumerate().any(|(n, (start, size))| {
+fn mapped(memory: &Memory, table: Table, at: u64) -> bool {
+    memory.places.iter().enumerate().any(|(n, (start, size))| {
         let absent = (table == 1 && n == 1) || (table == 2 && n == 2);
         !absent && at >= *start && at - start < *size
     })
@@ -35,11 +35,21 @@ fn mapped(table: Table, at: u64) -> bool {
 impl Named {
     /// Walks the chain at `head` of a ring at guest address 0.
     pub(crate) fn walk(memory: &Memory, table: Table, size: u16, head: u16) -> Self {
+        Self::walk_at(memory, table, (0, size), head)
+    }
+
+    /// The same of a ring whose descriptors are elsewhere.
+    pub(crate) fn walk_at(
+        memory: &Memory,
+        table: Table,
+        (ring, size): (u64, u16),
+        head: u16,
+    ) -> Self {
         let mut named = Self {
             sound: true,
             ..Self::default()
         };
-        let (mut base, mut count, mut nested) = (0, u64::from(size), false);
+        let (mut base, mut count, mut nested) = (ring, u64::from(size), false);
         let (mut index, mut seen, mut total) = (u64::from(head), 0, 0u64);
         loop {
             let raw = (index < count)
@@ -59,7 +69,7 @@ impl Named {
             let (flags, next) = (number(12, 2) as u16, number(14, 2));
             if flags & INDIRECT != 0 {
                 let whole = len > 0 && len.is_multiple_of(16) && len / 16 < 0x1_0000;
-                let here = memory.get(at, len as usize).is_some() && mapped(table, at);
+                let here = memory.get(at, len as usize).is_some() && mapped(memory, table, at);
                 if nested || flags & NEXT != 0 || !whole || !here {
                     named.sound = false;
                     return named;
@@ -74,7 +84,7 @@ impl Named {
             }
             named.long |= seen > MOST / 2;
             total += len;
-            let inside = in_memory(table, at, len);
+            let inside = in_memory(memory, table, at, len);
             named.sound &= len > 0 && inside && total <= u64::from(u32::MAX);
             if flags & WRITE != 0 {
                 named.writable.push((at, len));
@@ -123,23 +133,31 @@ impl Named {
     }
 }
 
-fn in_memory(table: Table, at: u64, len: u64) -> bool {
+fn in_memory(memory: &Memory, table: Table, at: u64, len: u64) -> bool {
     let Some(end) = at.checked_add(len) else {
         return false;
     };
     // Regions begin and end at these, so looking at both ends of each is enough.
     len > 0
-        && mapped(table, at)
-        && mapped(table, end - 1)
+        && mapped(memory, table, at)
+        && mapped(memory, table, end - 1)
         && [SEAM, SEAM + SMALL, FAR].iter().all(|&edge| {
-            at >= edge || end <= edge || (mapped(table, edge) && mapped(table, edge - 1))
+            at >= edge
+                || end <= edge
+                || (mapped(memory, table, edge) && mapped(memory, table, edge - 1))
         })
 }
 
 fn collect(memory: &Memory, list: &[(u64, u64)], count: usize) -> Option<Vec<u8>> {
     let mut out = Vec::with_capacity(count);
     for &(at, len) in list {
-        for n in 0..len.min((count - out.len()) as u64) {
+        let len = len.min((count - out.len()) as u64);
+        if let Some(bytes) = memory.get(at, len as usize) {
+            out.extend_from_slice(bytes);
+            continue;
+        }
+        // Over the seam of two regions.
+        for n in 0..len {
             out.push(memory.get(at + n, 1)?[0]);
         }
     }

@@ -6,10 +6,9 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use pericarp_fuzz::random::Generator;
-use pericarp_fuzz::{requests, rings, sessions};
+use pericarp_fuzz::{frames, requests, rings, sessions};
 
-const HELP: &str =
-    "pericarp-fuzz rings|requests|sessions (--seconds N | --replay FILE | --write-seeds DIR)";
+const HELP: &str = "pericarp-fuzz rings|requests|frames|sessions (--seconds N | --replay FILE | --write-seeds DIR)";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -24,9 +23,12 @@ fn main() -> ExitCode {
     let (play, seeds): (fn(&[u8]), _) = match name {
         "rings" => (rings::play, rings::seeds()),
         "requests" => (requests::play, requests::seeds()),
+        "frames" => (frames::play, frames::seeds()),
         "sessions" => (sessions::play, sessions::seeds()),
         _ => {
-            eprintln!("pericarp-fuzz: '{name}': no such target; use rings, requests or sessions");
+            eprintln!(
+                "pericarp-fuzz: '{name}': no such target; use rings, requests, frames or sessions"
+            );
             return ExitCode::from(2);
         }
     };

@@ -23,8 +23,10 @@ pub(crate) const FAR: u64 = 1 << 30;
 /// Front-end addresses are guest addresses plus this.
 pub(crate) const USER: u64 = 0x7000_0000_0000;
 
-/// Guest address and bytes of each region.
-pub(crate) const PLACES: [(u64, u64); 3] = [(0, SEAM), (SEAM, SMALL), (FAR, SMALL)];
+/// Guest address and bytes of each region, the third of which has so many.
+fn places(far: u64) -> [(u64, u64); 3] {
+    [(0, SEAM), (SEAM, SMALL), (FAR, far)]
+}
 
 /// An anonymous file of `size` bytes.
 pub(crate) fn memfd(size: u64) -> File {
@@ -37,6 +39,8 @@ pub(crate) fn memfd(size: u64) -> File {
 /// The guest's memory, kept from script to script.
 #[derive(Debug)]
 pub(crate) struct Memory {
+    /// Guest address and bytes of each region.
+    pub(crate) places: [(u64, u64); 3],
     maps: Vec<MmapRegion>,
     shadow: [Vec<u8>; 3],
     /// What a session would make of it: all regions, and without the second or
@@ -46,11 +50,17 @@ pub(crate) struct Memory {
 
 impl Memory {
     pub(crate) fn new() -> Self {
-        let files = PLACES.map(|(_, size)| memfd(size));
+        Self::with(SMALL)
+    }
+
+    /// With so many bytes in the third region.
+    pub(crate) fn with(far: u64) -> Self {
+        let places = places(far);
+        let files = places.map(|(_, size)| memfd(size));
         let duplicate = |file: &File| file.try_clone().expect("a descriptor");
         let regions: Vec<Region> = files
             .iter()
-            .zip(PLACES)
+            .zip(places)
             .map(|(file, (start, size))| {
                 let spec = RegionSpec {
                     guest_address: start,
@@ -61,7 +71,7 @@ impl Memory {
                 Region::map(duplicate(file), spec).expect("a region")
             })
             .collect();
-        let maps = files.iter().zip(PLACES).map(|(file, (_, size))| {
+        let maps = files.iter().zip(places).map(|(file, (_, size))| {
             MmapRegion::from_file(FileOffset::new(duplicate(file), 0), size as usize)
                 .expect("a mapping")
         });
@@ -70,8 +80,9 @@ impl Memory {
             Arc::new(GuestMemory::new(some).expect("a table"))
         };
         Self {
+            places,
             maps: maps.collect(),
-            shadow: PLACES.map(|(_, size)| vec![0; size as usize]),
+            shadow: places.map(|(_, size)| vec![0; size as usize]),
             tables: [table(&[0, 1, 2]), table(&[0, 2]), table(&[0, 1])],
         }
     }
@@ -86,17 +97,20 @@ impl Memory {
     }
 
     /// The region with all of `[at, at + len)`, and the offset in it.
-    fn find(at: u64, len: usize) -> Option<(usize, usize)> {
-        PLACES.iter().enumerate().find_map(|(n, (start, size))| {
-            let offset = at.checked_sub(*start)?;
-            let end = offset.checked_add(len as u64)?;
-            (end <= *size).then_some((n, offset as usize))
-        })
+    fn find(&self, at: u64, len: usize) -> Option<(usize, usize)> {
+        self.places
+            .iter()
+            .enumerate()
+            .find_map(|(n, (start, size))| {
+                let offset = at.checked_sub(*start)?;
+                let end = offset.checked_add(len as u64)?;
+                (end <= *size).then_some((n, offset as usize))
+            })
     }
 
     /// The guest writes; outside its memory nothing happens.
     pub(crate) fn put(&mut self, at: u64, bytes: &[u8]) {
-        if let Some((n, offset)) = Self::find(at, bytes.len()) {
+        if let Some((n, offset)) = self.find(at, bytes.len()) {
             self.shadow[n][offset..offset + bytes.len()].copy_from_slice(bytes);
             // SAFETY: `find` checked the range; the device runs in this thread.
             unsafe {
@@ -106,9 +120,17 @@ impl Memory {
         }
     }
 
+    /// The guest writes, over the seam of two regions perhaps.
+    pub(crate) fn put_over(&mut self, at: u64, bytes: &[u8]) {
+        let here = SEAM.saturating_sub(at).min(bytes.len() as u64) as usize;
+        let (first, second) = bytes.split_at(here);
+        self.put(at, first);
+        self.put(at + here as u64, second);
+    }
+
     /// What the guest knows.
     pub(crate) fn get(&self, at: u64, len: usize) -> Option<&[u8]> {
-        let (n, offset) = Self::find(at, len)?;
+        let (n, offset) = self.find(at, len)?;
         Some(&self.shadow[n][offset..offset + len])
     }
 
@@ -117,9 +139,27 @@ impl Memory {
         u16::from_le_bytes(bytes.expect("a field of the rings"))
     }
 
+    /// A field as it is, whoever wrote it.
+    pub(crate) fn now_u16(&self, at: u64) -> u16 {
+        let (n, offset) = self.find(at, 2).expect("a field of the rings");
+        // SAFETY: `find` checked the range; the device runs in this thread.
+        unsafe {
+            self.maps[n]
+                .as_ptr()
+                .add(offset)
+                .cast::<u16>()
+                .read_unaligned()
+        }
+    }
+
     /// Shows each byte that is not as the guest left it, and learns it.
-    pub(crate) fn changes(&mut self, mut judge: impl FnMut(u64, u8)) {
-        for (n, (start, _)) in PLACES.into_iter().enumerate() {
+    pub(crate) fn changes(&mut self, judge: impl FnMut(u64, u8)) {
+        self.changes_in(self.places.len(), judge);
+    }
+
+    /// The same of the first regions.
+    pub(crate) fn changes_in(&mut self, regions: usize, mut judge: impl FnMut(u64, u8)) {
+        for (n, (start, _)) in self.places.into_iter().take(regions).enumerate() {
             let shadow = &mut self.shadow[n];
             // SAFETY: the mapping is as long as its shadow, and nothing writes
             // to it while the slice lives: the device runs in this thread.

@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use pericarp_fuzz::random::Generator;
-use pericarp_fuzz::{requests, rings, sessions};
+use pericarp_fuzz::{frames, requests, rings, sessions};
 
 fn corpus(target: &str, play: fn(&[u8]), seeds: Vec<(String, Vec<u8>)>) -> Vec<Vec<u8>> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -54,11 +54,13 @@ fn count() -> usize {
 
 /// One test: the later parts count descriptors of the whole process.
 #[test]
-fn rings_then_requests_then_sessions() {
+fn rings_then_requests_then_frames_then_sessions() {
     let scripts = corpus("rings", rings::play, rings::seeds());
     random(scripts, count(), rings::play);
     let scripts = corpus("requests", requests::play, requests::seeds());
     random(scripts, count() / 20, requests::play);
+    let scripts = corpus("frames", frames::play, frames::seeds());
+    random(scripts, count() / 10, frames::play);
     let scripts = corpus("sessions", sessions::play, sessions::seeds());
     random(scripts, count() * 3 / 200, sessions::play);
 }

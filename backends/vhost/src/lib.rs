@@ -45,6 +45,8 @@ pub use records::{
     inherit_file, own_file,
 };
 pub use server::{Change, Endpoint, EndpointError, Fleet, FleetError, Server};
+#[doc(hidden)]
+pub use worker::{Given, Hand, Taken};
 
 /// Feature bits every device of ours offers (virtio 1.3, 6): indirect
 /// descriptors, event index, version 1; and bit 30, by which vhost-user

@@ -19,7 +19,7 @@ use crate::causes;
 use crate::device::Device;
 use crate::helpers::Helpers;
 use crate::mailbox::{Command, Mailbox, QueueId};
-use crate::worker::Worker;
+use crate::worker::{Hand, Worker};
 use pericarp_control::Stop;
 
 /// The most threads for errands: what one device may have wait for a file system
@@ -171,6 +171,15 @@ impl<D: Device> Pool<D> {
                 mailbox.send(Command::Look);
             }
         }
+    }
+
+    /// The first worker without a thread of its own.
+    ///
+    /// # Errors
+    /// The engine's refusal to start.
+    pub fn by_hand(mut self) -> Result<Hand<D>, EngineError> {
+        // There is always one.
+        Hand::new(self.workers.swap_remove(0))
     }
 
     /// Starts the threads. A worker that fails asks everything to stop.

@@ -15,6 +15,7 @@
 
 mod active;
 mod flow;
+mod hand;
 mod memory;
 mod pace;
 mod poller;
@@ -36,6 +37,7 @@ use crate::helpers::Helpers;
 use crate::mailbox::{Bell, Command, Mailbox, QueueId, StartQueue, Stopped};
 use active::{Active, State};
 use flow::{Flow, Trouble};
+pub use hand::{Given, Hand, Taken};
 use memory::Registry;
 use pace::Pace;
 use poller::Poller;
@@ -66,6 +68,8 @@ pub(crate) struct Worker<D: Device> {
     /// The queue that is served first, so that none is always the last to get
     /// what a limit leaves.
     first: usize,
+    /// When the kernel was last left, where anybody wants to know it.
+    back_at: u64,
 }
 
 impl<D: Device> Worker<D> {
@@ -88,6 +92,7 @@ impl<D: Device> Worker<D> {
             helpers,
             timed: false,
             first: 0,
+            back_at: 0,
         }
     }
 
@@ -96,83 +101,104 @@ impl<D: Device> Worker<D> {
     /// # Errors
     /// [`EngineError`] when the engine cannot go on.
     pub(crate) fn run(mut self) -> Result<(), EngineError> {
+        self.begin()?;
+        while let Some(more) = self.turn()? {
+            self.rest(!more)?;
+        }
+        Ok(())
+    }
+
+    /// What comes before the first turn, on the thread that takes the turns.
+    fn begin(&mut self) -> Result<(), EngineError> {
         self.engine.start()?;
         let mailbox = self.engine.add_file(self.mailbox.event())?;
         self.engine.watch(mailbox, Token::MAILBOX);
-        let mut now = 0;
-        loop {
-            while let Some(command) = self.mailbox.take() {
-                if matches!(command, Command::End) {
-                    return Ok(());
-                }
-                self.obey(command)?;
+        Ok(())
+    }
+
+    /// Does what there is to do, up to the kernel's part. False when there is nothing
+    /// more before something completes; `None` at the end.
+    fn turn(&mut self) -> Result<Option<bool>, EngineError> {
+        while let Some(command) = self.mailbox.take() {
+            if matches!(command, Command::End) {
+                return Ok(None);
             }
-            if now == 0 {
-                now = self.now();
-            }
-            // What is finished is told before anything else is done.
-            for active in self.queues.iter_mut().flatten() {
-                active.publish(&mut self.engine);
-            }
-            let mut more = false;
-            let mut pace = Pace::new();
-            let count = self.queues.len();
-            self.first = (self.first + 1) % count.max(1);
-            for slot in (self.first..count).chain(0..self.first) {
-                more |= self.serve(slot, &mut pace, now)?;
-            }
-            if self.timed {
-                self.end_turn();
-            }
-            self.syncs
-                .start(|file, token| self.engine.sync(file, false, token));
-            if self.memory.is_due() {
-                // The disk works on what was popped meanwhile.
-                self.engine.submit(false)?;
-                self.memory.step(&mut self.engine);
-                more = true;
-            }
-            if !more {
-                more = self.linger()?;
-            }
-            let wait = !more && !self.arm();
-            self.engine.submit(wait)?;
-            now = self.now();
-            let mut completions = mem::take(&mut self.completions);
-            self.engine.completions(&mut completions);
-            self.poller.earn(completions.len());
-            for completion in completions.drain(..) {
-                match Token::parse(completion.token) {
-                    Token::Io { slot, head } => {
-                        if let Some(Some(active)) = self.queues.get_mut(slot) {
-                            let done = (head, completion.result);
-                            active.complete(&mut self.engine, slot, done, now);
-                        }
-                    }
-                    Token::Kick { slot } => {
-                        if let Some(Some(active)) = self.queues.get(slot)
-                            && let Some(timing) = &active.timing
-                        {
-                            timing.kick();
-                        }
-                    }
-                    Token::Input { slot } => {
-                        if let Some(Some(active)) = self.queues.get_mut(slot)
-                            && let Some(flow) = &mut active.flow
-                        {
-                            flow.arrived();
-                        }
-                    }
-                    Token::Sync(index) => self.synced(index, completion.result, now),
-                    Token::Mailbox if completion.result < 0 => {
-                        let error = std::io::Error::from_raw_os_error(-completion.result);
-                        return Err(EngineError::Failed(error));
-                    }
-                    _ => {}
-                }
-            }
-            self.completions = completions;
+            self.obey(command)?;
         }
+        if self.back_at == 0 {
+            self.back_at = self.now();
+        }
+        let now = self.back_at;
+        // What is finished is told before anything else is done.
+        for active in self.queues.iter_mut().flatten() {
+            active.publish(&mut self.engine);
+        }
+        let mut more = false;
+        let mut pace = Pace::new();
+        let count = self.queues.len();
+        self.first = (self.first + 1) % count.max(1);
+        for slot in (self.first..count).chain(0..self.first) {
+            more |= self.serve(slot, &mut pace, now)?;
+        }
+        if self.timed {
+            self.end_turn();
+        }
+        self.syncs
+            .start(|file, token| self.engine.sync(file, false, token));
+        if self.memory.is_due() {
+            // The disk works on what was popped meanwhile.
+            self.engine.submit(false)?;
+            self.memory.step(&mut self.engine);
+            more = true;
+        }
+        if !more {
+            more = self.linger()?;
+        }
+        Ok(Some(more || self.arm()))
+    }
+
+    /// Enters the kernel, sleeps there if it is to, and takes what completed, of which
+    /// it gives the number.
+    fn rest(&mut self, wait: bool) -> Result<usize, EngineError> {
+        self.engine.submit(wait)?;
+        self.back_at = self.now();
+        let now = self.back_at;
+        let mut completions = mem::take(&mut self.completions);
+        self.engine.completions(&mut completions);
+        let count = completions.len();
+        self.poller.earn(count);
+        for completion in completions.drain(..) {
+            match Token::parse(completion.token) {
+                Token::Io { slot, head } => {
+                    if let Some(Some(active)) = self.queues.get_mut(slot) {
+                        let done = (head, completion.result);
+                        active.complete(&mut self.engine, slot, done, now);
+                    }
+                }
+                Token::Kick { slot } => {
+                    if let Some(Some(active)) = self.queues.get(slot)
+                        && let Some(timing) = &active.timing
+                    {
+                        timing.kick();
+                    }
+                }
+                Token::Input { slot } => {
+                    if let Some(Some(active)) = self.queues.get_mut(slot)
+                        && let Some(flow) = &mut active.flow
+                    {
+                        flow.arrived();
+                    }
+                }
+                Token::Sync(index) => self.synced(index, completion.result, now),
+                Token::Mailbox if completion.result < 0 => {
+                    let error = std::io::Error::from_raw_os_error(-completion.result);
+                    return Err(EngineError::Failed(error));
+                }
+                _ => {}
+            }
+        }
+        self.completions = completions;
+        Ok(count)
     }
 
     /// True while requests are in flight.
