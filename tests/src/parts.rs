@@ -53,6 +53,14 @@ pub enum Part {
     Iptables,
     /// Sends through a network what it can carry.
     Iperf3,
+    /// What Kubernetes' nodes run pods with, by way of CRI.
+    Containerd,
+    /// Its client for what CRI has no calls for.
+    Ctr,
+    /// Starts a program in namespaces of its own.
+    Unshare,
+    /// Starts a program in those of another.
+    Nsenter,
     /// A program of this workspace, by name.
     Ours(&'static str),
 }
@@ -94,6 +102,10 @@ impl Part {
             Part::Cni => "/usr/lib/cni/ptp",
             Part::Iptables => "iptables",
             Part::Iperf3 => "iperf3",
+            Part::Containerd => "containerd",
+            Part::Ctr => "ctr",
+            Part::Unshare => "unshare",
+            Part::Nsenter => "nsenter",
             Part::Ours(name) => name,
         }
     }
@@ -119,6 +131,8 @@ impl Part {
             Part::Cni => "containernetworking-plugins",
             Part::Iptables => "iptables",
             Part::Iperf3 => "iperf3",
+            Part::Containerd | Part::Ctr => "containerd",
+            Part::Unshare | Part::Nsenter => "util-linux",
             Part::Pjdfstest | Part::Fsx | Part::Virtiofsd => {
                 return "make it: cargo xtask setup".into();
             }

@@ -4,12 +4,17 @@
 //! Called by `setup`, `kernel` and `demo`. The package lists are refreshed at
 //! most once per run, and only when something has to be fetched.
 
+use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Once;
 
 use crate::command::{self, Failure, capture, find_program};
 use crate::setup::is_root;
+
+/// Packages that bring a service, and the service. We want the program alone.
+const SERVICES: &[(&str, &str)] = &[("containerd", "containerd.service")];
 
 /// Brings the package lists up to date, once. A source that does not answer
 /// is not fatal here: the package may come from another one.
@@ -40,6 +45,11 @@ pub(crate) fn install(packages: &[&str]) -> Result<(), Failure> {
         .into());
     }
     refresh();
+    for (package, service) in SERVICES {
+        if packages.contains(package) {
+            mask(Path::new("/"), service)?;
+        }
+    }
     println!("setup: apt-get install {names}");
     // What dpkg has to say fills hundreds of lines and matters when it fails.
     let output = apt_get()
@@ -59,6 +69,20 @@ pub(crate) fn install(packages: &[&str]) -> Result<(), Failure> {
         eprintln!("  | {line}");
     }
     Err("apt-get could not install the packages; its last lines are above".into())
+}
+
+/// Keeps a service that is not there yet from being started, by its package or by the
+/// next boot. What somebody has made of it already is left alone.
+fn mask(root: &Path, service: &str) -> Result<(), Failure> {
+    let is_there = |dir: &str| fs::symlink_metadata(root.join(dir).join(service)).is_ok();
+    if is_there("etc/systemd/system") || is_there("lib/systemd/system") {
+        return Ok(());
+    }
+    println!("setup: masks {service}; systemctl unmask {service} would undo that");
+    let dir = root.join("etc/systemd/system");
+    fs::create_dir_all(&dir)
+        .and_then(|()| symlink("/dev/null", dir.join(service)))
+        .map_err(|error| format!("cannot mask {service}: {error}").into())
 }
 
 /// The names of all packages that start with `prefix`, from the package lists.
@@ -128,6 +152,24 @@ fn apt_get() -> Command {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_service_is_masked_once_and_only_where_it_is_new() {
+        let root = std::env::temp_dir().join(format!("pericarp-mask-{}", std::process::id()));
+        let link = root.join("etc/systemd/system/a.service");
+        for _ in 0..2 {
+            mask(&root, "a.service").expect("it can be made");
+            assert_eq!(
+                fs::read_link(&link).expect("a link"),
+                Path::new("/dev/null")
+            );
+        }
+        fs::create_dir_all(root.join("lib/systemd/system")).expect("a directory");
+        fs::write(root.join("lib/systemd/system/b.service"), "").expect("a file");
+        mask(&root, "b.service").expect("nothing is to be done");
+        assert!(!root.join("etc/systemd/system/b.service").exists());
+        fs::remove_dir_all(&root).expect("it is ours");
+    }
 
     #[test]
     fn sources_are_those_of_the_release_and_of_debian() {

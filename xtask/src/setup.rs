@@ -2,8 +2,8 @@
 //! the guest's programs.
 //!
 //! `demo` and `test` call this first, and `bench` installs by it what it needs. When all is there it prints two lines
-//! and changes nothing. It never installs a kernel, a boot entry or a service
-//! on the host.
+//! and changes nothing. It never installs a kernel or a boot entry on the host, and
+//! masks the service of a package before it installs it: nothing is started.
 
 use std::process::{Command, Stdio};
 
@@ -89,6 +89,16 @@ const NEEDS: &[Need] = &[
         program: "iperf3",
         package: "iperf3",
         why: "measures what a guest's network carries",
+    },
+    Need {
+        program: "containerd",
+        package: "containerd",
+        why: "runs pods in tests, in namespaces of its own",
+    },
+    Need {
+        program: "unshare",
+        package: "util-linux",
+        why: "makes these namespaces",
     },
     Need {
         program: "socat",
