@@ -16,6 +16,7 @@ pub mod guest;
 pub mod lab;
 pub mod model;
 pub mod network;
+pub mod oci;
 pub mod parts;
 pub mod peer;
 pub mod process;

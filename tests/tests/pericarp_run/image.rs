@@ -3,7 +3,8 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
+
+use pericarp_tests::oci;
 
 use super::rig::*;
 
@@ -34,7 +35,12 @@ impl Rig {
         let config = r#"{"User":"ada","Env":["PATH=/bin","GREETING=hello"],
             "Entrypoint":["/bin/sh","-c"],"Cmd":["echo $GREETING from $(id -u):$(id -g) in $PWD"],
             "WorkingDir":"/home/ada","StopSignal":"SIGUSR1"}"#;
-        oci_archive(&self.scratch, &[&lower, &upper], config, &archive);
+        let image = oci::Image {
+            name: None,
+            layers: vec![&lower, &upper],
+            config,
+        };
+        oci::archive(&self.scratch, &[image], &archive);
         archive
     }
 }
@@ -147,86 +153,4 @@ fn the_same_image_runs_in_a_container() {
     assert_eq!(run.text(), format!("{}\nx\n", host_release()));
     assert_eq!(run.code, 1, "{}", run.stderr);
     rig.assert_clean();
-}
-
-/// Writes an OCI archive with these layers, one directory each.
-fn oci_archive(
-    scratch: &pericarp_tests::scratch::Scratch,
-    layers: &[&PathBuf],
-    config: &str,
-    archive: &PathBuf,
-) {
-    let layout = scratch.path("layout");
-    let blobs = layout.join("blobs/sha256");
-    fs::create_dir_all(&blobs).unwrap();
-    let keep = |file: PathBuf| -> (String, u64) {
-        let sum = run(Command::new("sha256sum").arg(&file));
-        let digest = sum.split_whitespace().next().unwrap().to_owned();
-        let size = fs::metadata(&file).unwrap().len();
-        fs::rename(file, blobs.join(&digest)).unwrap();
-        (digest, size)
-    };
-    let write = |name: &str, text: String| {
-        let file = layout.join(name);
-        fs::write(&file, text).unwrap();
-        file
-    };
-    let layers: Vec<(String, u64)> = layers
-        .iter()
-        .map(|tree| {
-            let file = layout.join("layer");
-            run(Command::new("tar")
-                .args(["--numeric-owner", "-cf"])
-                .arg(&file)
-                .arg("-C")
-                .args([tree, &PathBuf::from(".")]));
-            keep(file)
-        })
-        .collect();
-    let list = |text: &dyn Fn(&(String, u64)) -> String| {
-        layers.iter().map(text).collect::<Vec<_>>().join(",")
-    };
-    let diff_ids = list(&|(digest, _)| format!(r#""sha256:{digest}""#));
-    let config = keep(write(
-        "config",
-        format!(
-            r#"{{"architecture":"amd64","os":"linux","config":{config},
-            "rootfs":{{"type":"layers","diff_ids":[{diff_ids}]}}}}"#
-        ),
-    ));
-    let described = |kind: &str, (digest, size): &(String, u64)| {
-        format!(
-            r#"{{"mediaType":"application/vnd.oci.image.{kind}","digest":"sha256:{digest}",
-            "size":{size}}}"#
-        )
-    };
-    let manifest = keep(write(
-        "manifest",
-        format!(
-            r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json",
-            "config":{},"layers":[{}]}}"#,
-            described("config.v1+json", &config),
-            list(&|layer| described("layer.v1.tar", layer)),
-        ),
-    ));
-    write(
-        "index.json",
-        format!(
-            r#"{{"schemaVersion":2,"manifests":[{}]}}"#,
-            described("manifest.v1+json", &manifest)
-        ),
-    );
-    write("oci-layout", r#"{"imageLayoutVersion":"1.0.0"}"#.to_owned());
-    run(Command::new("tar")
-        .arg("-cf")
-        .arg(archive)
-        .arg("-C")
-        .arg(&layout)
-        .args(["oci-layout", "index.json", "blobs"]));
-}
-
-fn run(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {output:?}");
-    String::from_utf8(output.stdout).unwrap()
 }

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use pericarp_tests::oci;
 use pericarp_tests::parts::{Part, beside_us, have, skip};
 use pericarp_tests::scratch::Scratch;
 use rustix::process::{Pid, Signal, kill_process};
@@ -80,18 +81,7 @@ impl Rig {
     /// A tree with busybox, and an image of it.
     pub(crate) fn make_root(&self) {
         let tree = self.tree();
-        for dir in ["bin", "dev", "etc", "proc", "root", "run", "sys", "tmp"] {
-            fs::create_dir_all(tree.join(dir)).unwrap();
-        }
-        let busybox = Part::Busybox.find().unwrap();
-        fs::copy(&busybox, tree.join("bin/busybox")).unwrap();
-        for tool in [
-            "awk", "cat", "dd", "echo", "grep", "head", "hostname", "id", "ls", "md5sum", "mount",
-            "nproc", "ping", "printf", "ps", "readlink", "rm", "sed", "sh", "sleep", "stty",
-            "sync", "tail", "touch", "true", "uname", "wc", "yes",
-        ] {
-            std::os::unix::fs::symlink("busybox", tree.join("bin").join(tool)).unwrap();
-        }
+        oci::busybox(&tree, oci::ALL_TOOLS);
         fs::write(tree.join("etc/not-executable"), "text").unwrap();
         let image = self.scratch.sparse("root.img", 32 * MIB);
         let made = Command::new(Part::MkfsExt4.find().unwrap())
