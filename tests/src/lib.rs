@@ -1,6 +1,7 @@
 //! Rigs that drive the backends with real clients: an independent driver
 //! (`virtio-driver`), a front end that lies, User-mode Linux with the kernel's
-//! own virtio drivers, and QEMU. The suites in `tests/tests` are written once
+//! own virtio drivers, QEMU, and a containerd that is told what to do as a
+//! Kubernetes node tells it. The suites in `tests/tests` are written once
 //! against [`peer::Backend`] and run against a reference peer first, then
 //! against ours.
 //!
@@ -9,6 +10,7 @@
 pub mod bounded;
 pub mod client;
 pub mod conformance;
+pub mod cri;
 pub mod frontend;
 pub mod fs;
 pub mod fuse;

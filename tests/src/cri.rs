@@ -1,0 +1,37 @@
+//! A node of Kubernetes without Kubernetes: a containerd of the test's own, in namespaces of its
+//! own, and the calls by which a kubelet tells it what to do. For the suite `cri`.
+//!
+//! ```text
+//! node     containerd, its configuration, network and image; what was started ends with it
+//! pod      a pod and its containers, as a test sees them
+//! traces   what pods leave behind
+//! client   the calls of CRI, on grpc
+//! exec     a command with streams, over the socket whose address CRI gives
+//! log      the files that containers' output is in
+//! ```
+
+pub mod client;
+pub mod config;
+pub mod exec;
+pub mod grpc;
+pub mod log;
+pub mod node;
+pub mod pod;
+pub mod traces;
+
+/// The messages of CRI.
+#[allow(
+    warnings,
+    clippy::all,
+    clippy::unwrap_used,
+    reason = "generated from proto/cri.proto; kubernetes/cri-api has the documentation"
+)]
+pub mod proto {
+    include!(concat!(env!("OUT_DIR"), "/cri/mod.rs"));
+    pub use self::cri::*;
+}
+
+pub use config::{Handler, container, pod};
+pub use grpc::CallError;
+pub use node::Node;
+pub use pod::{Container, Pod};

@@ -1,0 +1,54 @@
+//! Pods on a node without Kubernetes: what a kubelet asks of containerd, case by case, for each
+//! handler of `stage`. runc is the reference: a case that it fails is a wrong case.
+//!
+//! Each case has a containerd of its own, which is up in a fraction of a second, and nothing may
+//! be left on its node at the end (`Stage::play`). Names follow Kata's list of tests for
+//! Kubernetes where that fits.
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
+mod lifecycle;
+mod limits;
+mod many;
+mod node;
+mod settings;
+mod stage;
+mod streams;
+mod volumes;
+
+/// Each case for each handler.
+macro_rules! cases {
+    ($($file:ident::$case:ident,)*) => {
+        mod runc {
+            $(#[test]
+            fn $case() {
+                crate::stage::Stage::play(stringify!($case), &crate::stage::RUNC, crate::$file::$case);
+            })*
+        }
+    };
+}
+
+cases! {
+    lifecycle::a_container_ends_with_its_code,
+    lifecycle::a_command_that_is_not_there_is_an_error,
+    lifecycle::containers_have_time_to_end_and_no_more,
+    lifecycle::one_container_of_a_pod_is_started_again,
+    lifecycle::what_is_removed_need_not_have_ended,
+    lifecycle::a_pod_that_cannot_be_is_refused_with_the_reason,
+    streams::a_command_has_its_own_output_and_code,
+    streams::a_log_has_all_lines_in_their_order,
+    streams::a_command_is_spoken_to,
+    streams::a_terminal_has_its_size_and_one_output,
+    settings::the_image_and_the_pod_say_how_a_container_is_run,
+    settings::users_groups_and_capabilities,
+    settings::a_root_may_be_read_only,
+    settings::containers_of_a_pod_share_what_they_should,
+    volumes::a_config_map_changes_under_the_container,
+    volumes::directories_and_single_files_are_mounted,
+    limits::limits_are_set_and_changed,
+    limits::a_container_beyond_its_memory_is_killed_alone,
+    limits::statistics_grow,
+    many::five_pods_come_and_go_together,
+    many::the_two_pods_of_the_article,
+    node::what_a_pod_leaves_is_seen,
+    node::containerd_is_killed_and_pods_go_on,
+}
