@@ -119,7 +119,10 @@
 //! for [`Measure::Trees`] and [`Measure::Landlock`].
 //!
 //! What the host mounts below a tree later is not seen; what it unmounts there
-//! stays until the server ends.
+//! stays until the server ends. A tree that is [`Tree::following`] sees both: it is
+//! the slave of a shared mount, and the host's other mounts stay private. Whoever
+//! mounts there keeps devices out (nodev), since the image of a container may have
+//! the node of a disk.
 //!
 //! ```no_run
 //! use pericarp_confine::{Namespaces, Profile, Sharing, Tree, enter_sharing};

@@ -7,9 +7,9 @@
 // descriptors between threads. This is its only use.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{CWD, stat};
+use rustix::fs::{CWD, mkdirat, stat};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags,
@@ -20,7 +20,7 @@ use rustix::thread::{CapabilitySet, UnshareFlags, capabilities, unshare_unsafe};
 
 use crate::report::{Confinement, Measure};
 use crate::socket::SocketFile;
-use crate::tree::{Tree, detach_descriptors};
+use crate::tree::{Tree, detach_descriptors, set_attributes};
 use crate::{ConfineError, step};
 
 /// The namespaces of the host to leave.
@@ -168,9 +168,11 @@ pub(crate) fn leave(
     match empty_root(kept) {
         Ok(()) => report.holds(Measure::EmptyRoot, "empty root"),
         Err(ConfineError::Step { step, source })
-            if Errno::from_io_error(&source).is_some_and(|error| {
-                mounting_refused(error) || (step == MAKE_PRIVATE && error == Errno::INVAL)
-            }) =>
+            // A tree that follows has lost its place by then.
+            if !kept.trees.iter().any(Tree::follows)
+                && Errno::from_io_error(&source).is_some_and(|error| {
+                    mounting_refused(error) || (step == MAKE_PRIVATE && error == Errno::INVAL)
+                }) =>
         {
             report.lacks(
                 Measure::EmptyRoot,
@@ -191,16 +193,22 @@ fn map_self(uid: Uid, gid: Gid) -> io::Result<()> {
 }
 
 /// Swaps the root for a read-only tmpfs that never held a file. The sockets'
-/// directories and the shared ones live on as mounts without a place in the tree.
+/// directories and the shared ones live on as mounts without a place in the tree, but for those
+/// that follow the host's mounts: they are copied while these are still told of each other, and
+/// get places below the new root.
 fn empty_root(kept: &mut Kept<'_>) -> Result<(), ConfineError> {
+    for tree in kept.trees.iter_mut().filter(|tree| tree.follows()) {
+        tree.detach()?;
+    }
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     step(MAKE_PRIVATE, mount_change("/", private))?;
     for socket in &mut *kept.sockets {
         socket.detach()?;
     }
-    for tree in &mut *kept.trees {
+    for tree in kept.trees.iter_mut().filter(|tree| !tree.follows()) {
         tree.detach()?;
     }
+    let followers: Vec<&Tree> = kept.trees.iter().filter(|tree| tree.follows()).collect();
     if let Some((descriptors, detached)) = &mut kept.descriptors {
         *detached = detach_descriptors(descriptors)?;
     }
@@ -213,10 +221,14 @@ fn empty_root(kept: &mut Kept<'_>) -> Result<(), ConfineError> {
         fsconfig_set_string(&tmpfs, "mode", "0555"),
     )?;
     step("create a tmpfs", fsconfig_create(&tmpfs))?;
-    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+    let mut attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
         | MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    if !followers.is_empty() {
+        // Not before the places for them are made.
+        attributes.remove(MountAttrFlags::MOUNT_ATTR_RDONLY);
+    }
     let root = step(
         "mount a tmpfs",
         fsmount(&tmpfs, FsMountFlags::FSMOUNT_CLOEXEC, attributes),
@@ -242,6 +254,18 @@ fn empty_root(kept: &mut Kept<'_>) -> Result<(), ConfineError> {
             step: "change the root",
             source,
         });
+    }
+    if followers.is_empty() {
+        return Ok(());
+    }
+    let places: Vec<String> = (0..followers.len()).map(|n| n.to_string()).collect();
+    for name in &places {
+        step("make a directory", mkdirat(&root, name, 0o555.into()))?;
+    }
+    let fixed = set_attributes(root.as_fd(), libc::MOUNT_ATTR_RDONLY);
+    step("make the root read-only", fixed)?;
+    for (tree, name) in followers.into_iter().zip(&places) {
+        tree.attach(root.as_fd(), name)?;
     }
     Ok(())
 }

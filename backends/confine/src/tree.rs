@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, statat};
 use rustix::io::Errno;
-use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 
 use crate::socket::id;
 use crate::{ConfineError, step};
@@ -37,6 +37,12 @@ pub enum TreeError {
     /// This user may not read or search it, or a directory on the way to it.
     #[error("{path:?} may not be read by this user")]
     Refused {
+        /// What was asked for.
+        path: PathBuf,
+    },
+    /// What is mounted below it later would not be seen.
+    #[error("{path:?} is no shared mount")]
+    NotShared {
         /// What was asked for.
         path: PathBuf,
     },
@@ -65,6 +71,7 @@ pub struct Tree {
     id: (u64, u64),
     read_only: bool,
     alone: bool,
+    follows: bool,
     state: State,
 }
 
@@ -110,6 +117,7 @@ impl Tree {
                 id,
                 read_only: false,
                 alone: false,
+                follows: false,
                 state: State::default(),
             })
         };
@@ -132,6 +140,27 @@ impl Tree {
         self
     }
 
+    /// Shows what the host mounts below it later, and no longer what it unmounts there. Such a
+    /// tree keeps a place in the process's own namespace, since only mounts that have one are
+    /// told of others: `..` leads from its root to the empty one. What is mounted later has the
+    /// attributes that the host gives it, so that the process may make no devices.
+    ///
+    /// # Errors
+    ///
+    /// It is no mount point, or its mount is private.
+    pub fn following(mut self) -> Result<Self, TreeError> {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        if !is_shared(&mounts, &self.path) {
+            return Err(TreeError::NotShared { path: self.path });
+        }
+        self.follows = true;
+        Ok(self)
+    }
+
+    pub(crate) fn follows(&self) -> bool {
+        self.follows
+    }
+
     /// Its canonical path as the host had it; it leads nowhere once confined.
     pub fn path(&self) -> &Path {
         &self.path
@@ -142,7 +171,7 @@ impl Tree {
         self.read_only
     }
 
-    /// Whether it is a mount of its own: `..` ends at its root.
+    /// Whether it is a mount of its own: `..` ends at its root, or at the empty one.
     pub fn is_detached(&self) -> bool {
         self.state.detached
     }
@@ -163,11 +192,11 @@ impl Tree {
     }
 
     pub(crate) fn forbids_devices(&self) -> bool {
-        self.state.detached && self.state.attributes.is_none()
+        self.state.detached && self.state.attributes.is_none() && !self.follows
     }
 
     pub(crate) fn is_whole(&self) -> bool {
-        self.state.detached && self.state.whole
+        self.state.detached && self.state.whole && !self.follows
     }
 
     /// Replaces the descriptor by a mount of this directory and, unless it is to be
@@ -204,8 +233,18 @@ impl Tree {
             attributes: set_attributes(clone.as_fd(), attributes).err(),
             whole: whole.unwrap_or(false),
         };
+        if self.follows {
+            step("follow the host's mounts", follow(clone.as_fd()))?;
+        }
         self.file = clone;
         Ok(())
+    }
+
+    /// Gives a tree that follows its host a place below `root`, the empty root directory.
+    pub(crate) fn attach(&self, root: BorrowedFd<'_>, name: &str) -> Result<(), ConfineError> {
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        let moved = move_mount(&self.file, "", root, name, flags);
+        step("mount the shared directory below the new root", moved)
     }
 }
 
@@ -216,11 +255,20 @@ impl AsFd for Tree {
 }
 
 /// Adds attributes to a mount and all below it.
-fn set_attributes(mount: BorrowedFd<'_>, attributes: u64) -> io::Result<()> {
+pub(crate) fn set_attributes(mount: BorrowedFd<'_>, attributes: u64) -> io::Result<()> {
+    change(mount, attributes, 0)
+}
+
+/// Has a mount and all below it receive what is mounted at their originals, and tell them nothing.
+fn follow(mount: BorrowedFd<'_>) -> io::Result<()> {
+    change(mount, 0, libc::MS_SLAVE)
+}
+
+fn change(mount: BorrowedFd<'_>, attributes: u64, propagation: u64) -> io::Result<()> {
     let attributes = libc::mount_attr {
         attr_set: attributes,
         attr_clr: 0,
-        propagation: 0,
+        propagation,
         userns_fd: 0,
     };
     // SAFETY: the path is empty and static, and the kernel reads as many bytes
@@ -265,6 +313,22 @@ fn are_whole(mounts: &str, path: &Path) -> bool {
         }
     }
     found
+}
+
+/// Whether the topmost mount at `path` is shared, from `/proc/self/mountinfo`.
+fn is_shared(mounts: &str, path: &Path) -> bool {
+    let at = |line: &&str| {
+        let point = line.split(' ').nth(4);
+        point.is_some_and(|point| unescaped(point) == path)
+    };
+    // Optional fields end with a dash.
+    let shared = |line: &str| {
+        line.split(' ')
+            .skip(6)
+            .take_while(|field| *field != "-")
+            .any(|field| field.starts_with("shared:"))
+    };
+    mounts.lines().rfind(at).is_some_and(shared)
 }
 
 /// Blanks and the like are written in octal there.
@@ -329,6 +393,17 @@ mod tests {
     }
 
     #[test]
+    fn only_the_topmost_mount_counts_as_shared() {
+        let line =
+            |fields: &str| format!("36 35 98:0 / /srv/a\\040b rw {fields}- ext4 /dev/sda rw\n");
+        let path = Path::new("/srv/a b");
+        assert!(is_shared(&line("master:2 shared:7 "), path));
+        assert!(!is_shared(&line("master:2 "), path));
+        assert!(!is_shared(&(line("shared:7 ") + &line("")), path));
+        assert!(!is_shared(&line("shared:7 "), Path::new("/srv/a")));
+    }
+
+    #[test]
     fn what_cannot_be_shared_is_said() {
         let open = |path| Tree::open(Path::new(path)).unwrap_err();
         assert!(matches!(open("/nowhere"), TreeError::Missing { .. }));
@@ -340,6 +415,8 @@ mod tests {
         let tree = Tree::open(Path::new("/proc/self/..")).unwrap();
         assert_eq!(tree.path(), Path::new("/proc"));
         assert!(!tree.is_detached() && !tree.is_read_only());
+        let tree = Tree::open(Path::new("/proc/self")).unwrap();
+        assert!(matches!(tree.following(), Err(TreeError::NotShared { .. })));
     }
 
     #[test]

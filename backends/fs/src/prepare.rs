@@ -90,6 +90,7 @@ fn open_tree(device: &DeviceOptions, share: u32) -> Result<(Tree, ShareOptions),
             let rule = format!("it cannot be opened ({source}): give another directory");
             mistake(device, &rule)
         }
+        TreeError::NotShared { .. } => mistake(device, NOT_SHARED),
     })?;
     let options = ShareOptions {
         read_only: device.read_only,
@@ -115,8 +116,15 @@ fn open_tree(device: &DeviceOptions, share: u32) -> Result<(Tree, ShareOptions),
         true => tree.alone(),
         false => tree,
     };
+    let tree = match device.later_mounts {
+        true => tree.following().map_err(|_| mistake(device, NOT_SHARED))?,
+        false => tree,
+    };
     Ok((tree, options))
 }
+
+const NOT_SHARED: &str = "what is mounted below it later would not be seen: make it a shared mount \
+                          (mount --bind DIR DIR; mount --make-shared DIR)";
 
 fn mistake(device: &DeviceOptions, rule: &str) -> Failure {
     let option = match device.keys {

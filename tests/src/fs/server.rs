@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
+use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
 use rustix::process::{Signal, geteuid};
 use serde_json::{Map, Value};
 
@@ -95,6 +96,8 @@ pub struct Options {
     pub descriptors: Option<u32>,
     /// What else to say, where both programs have the same words for it.
     pub extra: &'static [&'static str],
+    /// The directory is a shared mount.
+    pub shared: bool,
     /// Answer [`Server::held`] and on [`Server::control`].
     pub control: bool,
     /// The watchdog's patience.
@@ -116,6 +119,7 @@ impl Default for Options {
             engine: "",
             descriptors: None,
             extra: &[],
+            shared: false,
             control: false,
             lifetime: Duration::from_secs(120),
         }
@@ -130,8 +134,29 @@ pub struct Server {
     process: Process,
     /// A front end was there.
     served: bool,
+    _mount: Option<SharedMount>,
     /// Sockets, and whatever a test needs outside of the share.
     pub scratch: Scratch,
+}
+
+/// A directory that is a shared mount of itself, until this is dropped.
+#[derive(Debug)]
+struct SharedMount(PathBuf);
+
+impl SharedMount {
+    fn make(directory: PathBuf) -> Self {
+        let mount = Self(directory);
+        mount_bind(&mount.0, &mount.0).expect("a mount of the directory");
+        mount_change(&mount.0, MountPropagationFlags::SHARED).expect("it is shared");
+        mount
+    }
+}
+
+impl Drop for SharedMount {
+    fn drop(&mut self) {
+        // What is mounted below it goes along.
+        let _ = unmount(&self.0, UnmountFlags::DETACH);
+    }
 }
 
 impl Server {
@@ -164,12 +189,16 @@ impl Server {
                 chown(path, Some(user), Some(user)).expect("a directory of the user's");
             }
         }
+        let mount = options
+            .shared
+            .then(|| SharedMount::make(scratch.path("dir")));
         let process = start(&kind, &scratch, &options);
         Some(Server {
             kind,
             options,
             process,
             served: false,
+            _mount: mount,
             scratch,
         })
     }

@@ -12,6 +12,7 @@ mod exerciser;
 mod guests;
 mod hand_over;
 mod hostile;
+mod later;
 mod limits;
 mod locks;
 mod messages;

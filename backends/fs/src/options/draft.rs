@@ -11,7 +11,7 @@ use super::{BadOption, DeviceOptions};
 use crate::{Cache, Settings};
 
 /// Keys of `--device`, as messages list them.
-const KEYS: &str = "id, socket, dir, tag, read-only, cache, writeback, dont-cache, allow-direct-io, num-queues, queue-size, xattr, posix-acl, xattrmap, file-handles, submounts, uid-map, gid-map, locks, iops, iops-burst, bandwidth or bandwidth-burst";
+const KEYS: &str = "id, socket, dir, tag, read-only, cache, writeback, dont-cache, allow-direct-io, num-queues, queue-size, xattr, posix-acl, xattrmap, file-handles, submounts, later-mounts, uid-map, gid-map, locks, iops, iops-burst, bandwidth or bandwidth-burst";
 
 /// A device under construction: from single options or from `--device`.
 #[derive(Debug, Default)]
@@ -32,6 +32,7 @@ pub(super) struct Draft {
     posix_acl: Option<bool>,
     file_handles: Option<bool>,
     submounts: Option<bool>,
+    later_mounts: Option<bool>,
     touched: bool,
 }
 
@@ -75,6 +76,7 @@ impl Draft {
             "posix-acl" => &mut self.posix_acl,
             "file-handles" => &mut self.file_handles,
             "submounts" => &mut self.submounts,
+            "later-mounts" => &mut self.later_mounts,
             _ => return None,
         })
     }
@@ -147,6 +149,10 @@ impl Draft {
             let rule = "access control lists are extended attributes: turn on xattr, too";
             return Err(bad(&name("posix-acl"), "", rule));
         }
+        if on(self.later_mounts) && self.submounts == Some(false) {
+            let rule = "what is mounted below the directory is left out: leave one of them out";
+            return Err(bad(&name("later-mounts"), "", rule));
+        }
         if self.xattr_map.is_some() && !on(self.xattr) {
             let rule = "it maps extended attributes: turn on xattr, too";
             return Err(bad(&name("xattrmap"), "", rule));
@@ -175,6 +181,7 @@ impl Draft {
             direct_io: on(self.direct_io),
             xattr: on(self.xattr),
             posix_acl: on(self.posix_acl),
+            later_mounts: on(self.later_mounts),
             file_handles: self.file_handles.unwrap_or(true),
             xattr_map: self.xattr_map,
             locks: on(self.locks),

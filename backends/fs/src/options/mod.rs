@@ -64,6 +64,8 @@ one device:
                         guests pass no signal on
   --no-submounts        leave out what is mounted below the directory; a user who may not
                         has it passed on as if it were part of it
+  --later-mounts        pass on what is mounted below the directory later, too, and let go of
+                        what is unmounted there: the directory is a shared mount
   --uid-map RANGES      user ids of the guest's that are others on the host, such as
                         :0:100000:65536: (first in the guest, first on the host, how many;
                         more ranges follow: :0:100000:1000:1000:5:1:); others have no access
@@ -77,8 +79,8 @@ many devices, at most 64:
   --device KEYS         id=, socket=, dir=, tag=, and optionally num-queues=, queue-size=,
                         cache=, locks=, xattrmap=, uid-map=, gid-map=, iops=, iops-burst=, bandwidth=,
                         bandwidth-burst=, and on|off for read-only=, writeback=, dont-cache=,
-                        allow-direct-io=, xattr=, posix-acl=, file-handles=, submounts=; may
-                        be repeated; a comma in a value is written twice
+                        allow-direct-io=, xattr=, posix-acl=, file-handles=, submounts=,
+                        later-mounts=; may be repeated; a comma in a value is written twice
 
 the process:
   --workers N           I/O threads, 1 to 64 (default: one per request queue, at most one
@@ -134,6 +136,8 @@ pub struct DeviceOptions {
     pub xattr_map: Option<XattrMap>,
     /// POSIX access control lists.
     pub posix_acl: bool,
+    /// Mounts that come and go below the directory are passed on.
+    pub later_mounts: bool,
     /// File handles in place of descriptors.
     pub file_handles: bool,
     /// Locks are the host's, too.

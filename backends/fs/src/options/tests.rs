@@ -48,6 +48,7 @@ fn one_device_with_defaults() {
         xattr: false,
         xattr_map: None,
         posix_acl: false,
+        later_mounts: false,
         file_handles: true,
         locks: false,
         uid_map: IdMap::default(),
@@ -229,11 +230,15 @@ fn every_mistake_names_option_value_rule_and_cure() {
         ),
         (
             "--device shared-dir=/d",
-            "--device \"shared-dir\": unknown key: use id, socket, dir, tag, read-only, cache, writeback, dont-cache, allow-direct-io, num-queues, queue-size, xattr, posix-acl, xattrmap, file-handles, submounts, uid-map, gid-map, locks, iops, iops-burst, bandwidth or bandwidth-burst",
+            "--device \"shared-dir\": unknown key: use id, socket, dir, tag, read-only, cache, writeback, dont-cache, allow-direct-io, num-queues, queue-size, xattr, posix-acl, xattrmap, file-handles, submounts, later-mounts, uid-map, gid-map, locks, iops, iops-burst, bandwidth or bandwidth-burst",
         ),
         (
             "--device id=a,socket=/s,dir=/d,tag=t,writeback=on,cache=never",
             "--device writeback: with cache mode never nothing is kept: leave it out, or use auto or always",
+        ),
+        (
+            "--device id=a,socket=/s,dir=/d,tag=t,later-mounts=on,submounts=off",
+            "--device later-mounts: what is mounted below the directory is left out: leave one of them out",
         ),
         (
             "--device id=a,socket=/a,dir=/d,tag=t --device id=a,socket=/b,dir=/d,tag=u",
