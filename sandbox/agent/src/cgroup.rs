@@ -120,9 +120,19 @@ impl Group {
         field(&self.read("memory.events"), "oom_kill")
     }
 
+    /// The file whose changes tell of such kills, poll(2) with POLLPRI.
+    pub(crate) fn events(&self) -> std::io::Result<fs::File> {
+        fs::File::open(self.directory.join("memory.events"))
+    }
+
     /// A file with one number; 0 where there is none.
     pub(crate) fn number(&self, file: &str) -> u64 {
         self.read(file).trim().parse().unwrap_or(0)
+    }
+
+    /// A number of `memory.stat`.
+    pub(crate) fn memory_stat(&self, key: &str) -> u64 {
+        field(&self.read("memory.stat"), key)
     }
 
     /// A number of `cpu.stat`.
@@ -134,6 +144,12 @@ impl Group {
     pub(crate) fn kill(&self) {
         // A group that is not there has no processes.
         let _ = fs::write(self.directory.join("cgroup.kill"), "1");
+    }
+
+    /// Stops all processes of the group and below where they are, or lets them go on.
+    pub(crate) fn freeze(&self, frozen: bool) -> std::io::Result<()> {
+        let value = if frozen { "1" } else { "0" };
+        fs::write(self.directory.join("cgroup.freeze"), value)
     }
 
     /// Whether a process is in the group or below it.

@@ -70,6 +70,21 @@ impl Container {
         Ok(())
     }
 
+    /// Puts it into a process namespace that is there.
+    pub(crate) fn join_processes(&mut self, path: &Path) -> Result<(), RequestError> {
+        let namespaces = list(child(&mut self.0, "linux")?, "namespaces")?;
+        if namespaces
+            .iter()
+            .any(|one| one.get("type") == Some(&json!("pid")))
+        {
+            return Err(RequestError::Invalid(
+                "a container that shares processes has no process namespace of its own".into(),
+            ));
+        }
+        namespaces.push(json!({"type": "pid", "path": path}));
+        Ok(())
+    }
+
     /// Shows a disk as a block device, and allows its use.
     pub(crate) fn add_device(&mut self, device: &Device, disk: &Disk) -> Result<(), RequestError> {
         let linux = child(&mut self.0, "linux")?;
@@ -103,6 +118,32 @@ impl Container {
             "options": ["rbind", "rprivate", "nodev", access],
         }));
         Ok(())
+    }
+
+    /// Says where a bind mount really comes from.
+    pub(crate) fn set_source(&mut self, mount: u32, from: &Path) -> Result<(), RequestError> {
+        let mounts = list(&mut self.0, "mounts")?;
+        let found = usize::try_from(mount)
+            .ok()
+            .and_then(|index| mounts.get_mut(index))
+            .and_then(Value::as_object_mut);
+        let bind = |found: &Map<String, Value>| {
+            let options = found.get("options").and_then(Value::as_array);
+            found.get("type") == Some(&json!("bind"))
+                && options.is_some_and(|all| {
+                    all.iter()
+                        .any(|option| option == "bind" || option == "rbind")
+                })
+        };
+        match found {
+            Some(found) if bind(found) => {
+                found.insert("source".into(), json!(from));
+                Ok(())
+            }
+            _ => Err(RequestError::Invalid(format!(
+                "mount {mount} of the configuration is no bind mount"
+            ))),
+        }
     }
 
     /// Takes the process object out, to be given back with [`Container::text`].
@@ -163,6 +204,31 @@ impl Process {
             ));
         }
         Ok(terminal)
+    }
+
+    /// Whom the host says it runs as: user, group, further groups.
+    pub(crate) fn user(&self) -> Result<(u32, u32, Vec<u32>), RequestError> {
+        let number = |value: Option<&Value>| {
+            let number = value.map_or(Some(0), Value::as_u64)?;
+            // The kernel takes the largest number for "unchanged".
+            u32::try_from(number).ok().filter(|id| *id != u32::MAX)
+        };
+        let read = || {
+            let user = match self.0.get("user") {
+                None | Some(Value::Null) => return Some((0, 0, Vec::new())),
+                Some(user) => user.as_object()?,
+            };
+            let groups = match user.get("additionalGids") {
+                None | Some(Value::Null) => Vec::new(),
+                Some(groups) => groups
+                    .as_array()?
+                    .iter()
+                    .map(|group| number(Some(group)))
+                    .collect::<Option<_>>()?,
+            };
+            Some((number(user.get("uid"))?, number(user.get("gid"))?, groups))
+        };
+        read().ok_or_else(|| RequestError::Invalid("the process's user is no number".into()))
     }
 
     /// Whom it runs as, and where that user is at home unless the host has said so.
@@ -271,6 +337,44 @@ mod tests {
                 },
             ])
         );
+    }
+
+    #[test]
+    fn a_container_has_one_process_namespace() {
+        let mut config = Container::parse(b"{}").unwrap();
+        config.join_processes(Path::new("/p")).unwrap();
+        let namespaces = &config.0["linux"]["namespaces"];
+        assert_eq!(namespaces, &json!([{"type": "pid", "path": "/p"}]));
+        assert!(config.join_processes(Path::new("/p")).is_err());
+    }
+
+    #[test]
+    fn only_bind_mounts_get_another_source() {
+        let mut config = Container::parse(
+            br#"{"mounts":[{"destination":"/proc","type":"proc"},
+                {"destination":"/a","type":"bind","options":["rbind","ro"]}]}"#,
+        )
+        .unwrap();
+        config.set_source(1, Path::new("/m/1")).unwrap();
+        assert_eq!(config.0["mounts"][1]["source"], "/m/1");
+        assert!(config.set_source(0, Path::new("/m/0")).is_err());
+        assert!(config.set_source(2, Path::new("/m/2")).is_err());
+    }
+
+    #[test]
+    fn a_user_in_the_specification_is_numbers() {
+        let user = |text: &str| Process::parse(text.as_bytes()).unwrap().user();
+        assert_eq!(user("{}").unwrap(), (0, 0, vec![]));
+        let text = r#"{"user":{"uid":7,"gid":8,"additionalGids":[9]}}"#;
+        assert_eq!(user(text).unwrap(), (7, 8, vec![9]));
+        for bad in [
+            r#"{"user":{"uid":-1}}"#,
+            r#"{"user":{"uid":4294967295}}"#,
+            r#"{"user":{"additionalGids":["a"]}}"#,
+            r#"{"user":[]}"#,
+        ] {
+            assert!(user(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -19,6 +19,7 @@ use std::{
 use pericarp_api::{
     agent::{CreateContainerRequest, CreateProcessRequest, Streams},
     is_id,
+    share::MAX_SOURCES,
 };
 use rustix::process::{Pid, Signal};
 
@@ -75,6 +76,7 @@ impl Container {
         request: &CreateContainerRequest,
         scratch: Option<&Scratch>,
         shares: &Shares,
+        processes: Option<&Path>,
         count: &Arc<AtomicUsize>,
     ) -> Result<Arc<Self>, RequestError> {
         let id = &request.container;
@@ -99,6 +101,14 @@ impl Container {
             }
             config.add_device(device, &disks::find(&device.disk)?)?;
         }
+        if request.sources.len() > MAX_SOURCES {
+            return Err(RequestError::Invalid(format!(
+                "the mounts of a container come from {MAX_SOURCES} places at most"
+            )));
+        }
+        if let Some(processes) = processes {
+            config.join_processes(processes)?;
+        }
         shares::check(&request.shares)?;
         for share in &request.shares {
             config.add_share(share, &shares.mount(&share.tag, share.read_only)?)?;
@@ -111,21 +121,27 @@ impl Container {
             shares,
         )?;
         let rootfs = root.rootfs();
-        let mut finish = || -> Result<User, RequestError> {
+        let mut finish = |root: &mut Root| -> Result<User, RequestError> {
             config.set_root(&rootfs.to_string_lossy())?;
+            for source in &request.sources {
+                config.set_source(source.mount, &root.add_source(source, shares)?)?;
+            }
             let inside = Inside::open(&rootfs).map_err(trying("the root"))?;
-            let user = user::find(&inside, &request.user)?;
+            let user = match request.user_in_spec {
+                true => user::numbered(&inside, process.user()?)?,
+                false => user::find(&inside, &request.user)?,
+            };
             process.set_user(&user)?;
             // As podman does for an image's directory. Where it cannot be made, crun will say so.
             let directory = Path::new(process.directory()?);
             let _ = inside.make_directory(directory, (user.uid, user.gid));
             Ok(user)
         };
-        let user = match finish() {
+        let user = match finish(&mut root) {
             Ok(user) => user,
             Err(error) => {
                 // The first error is the one to tell.
-                let _ = root.remove();
+                let _ = root.remove(shares);
                 return Err(error);
             }
         };
@@ -141,7 +157,7 @@ impl Container {
         });
         let registered = container.register("", has_terminal, &streams, spec, program);
         if let Err(error) = registered {
-            let _ = lock(&container.root).remove();
+            let _ = lock(&container.root).remove(shares);
             return Err(error);
         }
         Ok(container)
@@ -194,12 +210,17 @@ impl Container {
         let streams = request.streams.clone().unwrap_or_default();
         let has_terminal = process.has_terminal(&streams)?;
         self.check_running()?;
-        if request.user.is_empty() {
+        let inside = || {
+            let rootfs = lock(&self.root).rootfs();
+            Inside::open(&rootfs).map_err(trying("the root"))
+        };
+        if request.user_in_spec {
+            let user = user::numbered(&inside()?, process.user()?)?;
+            process.set_user(&user)?;
+        } else if request.user.is_empty() {
             process.set_user(&self.user)?;
         } else {
-            let rootfs = lock(&self.root).rootfs();
-            let inside = Inside::open(&rootfs).map_err(trying("the root"))?;
-            process.set_user(&user::find(&inside, &request.user)?)?;
+            process.set_user(&user::find(&inside()?, &request.user)?)?;
         }
         self.register(
             &request.process,
@@ -315,6 +336,18 @@ impl Container {
         if reached { Ok(()) } else { Err(gone()) }
     }
 
+    /// Changes its limits, `linux.resources` of a configuration.
+    pub(crate) fn update(&self, resources: &[u8], reaper: &Reaper) -> Result<(), RequestError> {
+        self.check_running()?;
+        crun::update(reaper, &self.id, resources)
+    }
+
+    /// Stops its processes where they are, or lets them go on.
+    pub(crate) fn freeze(&self, frozen: bool) -> Result<(), RequestError> {
+        self.check_running()?;
+        self.group.freeze(frozen).map_err(trying("the freezer"))
+    }
+
     /// Its control group.
     pub(crate) fn group(&self) -> &Group {
         &self.group
@@ -372,10 +405,10 @@ impl Container {
     }
 
     /// Ends it and undoes everything.
-    pub(crate) fn remove(&self, reaper: &Reaper) -> Result<(), RequestError> {
+    pub(crate) fn remove(&self, reaper: &Reaper, shares: &Shares) -> Result<(), RequestError> {
         self.end()?;
         let deleted = crun::delete(reaper, &self.id);
-        let removed = lock(&self.root).remove();
+        let removed = lock(&self.root).remove(shares);
         deleted.and(removed)
     }
 

@@ -178,6 +178,29 @@ pub(crate) fn delete(reaper: &Reaper, container: &str) -> Result<(), RequestErro
     }
 }
 
+/// Changes the limits of a container.
+pub(crate) fn update(
+    reaper: &Reaper,
+    container: &str,
+    resources: &[u8],
+) -> Result<(), RequestError> {
+    let place = Place::new()?;
+    let file = place.file("resources");
+    fs::write(&file, resources).map_err(trying("the container's limits"))?;
+    let mut command = command(&place);
+    command
+        .args(["update", "--resources"])
+        .arg(&file)
+        .arg(container)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    match run(reaper, &mut command)? {
+        Some(status) if status.success() => Ok(()),
+        ended => Err(explain(container, ended, &log(&place))),
+    }
+}
+
 /// Runs crun to its end. None when it had to be killed.
 fn run(reaper: &Reaper, command: &mut Command) -> Result<Option<ExitStatus>, RequestError> {
     let (sender, receiver) = mpsc::sync_channel(1);

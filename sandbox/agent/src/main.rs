@@ -21,6 +21,7 @@ mod memory;
 mod network;
 mod pod;
 mod process;
+mod processes;
 mod pump;
 mod reaper;
 mod root;
@@ -28,10 +29,12 @@ mod service;
 mod shares;
 mod stats;
 mod streams;
+mod sysctl;
 mod terminal;
 mod trash;
 mod user;
 mod vsock;
+mod want;
 
 use std::sync::Arc;
 
@@ -43,6 +46,7 @@ use crate::{
 };
 
 fn main() {
+    processes::play();
     let kernel_ms = uptime_ms();
     if rustix::process::getpid().as_raw_nonzero().get() != 1 {
         eprintln!("pericarp-agent: runs as the first process of a virtual machine only");

@@ -21,9 +21,11 @@ use crate::{
     error::{RequestError, trying},
     network,
     process::Process,
+    processes::Shared,
     reaper::Reaper,
     root::Scratch,
     shares::Shares,
+    sysctl,
 };
 
 const MAX_CONTAINERS: usize = 64;
@@ -37,6 +39,7 @@ pub(crate) struct Pod {
     pub(crate) reaper: Arc<Reaper>,
     state: Mutex<State>,
     shares: Shares,
+    processes: Shared,
     /// Processes of all containers.
     count: Arc<AtomicUsize>,
 }
@@ -57,6 +60,7 @@ impl Pod {
             reaper,
             state: Mutex::default(),
             shares: Shares::default(),
+            processes: Shared::default(),
             count: Arc::default(),
         }
     }
@@ -85,6 +89,9 @@ impl Pod {
         }
         if let Some(network) = request.network.as_ref() {
             network::configure(network)?;
+        }
+        for (name, value) in &request.sysctls {
+            sysctl::set(name, value)?;
         }
         state.configured = true;
         Ok(())
@@ -115,7 +122,7 @@ impl Pod {
             state.containers.insert(id.clone(), None);
             state.scratch.clone()
         };
-        let created = Container::create(request, scratch.as_deref(), &self.shares, &self.count);
+        let created = self.make(request, scratch.as_deref());
         drop(scratch);
         let mut state = self.state();
         match created {
@@ -128,6 +135,19 @@ impl Pod {
                 Err(error)
             }
         }
+    }
+
+    fn make(
+        &self,
+        request: &CreateContainerRequest,
+        scratch: Option<&Scratch>,
+    ) -> Result<Arc<Container>, RequestError> {
+        let processes = match request.shared_processes {
+            true => Some(self.processes.path(&self.reaper)?),
+            false => None,
+        };
+        let processes = processes.as_deref();
+        Container::create(request, scratch, &self.shares, processes, &self.count)
     }
 
     pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>, RequestError> {
@@ -148,7 +168,7 @@ impl Pod {
 
     pub(crate) fn remove(&self, id: &str) -> Result<(), RequestError> {
         let container = self.container(id)?;
-        container.remove(&self.reaper)?;
+        container.remove(&self.reaper, &self.shares)?;
         self.state().containers.remove(id);
         Ok(())
     }

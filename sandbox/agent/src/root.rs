@@ -11,6 +11,7 @@
 //! /run/pericarp/shares/<tag>               the share, mounted once for all containers
 //! /run/pericarp/containers/<id>/layer      a tmpfs that takes the layer when there is no scratch
 //! /run/pericarp/containers/<id>/rootfs     what the container sees
+//! /run/pericarp/containers/<id>/mounts/<n> where its bind mount n comes from
 //! ```
 
 use std::{
@@ -22,7 +23,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pericarp_api::{agent::RootFs, share::is_tag};
+use pericarp_api::{
+    agent::{RootFs, Source},
+    share::{is_part, is_tag},
+};
 use rustix::{
     fs::{Gid, Mode, Uid, chmod, chown},
     io::Errno,
@@ -66,6 +70,8 @@ pub(crate) struct Root {
     mounts: Vec<(PathBuf, bool)>,
     /// Where the scratch disk is mounted, and the name of the layer there.
     layer: Option<(PathBuf, String)>,
+    /// Parts of shares, by tag and path.
+    parts: Vec<(String, String)>,
 }
 
 impl Root {
@@ -82,12 +88,13 @@ impl Root {
             directory,
             mounts: Vec::new(),
             layer: None,
+            parts: Vec::new(),
         };
         match root.mount_all(wanted, scratch, shares) {
             Ok(()) => Ok(root),
             Err(error) => {
                 // The first error is the one to tell.
-                let _ = root.remove();
+                let _ = root.remove(shares);
                 Err(error)
             }
         }
@@ -99,6 +106,10 @@ impl Root {
         scratch: Option<&Scratch>,
         shares: &Shares,
     ) -> Result<(), RequestError> {
+        if !wanted.path.is_empty() {
+            let place = self.rootfs();
+            return self.show(shares, (&wanted.source, &wanted.path), place);
+        }
         if wanted.fs_type == shares::KIND {
             // Stays mounted, as every share does.
             let lower = shares.mount(&wanted.source, true)?;
@@ -166,6 +177,34 @@ impl Root {
         Ok(())
     }
 
+    fn show(
+        &mut self,
+        shares: &Shares,
+        (tag, path): (&str, &str),
+        place: PathBuf,
+    ) -> Result<(), RequestError> {
+        self.parts.push((tag.to_owned(), path.to_owned()));
+        shares.show(tag, path, &place)?;
+        self.mounts.push((place, false));
+        Ok(())
+    }
+
+    /// Where a bind mount really comes from.
+    pub(crate) fn add_source(
+        &mut self,
+        source: &Source,
+        shares: &Shares,
+    ) -> Result<PathBuf, RequestError> {
+        let place = self.directory.join(format!("mounts/{}", source.mount));
+        if source.memory {
+            shares.show_memory(&place)?;
+            self.mounts.push((place.clone(), false));
+        } else {
+            self.show(shares, (&source.tag, &source.path), place.clone())?;
+        }
+        Ok(place)
+    }
+
     /// crun's bundle.
     pub(crate) fn bundle(&self) -> &Path {
         &self.directory
@@ -178,8 +217,11 @@ impl Root {
 
     /// Writes everything back and undoes the mounts; what was written to the layer is gone.
     /// Nothing of the container may be running any more.
-    pub(crate) fn remove(&mut self) -> Result<(), RequestError> {
+    pub(crate) fn remove(&mut self, shares: &Shares) -> Result<(), RequestError> {
         self.put_away()?;
+        for (tag, path) in self.parts.drain(..) {
+            shares.let_go(&tag, &path);
+        }
         if let Some((place, name)) = &self.layer {
             trash::remove(place, name).map_err(trying("what a container wrote"))?;
             self.layer = None;
@@ -193,7 +235,12 @@ impl Root {
         gone(fs::remove_file(self.directory.join("config.json")))?;
         // One by one: should something still be mounted there, it is none of these calls' to
         // remove.
-        for part in ["rootfs", "disk", "layer", ""] {
+        if let Ok(places) = fs::read_dir(self.directory.join("mounts")) {
+            for place in places.flatten().map(|entry| entry.path()) {
+                gone(fs::remove_dir(&place).or_else(|_| fs::remove_file(&place)))?;
+            }
+        }
+        for part in ["rootfs", "disk", "layer", "mounts", ""] {
             gone(fs::remove_dir(self.directory.join(part)))?;
         }
         Ok(())
@@ -224,7 +271,19 @@ fn check(wanted: &RootFs) -> Result<(), RequestError> {
             "a root with a writable layer is mounted read-only".into(),
         ));
     }
-    if share && !wanted.writable_layer {
+    let part = !wanted.path.is_empty();
+    if part && !(share && is_part(&wanted.path)) {
+        return Err(RequestError::Invalid(format!(
+            "'{}' is no part of a share",
+            wanted.path
+        )));
+    }
+    if part && wanted.writable_layer {
+        return Err(RequestError::Invalid(
+            "a part of a share is a root without a layer".into(),
+        ));
+    }
+    if share && !part && !wanted.writable_layer {
         return Err(RequestError::Invalid(
             "a share is a root below a writable layer only".into(),
         ));
@@ -329,7 +388,24 @@ mod tests {
         check(&root("root", "virtiofs", true, true)).unwrap();
         check(&root("root", "erofs", true, true)).unwrap();
         check(&root("root", "ext4", false, false)).unwrap();
+        let part = |fs_type: &str, path: &str, writable_layer| RootFs {
+            path: path.into(),
+            ..root("pod", fs_type, writable_layer, writable_layer)
+        };
+        check(&part("virtiofs", "web/rootfs", false)).unwrap();
         for (bad, message) in [
+            (
+                part("virtiofs", "../rootfs", false),
+                "'../rootfs' is no part of a share",
+            ),
+            (
+                part("ext4", "rootfs", false),
+                "'rootfs' is no part of a share",
+            ),
+            (
+                part("virtiofs", "web", true),
+                "a part of a share is a root without a layer",
+            ),
             (
                 root("root", "nfs", true, true),
                 "'nfs' is no file system for a root: erofs, ext4 and virtiofs are",

@@ -9,8 +9,8 @@ use pericarp_api::{
     AGENT_PORT,
     agent::{
         ConfigureRequest, ContainerRequest, CreateContainerRequest, CreateProcessRequest, Empty,
-        ProcessRequest, ResizeRequest, SignalRequest, StartProcessResponse, StatsRequest,
-        StatsResponse,
+        FreezeRequest, ProcessRequest, ResizeRequest, SignalRequest, StartProcessResponse,
+        StatsRequest, StatsResponse, UpdateRequest,
     },
     agent_ttrpc::{Agent, create_agent},
 };
@@ -125,6 +125,16 @@ impl Agent for Service {
         request: ContainerRequest,
     ) -> ttrpc::Result<Empty> {
         done(self.pod.remove(&request.container))
+    }
+
+    fn update_container(&self, _: &TtrpcContext, request: UpdateRequest) -> ttrpc::Result<Empty> {
+        let container = answer(self.pod.container(&request.container))?;
+        done(container.update(&request.resources, &self.pod.reaper))
+    }
+
+    fn freeze_container(&self, _: &TtrpcContext, request: FreezeRequest) -> ttrpc::Result<Empty> {
+        let container = answer(self.pod.container(&request.container))?;
+        done(container.freeze(request.frozen))
     }
 
     fn get_stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {

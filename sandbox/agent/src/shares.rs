@@ -7,11 +7,17 @@
 //!
 //! ```text
 //! /run/pericarp/shares/<tag>   the share with this tag
+//! /run/pericarp/shm            memory that containers share
 //! ```
+//!
+//! A share can be shown in parts, too, each to one container: what the host has mounted below the
+//! shared directory for it. Such mounts are mounts here as well, made by the kernel when a path
+//! leads there; who is done with a part lets go of its mount, and the host's is free.
 
 use std::{
     collections::BTreeMap,
     fs,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
@@ -20,11 +26,15 @@ use std::{
 
 use pericarp_api::{
     agent::Share,
-    share::{MAX_SHARES, check_place, is_tag},
+    share::{MAX_SHARES, check_place, is_part, is_tag},
 };
 use rustix::{
+    fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat2},
     io::Errno,
-    mount::{MountFlags, mount},
+    mount::{
+        MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, move_mount, open_tree,
+        unmount,
+    },
 };
 
 use crate::{
@@ -38,6 +48,8 @@ pub(crate) const KIND: &str = "virtiofs";
 /// How long a device may take to appear.
 const LIMIT: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(5);
+/// As containerd gives a pod.
+const SHARED_MEMORY: &std::ffi::CStr = c"mode=1777,size=65536k";
 
 /// The shares that are mounted.
 #[derive(Debug, Default)]
@@ -127,6 +139,46 @@ impl Shares {
         Ok(place)
     }
 
+    /// Shows a part of a share, a directory or a file, at `place`, which is made.
+    pub(crate) fn show(&self, tag: &str, path: &str, place: &Path) -> Result<(), RequestError> {
+        if !is_tag(tag) || !is_part(path) {
+            return Err(RequestError::Invalid(format!(
+                "'{path}' is no part of a share '{tag}'"
+            )));
+        }
+        let top = self.mount(tag, false)?;
+        let failed = || trying(format!("'{path}' of the share '{tag}'"));
+        let (part, is_directory) = open_part(&top, path).map_err(failed())?;
+        show(&part, is_directory, place).map_err(failed())
+    }
+
+    /// Lets go of what the kernel has mounted for a part that was shown.
+    pub(crate) fn let_go(&self, tag: &str, path: &str) {
+        let Some(top) = self.lock().get(tag).map(|there| there.place.clone()) else {
+            return;
+        };
+        // Most parts are no mounts of their own.
+        let _ = unmount(top.join(path), UnmountFlags::DETACH);
+    }
+
+    /// Shows the memory that all containers share at `place`, which is made.
+    pub(crate) fn show_memory(&self, place: &Path) -> Result<(), RequestError> {
+        let memory = Path::new(STATE).join("shm");
+        // As for the others: two containers may want it.
+        let _mounted = self.lock();
+        if !memory.exists() {
+            fs::create_dir(&memory).map_err(trying("shared memory"))?;
+            let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+            mount("shm", &memory, "tmpfs", flags, Some(SHARED_MEMORY))
+                .map_err(trying("shared memory"))?;
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::open(&memory, flags, Mode::empty())
+            .map_err(std::io::Error::from)
+            .and_then(|memory| show(&memory, true, place))
+            .map_err(trying("shared memory"))
+    }
+
     /// Unmounts everything. Goes on after an error, and gives the first.
     ///
     /// Nothing is written back: what the processes wrote went to the host when they closed or
@@ -145,6 +197,42 @@ impl Shares {
         // A panic ends this program, so nobody sees a state left half changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Opens a part below `top`, and says whether it is a directory.
+fn open_part(top: &Path, path: &str) -> std::io::Result<(OwnedFd, bool)> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let top = rustix::fs::open(top, flags, Mode::empty())?;
+    let open = |flags| {
+        // The host has no links there, and nothing leads out.
+        let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        openat2(&top, path, flags, Mode::empty(), how)
+    };
+    let part = open(OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC)?;
+    if FileType::from_raw_mode(fstat(&part)?.st_mode) != FileType::Directory {
+        return Ok((part, false));
+    }
+    // Only who asks for a directory gets what the host has mounted on it, follow_automount.
+    Ok((open(flags)?, true))
+}
+
+/// Mounts what is open at `place`, which is made.
+fn show(part: &OwnedFd, is_directory: bool, place: &Path) -> std::io::Result<()> {
+    if is_directory {
+        fs::create_dir_all(place)?;
+    } else {
+        if let Some(parent) = place.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        fs::File::create_new(place)?;
+    }
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH
+        | OpenTreeFlags::AT_RECURSIVE;
+    let clone = open_tree(part, c"", flags)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    Ok(move_mount(&clone, c"", CWD, place, flags)?)
 }
 
 #[cfg(test)]

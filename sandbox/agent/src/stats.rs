@@ -33,6 +33,17 @@ fn container(group: &Group) -> ContainerStats {
         cpu_throttled_usec: group.cpu_stat("throttled_usec"),
         processes: group.number("pids.current"),
         oom_kills: group.oom_kills(),
+        memory_limit: group.number("memory.max"),
+        memory_inactive_file: group.memory_stat("inactive_file"),
+        memory_anonymous: group.memory_stat("anon"),
+        memory_file: group.memory_stat("file"),
+        page_faults: group.memory_stat("pgfault"),
+        major_page_faults: group.memory_stat("pgmajfault"),
+        cpu_user_usec: group.cpu_stat("user_usec"),
+        cpu_system_usec: group.cpu_stat("system_usec"),
+        cpu_periods: group.cpu_stat("nr_periods"),
+        cpu_throttled_periods: group.cpu_stat("nr_throttled"),
+        processes_limit: group.number("pids.max"),
         ..ContainerStats::default()
     }
 }

@@ -16,7 +16,7 @@ use std::{
 };
 
 use pericarp_api::{
-    HOST_CID, STREAM_PORT, StreamTarget,
+    HOST_CID, STREAM_PORT, StreamKind, StreamTarget,
     stream::{ATTACHED, NO_SUCH_STREAM, TAKEN},
 };
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
@@ -25,7 +25,7 @@ use crate::{
     greeting,
     pod::Pod,
     process::{STACK, Unattached},
-    vsock,
+    vsock, want,
 };
 
 /// For a header to arrive: it is sent with the connection.
@@ -68,8 +68,9 @@ fn accept_all(listener: &OwnedFd, pod: &Arc<Pod>) -> ! {
             .stack_size(STACK)
             .spawn(move || {
                 // The host sees the end of a connection that fails.
-                let _ = attach(&pod, connection);
-                count.fetch_sub(1, Ordering::Relaxed);
+                let _ = attach(&pod, connection, || {
+                    count.fetch_sub(1, Ordering::Relaxed);
+                });
             });
         if thread.is_err() {
             strangers.fetch_sub(1, Ordering::Relaxed);
@@ -77,13 +78,25 @@ fn accept_all(listener: &OwnedFd, pod: &Arc<Pod>) -> ! {
     }
 }
 
-/// Reads the header, answers, and hands the connection over.
-fn attach(pod: &Pod, connection: OwnedFd) -> io::Result<()> {
+/// Reads the header, answers, and hands the connection over; `known` is called when the header
+/// has been read, or has failed to come.
+fn attach(pod: &Pod, connection: OwnedFd, known: impl FnOnce()) -> io::Result<()> {
     for direction in [Timeout::Recv, Timeout::Send] {
         set_socket_timeout(&connection, direction, Some(HEADER_LIMIT))?;
     }
     let mut connection = File::from(connection);
-    let target = StreamTarget::read(&mut connection)?;
+    let target = StreamTarget::read(&mut connection);
+    known();
+    let target = target?;
+    if target.kind == StreamKind::OutOfMemory {
+        return match pod.container(&target.container) {
+            Ok(container) if target.process.is_empty() => {
+                connection.write_all(&[ATTACHED])?;
+                want::tell(container.group(), &connection)
+            }
+            _ => connection.write_all(&[NO_SUCH_STREAM]),
+        };
+    }
     let Ok(process) = pod.process(&target.container, &target.process) else {
         return connection.write_all(&[NO_SUCH_STREAM]);
     };

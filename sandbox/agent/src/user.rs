@@ -32,6 +32,20 @@ pub(crate) fn find(inside: &Inside, wanted: &str) -> Result<User, RequestError> 
     resolve(wanted, &file("/etc/passwd")?, &file("/etc/group")?)
 }
 
+/// The user that the host has looked up already, with the home that the container's files give it.
+pub(crate) fn numbered(
+    inside: &Inside,
+    (uid, gid, groups): (u32, u32, Vec<u32>),
+) -> Result<User, RequestError> {
+    let found = find(inside, &uid.to_string())?;
+    Ok(User {
+        uid,
+        gid,
+        groups,
+        home: found.home,
+    })
+}
+
 struct PasswdLine<'a> {
     name: &'a str,
     uid: u32,

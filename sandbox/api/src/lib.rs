@@ -58,7 +58,7 @@ pub use hello::{Hello, HelloError};
 pub use stream::{ExitReport, StreamKind, StreamTarget};
 
 /// Version of everything in this crate; host and guest must agree exactly.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// Guest port of the ttrpc service.
 pub const AGENT_PORT: u32 = 1024;

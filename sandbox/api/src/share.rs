@@ -9,6 +9,8 @@ use thiserror::Error;
 pub const MAX_TAG: usize = 36;
 /// Most shares of one container.
 pub const MAX_SHARES: usize = 16;
+/// Most parts of shares that one container's mounts come from.
+pub const MAX_SOURCES: usize = 256;
 /// The kernel takes no longer path (`PATH_MAX`, with the zero at its end).
 const MAX_PATH: usize = 4095;
 /// Where the container's own kernel file systems and devices are.
@@ -38,6 +40,13 @@ pub enum PlaceError {
 #[must_use]
 pub fn is_tag(tag: &str) -> bool {
     tag.len() <= MAX_TAG && crate::is_id(tag)
+}
+
+/// Whether `path` may name a part of a share: relative, and nothing in it leads up.
+#[must_use]
+pub fn is_part(path: &str) -> bool {
+    let odd = |part: &str| matches!(part, "" | "." | "..") || part.contains('\0');
+    path.len() <= MAX_PATH && !path.split('/').any(odd)
 }
 
 /// Checks where a container is to have a share.
@@ -80,6 +89,26 @@ mod tests {
         }
         for bad in ["", "..", "a/b", "a,b", "a\0", &"t".repeat(37)] {
             assert!(!is_tag(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn parts_of_shares_do_not_lead_up() {
+        for good in ["web/rootfs", "a", "..a/b..", "a b/.c"] {
+            assert!(is_part(good), "{good}");
+        }
+        for bad in [
+            "",
+            "/a",
+            "a/",
+            "a//b",
+            ".",
+            "a/../b",
+            "..",
+            "a\0",
+            &"a/".repeat(2500),
+        ] {
+            assert!(!is_part(bad), "{bad}");
         }
     }
 

@@ -10,7 +10,9 @@
 //!
 //! and is answered one byte, [`ATTACHED`] or a refusal. From then on the connection is the stream:
 //! standard input flows to the guest and ends with the host's half-close; the outputs flow to the
-//! host and end with the guest's. On a connection of kind [`StreamKind::Exit`] the guest sends one
+//! host and end with the guest's. A connection of kind [`StreamKind::OutOfMemory`] belongs to a running
+//! container, not to one of its processes (whose id is empty): it brings one byte for each time that
+//! the kernel has killed processes of it for want of memory, and ends with the container. On a connection of kind [`StreamKind::Exit`] the guest sends one
 //! [`ExitReport`] when the process has ended and its outputs have been handed over.
 
 use std::io::{self, Read, Write};
@@ -35,14 +37,22 @@ pub enum StreamKind {
     Stderr,
     /// The process's end.
     Exit,
+    /// The container's want of memory.
+    OutOfMemory,
 }
 
 impl StreamKind {
     /// All kinds, by number.
-    pub const ALL: [Self; 4] = [Self::Stdin, Self::Stdout, Self::Stderr, Self::Exit];
+    pub const ALL: [Self; 5] = [
+        Self::Stdin,
+        Self::Stdout,
+        Self::Stderr,
+        Self::Exit,
+        Self::OutOfMemory,
+    ];
 
     fn number(self) -> u8 {
-        // Four of them.
+        // Five of them.
         Self::ALL.iter().position(|kind| *kind == self).unwrap_or(0) as u8
     }
 }
@@ -192,7 +202,7 @@ mod tests {
     fn strange_headers_are_refused() {
         for bytes in [
             &b""[..],
-            b"\x04\x01a\x00",
+            b"\x05\x01a\x00",
             b"\x00\x00\x00",
             b"\x00\x02..\x00",
             b"\x00\x01a\x01/",
