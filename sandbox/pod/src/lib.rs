@@ -12,6 +12,7 @@ pub mod greeting;
 pub mod initramfs;
 pub mod network;
 pub mod process;
+pub mod pump;
 pub mod sidecar;
 
 pub use assets::Assets;

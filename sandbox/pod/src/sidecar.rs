@@ -66,6 +66,8 @@ pub enum Access {
     /// once, and passed on as a plain container's runtime mounts it, which is without what is
     /// mounted below it and with its access control lists.
     Root,
+    /// All of it, and of what is mounted below it later; it is a shared mount.
+    Pod,
 }
 
 /// One directory of the host.
@@ -87,6 +89,7 @@ impl Share {
     fn argument(&self) -> String {
         let (cache, more) = match self.access {
             Access::Reading | Access::Writing => ("auto", ""),
+            Access::Pod => ("auto", ",posix-acl=on,later-mounts=on"),
             Access::Root => ("always", ",posix-acl=on,submounts=off"),
         };
         format!(
@@ -95,7 +98,7 @@ impl Share {
             id = self.id,
             socket = quoted(&self.socket),
             directory = quoted(&self.directory),
-            read_only = on_or_off(self.access != Access::Writing),
+            read_only = on_or_off(!matches!(self.access, Access::Writing | Access::Pod)),
             queues = self.queues,
         )
     }
@@ -357,6 +360,15 @@ mod tests {
             ),
             "{}",
             root.argument()
+        );
+        let pod = Share {
+            access: Access::Pod,
+            ..root
+        };
+        assert!(pod.argument().contains(",read-only=off,cache=auto,"));
+        assert!(
+            pod.argument()
+                .ends_with(",xattr=on,posix-acl=on,later-mounts=on")
         );
     }
 

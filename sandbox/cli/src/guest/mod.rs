@@ -5,5 +5,4 @@
 //! here knows how the machine came to be.
 
 pub(crate) mod calls;
-pub(crate) mod pump;
 pub(crate) mod session;

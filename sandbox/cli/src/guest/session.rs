@@ -22,6 +22,7 @@ use pericarp_hypervisor::MachineError;
 use pericarp_pod::{
     PodError,
     process::{Attached, CallError, Name},
+    pump::{Input, Output, OutputEnd},
 };
 use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
@@ -30,10 +31,7 @@ use rustix::{
 
 use crate::{
     failure::{Failure, during},
-    guest::{
-        calls::Calls,
-        pump::{Input, Output, OutputEnd},
-    },
+    guest::calls::Calls,
     signals::Signals,
     terminal,
 };

@@ -1,8 +1,8 @@
 //! The threads that carry bytes between our own streams and those of a process in the guest.
 //!
 //! One thread per stream with one buffer, so what a guest can make us hold is the buffer and no
-//! more: while our own reader is slow, the guest waits. Started by `session`, which is told of
-//! their ends through its bell.
+//! more: while our own reader is slow, the guest waits. Started by whoever attached to the process,
+//! who is told of the outputs' ends.
 
 use std::{
     io::{self, Read, Write},
@@ -26,7 +26,7 @@ const BUFFER: usize = 64 * 1024;
 
 /// How a stream from the guest came to its end.
 #[derive(Debug)]
-pub(crate) enum OutputEnd {
+pub enum OutputEnd {
     /// The guest closed it, or nobody reads ours any more.
     Closed,
     /// Ours cannot be written.
@@ -35,7 +35,7 @@ pub(crate) enum OutputEnd {
 
 /// A running output, seen from outside.
 #[derive(Debug)]
-pub(crate) struct Output {
+pub struct Output {
     socket: UnixStream,
     progress: Arc<Progress>,
 }
@@ -49,7 +49,7 @@ struct Progress {
 
 impl Output {
     /// Carries what the guest sends to `sink`; `ended` is called on the thread at the end.
-    pub(crate) fn start(
+    pub fn start(
         name: &str,
         socket: UnixStream,
         sink: impl Write + Send + 'static,
@@ -67,13 +67,13 @@ impl Output {
     }
 
     /// Bytes carried so far; None while it waits for our own reader.
-    pub(crate) fn waits_since(&self) -> Option<u64> {
+    pub fn waits_since(&self) -> Option<u64> {
         (!self.progress.writing.load(Ordering::Relaxed))
             .then(|| self.progress.bytes.load(Ordering::Relaxed))
     }
 
     /// Ends it: what the guest has not sent by now is not waited for.
-    pub(crate) fn cut(&self) {
+    pub fn cut(&self) {
         // It may have ended by itself.
         let _ = self.socket.shutdown(Shutdown::Both);
     }
@@ -108,17 +108,14 @@ fn carry(mut socket: UnixStream, mut sink: impl Write, progress: &Progress) -> O
 /// A running input, seen from outside. Dropping it ends the thread: what is typed from then on is
 /// for whoever reads next.
 #[derive(Debug)]
-pub(crate) struct Input {
+pub struct Input {
     socket: UnixStream,
     stop: Arc<OwnedFd>,
 }
 
 impl Input {
     /// Carries what `source` has to the guest, to the end of either.
-    pub(crate) fn start(
-        source: impl AsFd + Send + 'static,
-        socket: UnixStream,
-    ) -> io::Result<Self> {
+    pub fn start(source: impl AsFd + Send + 'static, socket: UnixStream) -> io::Result<Self> {
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
         let input = Self {
             socket: socket.try_clone()?,

@@ -1,0 +1,163 @@
+//! The thread that has the pod's machine: boots it, notices its end, ends it.
+//!
+//! It is the main thread, because the kernel ends a machine with the thread that started it. All
+//! others ask it, one after the other.
+
+use std::{
+    os::fd::OwnedFd,
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{Receiver, Sender, channel},
+    },
+};
+
+use rustix::{
+    event::{EventfdFlags, PollFd, PollFlags, eventfd, poll},
+    io::Errno,
+};
+
+use crate::{
+    directory::Directory,
+    error::{ShimError, during},
+    machine::{Booted, Plan, Running},
+};
+
+enum Order {
+    Boot(Box<Plan>, Sender<Result<Booted, ShimError>>),
+    End(Sender<()>),
+    Leave,
+}
+
+/// The way to the keeper.
+#[derive(Debug)]
+pub(crate) struct Orders {
+    queue: Mutex<Sender<Order>>,
+    bell: Arc<OwnedFd>,
+}
+
+impl Orders {
+    fn give(&self, order: Order) {
+        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        // It takes orders as long as the process is there.
+        let _ = queue.send(order);
+        let _ = rustix::io::write(&*self.bell, &1u64.to_ne_bytes());
+    }
+
+    /// Has a machine booted, unless there is one.
+    pub(crate) fn boot(&self, plan: Plan) -> Result<Booted, ShimError> {
+        let (tell, told) = channel();
+        self.give(Order::Boot(Box::new(plan), tell));
+        told.recv()
+            .map_err(|_| ShimError::State("the shim is leaving".into()))?
+    }
+
+    /// Has the machine ended in good order, if there is one, and its directory removed.
+    pub(crate) fn end(&self) {
+        let (tell, told) = channel();
+        self.give(Order::End(tell));
+        let _ = told.recv();
+    }
+
+    /// Has the shim leave.
+    pub(crate) fn leave(&self) {
+        self.give(Order::Leave);
+    }
+}
+
+pub(crate) struct Keeper {
+    orders: Receiver<Order>,
+    bell: Arc<OwnedFd>,
+    directory: Directory,
+    running: Option<Running>,
+}
+
+impl Keeper {
+    pub(crate) fn new(directory: Directory) -> Result<(Self, Orders), ShimError> {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let bell = Arc::new(eventfd(0, flags).map_err(during("a descriptor"))?);
+        let (queue, orders) = channel();
+        let keeper = Self {
+            orders,
+            bell: Arc::clone(&bell),
+            directory,
+            running: None,
+        };
+        let queue = Mutex::new(queue);
+        Ok((keeper, Orders { queue, bell }))
+    }
+
+    /// Keeps the machine until it is told to leave; `lost` is told why a machine has ended that
+    /// nobody has ended.
+    pub(crate) fn run(mut self, lost: impl Fn(String)) {
+        loop {
+            if self.wait()
+                && let Some(reason) = self.running.as_mut().and_then(Running::ended)
+            {
+                if let Some(running) = self.running.take() {
+                    running.end(false);
+                }
+                lost(reason);
+            }
+            let _ = rustix::io::read(&*self.bell, &mut [0; 8]);
+            while let Ok(order) = self.orders.try_recv() {
+                match order {
+                    Order::Boot(plan, tell) => {
+                        let _ = tell.send(self.boot(&plan));
+                    }
+                    Order::End(tell) => {
+                        self.end();
+                        let _ = tell.send(());
+                    }
+                    Order::Leave => {
+                        self.end();
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for an order or an end. Whether it may be an end.
+    fn wait(&self) -> bool {
+        let exits = self.running.as_ref().map(Running::exit_fds);
+        let mut fds = vec![PollFd::new(&*self.bell, PollFlags::IN)];
+        let exits = exits.into_iter().flatten();
+        fds.extend(exits.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+        match poll(&mut fds, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => log::error!("waiting for the machine: {error}"),
+        }
+        fds[1..].iter().any(|fd| !fd.revents().is_empty())
+    }
+
+    fn boot(&mut self, plan: &Plan) -> Result<Booted, ShimError> {
+        if self.running.is_some() {
+            return Err(ShimError::Exists("the pod has a machine".into()));
+        }
+        self.directory.create()?;
+        match Running::boot(plan, &self.directory) {
+            Ok(running) => {
+                let booted = running.booted();
+                self.running = Some(running);
+                Ok(booted)
+            }
+            Err(error) => {
+                self.clean();
+                Err(error)
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.end(true);
+        }
+        self.clean();
+    }
+
+    fn clean(&self) {
+        if let Err(error) = self.directory.remove() {
+            log::warn!("the pod's directory cannot be removed: {error}");
+        }
+    }
+}

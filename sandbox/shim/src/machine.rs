@@ -1,0 +1,396 @@
+//! The machine of a pod: its sidecars, its network, and whether all of it is still there.
+//!
+//! Made and ended by `keeper`, on the thread that lives as long as the shim: the kernel ends the
+//! processes with it, however it ends.
+
+use std::{
+    collections::HashMap,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixStream,
+    },
+    path::PathBuf,
+    sync::mpsc::{RecvTimeoutError, channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+use pericarp_api::{agent, hello::last_words, host::Guest};
+use pericarp_hypervisor::{
+    CardSpec, ConsoleSpec, HostFacts, Machine, MachineError, MachineSpec, ShareSpec, VsockSpec,
+    Wanted, select,
+};
+use pericarp_network::{Attached, Namespace, attach};
+use pericarp_pod::{
+    Assets, Greeting, Sidecar, assets, initramfs,
+    network::message,
+    process::{context, refused, unreachable},
+    sidecar::{Access, CARD_QUEUE_SIZE, Card, Share},
+};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::{
+    directory::Directory,
+    error::{ShimError, during},
+    sizing::Size,
+};
+
+/// Tag of the share that has everything the pod's containers are shown.
+pub(crate) const POD_SHARE: &str = "pod";
+/// Where the guest's files are, if not beside this program.
+const ASSETS_VARIABLE: &str = "PERICARP_ASSETS";
+/// As `pericarp run` has it.
+const CMDLINE: &str = "panic=-1 loglevel=5";
+const GUEST_CID: u32 = 3;
+const MAX_QUEUES: u32 = 4;
+const SHARE_QUEUE_SIZE: u16 = 1024;
+/// How long a guest may take to end its containers and switch itself off.
+const POWER_OFF_LIMIT: Duration = Duration::from_secs(10);
+/// How often the processes are looked at while the guest boots.
+const LOOK: Duration = Duration::from_millis(50);
+/// When something has ended, how soon the cause shows if it is one of our processes.
+const CAUSE_LIMIT: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 500_000_000,
+};
+const NOW: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 0,
+};
+
+/// A machine to be made.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    pub(crate) size: Size,
+    pub(crate) hostname: String,
+    pub(crate) sysctls: HashMap<String, String>,
+    /// The pod's network namespace.
+    pub(crate) network: Option<PathBuf>,
+}
+
+/// What others need of a machine.
+#[derive(Debug, Clone)]
+pub(crate) struct Booted {
+    pub(crate) guest: Guest,
+    /// On the host.
+    pub(crate) pid: u32,
+}
+
+/// A machine that answers.
+pub(crate) struct Running {
+    // In the order in which they end.
+    machine: Machine,
+    sidecars: Vec<Sidecar>,
+    network: Option<Attached>,
+    guest: Guest,
+    /// Its end is the agent's.
+    hello: UnixStream,
+}
+
+impl Running {
+    /// Boots it. On failure nothing is left but the directory.
+    pub(crate) fn boot(plan: &Plan, directory: &Directory) -> Result<Self, ShimError> {
+        let assets = open_assets()?;
+        let choice = select(Wanted::Auto, &HostFacts::probe());
+        log::debug!("{choice}");
+        // Nothing started from here on may gain privileges by executing a file.
+        rustix::thread::set_no_new_privs(true).map_err(during("no_new_privs"))?;
+        let queues = u16::try_from(plan.size.cpus.min(MAX_QUEUES)).unwrap_or(1);
+        let (network, cards) = join_network(plan, directory, queues)?;
+        let image = directory.join("initramfs");
+        initramfs::write(&assets, (true, !cards.is_empty()), &image)?;
+
+        let share = Share {
+            id: POD_SHARE.into(),
+            socket: directory.join("pod.sock"),
+            directory: directory.shared(),
+            access: Access::Pod,
+            queues,
+        };
+        let shares = [share];
+        let wait = &mut || Ok::<(), ShimError>(());
+        let mut sidecars = vec![Sidecar::fs(&shares, wait)?];
+        let card_specs = cards.iter().map(card_spec).collect();
+        if !cards.is_empty() {
+            sidecars.push(Sidecar::net(cards, wait)?);
+        }
+        let (socket, host_side) = (directory.join("vsock.sock"), directory.join("vsock/guest"));
+        sidecars.push(Sidecar::vsock(&socket, GUEST_CID, &host_side, wait)?);
+        // Listens before the machine starts: the agent dials once.
+        let greeting = Greeting::listen(&host_side)?;
+
+        let spec = MachineSpec {
+            kernel: assets.kernel.clone(),
+            initramfs: image,
+            cmdline: CMDLINE.into(),
+            cpus: plan.size.cpus,
+            memory: plan.size.memory,
+            disks: Vec::new(),
+            shares: shares.iter().map(share_spec).collect(),
+            cards: card_specs,
+            vsock: Some(VsockSpec {
+                id: "vsock".into(),
+                socket,
+                guest_cid: GUEST_CID,
+            }),
+            spare_slots: 0,
+            console: ConsoleSpec::default(),
+        };
+        let hypervisor = choice.hypervisor();
+        let limit = hypervisor.boot_timeout();
+        let mut machine = match hypervisor.start(&spec) {
+            Ok(machine) => machine,
+            // QEMU fails without its devices; then the cause is a sidecar.
+            Err(error) => {
+                let dead = sidecars.iter_mut().find_map(Sidecar::death);
+                return Err(dead.map_or_else(|| no_machine(&error), ShimError::from));
+            }
+        };
+        let guest = Guest::new(host_side);
+        let configure = agent::ConfigureRequest {
+            hostname: plan.hostname.clone(),
+            network: network
+                .as_ref()
+                .map(|joined| message(&joined.network))
+                .into(),
+            sysctls: plan.sysctls.clone(),
+            ..agent::ConfigureRequest::default()
+        };
+        let hello = greet(
+            &guest,
+            greeting,
+            configure,
+            &mut || {
+                if let Some(death) = sidecars.iter_mut().find_map(Sidecar::death) {
+                    return Some(death.into());
+                }
+                machine
+                    .has_ended()
+                    .then(|| with_console(&machine.death(), &machine))
+            },
+            limit,
+        );
+        let hello = match hello {
+            Ok(hello) => hello,
+            Err(Unanswered::Failed(error)) => return Err(error),
+            Err(Unanswered::Late) => {
+                return Err(with_console(&MachineError::BootTimeout(limit), &machine));
+            }
+        };
+        Ok(Self {
+            machine,
+            sidecars,
+            network,
+            guest,
+            hello,
+        })
+    }
+
+    pub(crate) fn booted(&self) -> Booted {
+        Booted {
+            guest: self.guest.clone(),
+            pid: self.machine.pid(),
+        }
+    }
+
+    /// Readable when something has ended that must not.
+    pub(crate) fn exit_fds(&self) -> Vec<BorrowedFd<'_>> {
+        let sidecars = self.sidecars.iter().map(Sidecar::exit_fd);
+        sidecars
+            .chain([self.machine.exit_fd(), self.hello.as_fd()])
+            .collect()
+    }
+
+    /// What has ended, in one line.
+    pub(crate) fn ended(&mut self) -> Option<String> {
+        {
+            let processes = self.sidecars.iter().map(Sidecar::exit_fd);
+            let mut fds: Vec<PollFd<'_>> = processes
+                .chain([self.machine.exit_fd()])
+                .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
+                .collect();
+            // An interrupted wait explains less.
+            let _ = poll(&mut fds, Some(&CAUSE_LIMIT));
+        }
+        if let Some(death) = self.sidecars.iter_mut().find_map(Sidecar::death) {
+            return Some(death.to_string());
+        }
+        if self.machine.has_ended() {
+            let death = self.machine.death();
+            return Some(with_console(&death, &self.machine).to_string());
+        }
+        let mut fds = [PollFd::new(&self.hello, PollFlags::IN)];
+        if !poll(&mut fds, Some(&NOW)).is_ok_and(|ready| ready > 0) {
+            return None;
+        }
+        let _ = self.hello.set_read_timeout(Some(Duration::from_secs(1)));
+        let words = last_words(&self.hello);
+        Some(match (self.machine.death(), words) {
+            (error @ MachineError::Panicked(_), _) | (error, None) => {
+                with_console(&error, &self.machine).to_string()
+            }
+            (_, Some(words)) => format!("the guest's agent has ended (\"{words}\")"),
+        })
+    }
+
+    /// Ends it: the guest ends its containers and switches itself off, unless it is dead.
+    pub(crate) fn end(mut self, orderly: bool) {
+        if orderly && !self.machine.has_ended() {
+            match power_off(&self.guest) {
+                Ok(()) => drop(self.machine.wait_for_power_off(POWER_OFF_LIMIT)),
+                Err(error) => log::warn!("the guest does not switch itself off: {error}"),
+            }
+        }
+        drop(self.machine);
+        for sidecar in self.sidecars {
+            sidecar.end();
+        }
+        if let Some(Err(error)) = self.network.take().map(Attached::detach) {
+            log::warn!("the pod's network is not as it was: {error}");
+        }
+    }
+}
+
+fn open_assets() -> Result<Assets, ShimError> {
+    let given = std::env::var_os(ASSETS_VARIABLE).map(PathBuf::from);
+    let beside = assets::beside_the_program();
+    let directory = given
+        .or_else(|| beside.iter().find(|place| place.is_dir()).cloned())
+        .or_else(|| beside.first().cloned())
+        .unwrap_or_default();
+    Assets::open(&directory)
+        .map_err(|error| ShimError::Machine(format!("{error}; {}", assets::CURE)))
+}
+
+fn join_network(
+    plan: &Plan,
+    directory: &Directory,
+    queues: u16,
+) -> Result<(Option<Attached>, Vec<Card>), ShimError> {
+    let Some(path) = &plan.network else {
+        return Ok((None, Vec::new()));
+    };
+    let failed = |error: String| ShimError::Machine(format!("the pod's network: {error}"));
+    let namespace = Namespace::open(path).map_err(|error| failed(error.to_string()))?;
+    directory.remember_network(path)?;
+    let mut joined = attach(&namespace, queues).map_err(|error| failed(error.to_string()))?;
+    for what in &joined.network.left_out {
+        log::warn!("the pod's network is without {what}");
+    }
+    let cards = std::mem::take(&mut joined.cards);
+    let card = |(index, card): (usize, pericarp_network::Card)| {
+        let id = format!("card{}", index + 1);
+        Card {
+            socket: directory.join(&format!("{id}.sock")),
+            id,
+            mac: card.mac,
+            mtu: card.mtu,
+            queues: card.queues,
+        }
+    };
+    Ok((
+        Some(joined),
+        cards.into_iter().enumerate().map(card).collect(),
+    ))
+}
+
+fn card_spec(card: &Card) -> CardSpec {
+    CardSpec {
+        id: card.id.clone(),
+        socket: card.socket.clone(),
+        mac: card.mac,
+        queue_pairs: u16::try_from(card.queues.len()).unwrap_or(1),
+        queue_size: CARD_QUEUE_SIZE,
+    }
+}
+
+fn share_spec(share: &Share) -> ShareSpec {
+    ShareSpec {
+        id: share.id.clone(),
+        socket: share.socket.clone(),
+        tag: share.id.clone(),
+        num_queues: share.queues,
+        queue_size: SHARE_QUEUE_SIZE,
+    }
+}
+
+enum Unanswered {
+    Failed(ShimError),
+    Late,
+}
+
+/// Waits for the agent and configures the machine; `look` says what has ended meanwhile.
+fn greet(
+    guest: &Guest,
+    greeting: Greeting,
+    configure: agent::ConfigureRequest,
+    look: &mut dyn FnMut() -> Option<ShimError>,
+    limit: Duration,
+) -> Result<UnixStream, Unanswered> {
+    let end = Instant::now() + limit;
+    let (tell, told) = channel();
+    let guest = guest.clone();
+    let talk = move || {
+        let talked = || -> Result<UnixStream, ShimError> {
+            let received = greeting.receive();
+            let (_, hello) = received.map_err(|error| ShimError::Machine(error.to_string()))?;
+            let client = guest.client().map_err(unreachable)?;
+            client.configure(context(), &configure).map_err(refused)?;
+            Ok(hello)
+        };
+        let _ = tell.send(talked());
+    };
+    thread::Builder::new()
+        .name("greeting".into())
+        .spawn(talk)
+        .map_err(|error| Unanswered::Failed(during("a thread")(error)))?;
+    loop {
+        match told.recv_timeout(LOOK) {
+            Ok(Ok(hello)) => return Ok(hello),
+            // A machine that died explains more than an agent that cannot be reached.
+            Ok(Err(error)) => return Err(Unanswered::Failed(look().unwrap_or(error))),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+        }
+        if let Some(error) = look() {
+            return Err(Unanswered::Failed(error));
+        }
+        if Instant::now() >= end {
+            return Err(Unanswered::Late);
+        }
+    }
+}
+
+fn no_machine(error: &MachineError) -> ShimError {
+    ShimError::Machine(error.to_string())
+}
+
+/// The error with the last line of the guest's console.
+fn with_console(error: &MachineError, machine: &Machine) -> ShimError {
+    match machine.console_lines(1).pop() {
+        Some(line) => ShimError::Machine(format!("{error}; last on its console: {line}")),
+        None => no_machine(error),
+    }
+}
+
+/// Asks the guest to end its containers and to switch itself off.
+fn power_off(guest: &Guest) -> Result<(), ShimError> {
+    // On a thread of its own: a guest may let us wait for an answer.
+    let (tell, told) = channel();
+    let guest = guest.clone();
+    let ask = move || {
+        let asked = guest.client().map_err(unreachable).and_then(|client| {
+            client
+                .power_off(context(), &agent::Empty::new())
+                .map_err(refused)
+        });
+        let _ = tell.send(asked);
+    };
+    thread::Builder::new()
+        .name("power-off".into())
+        .spawn(ask)
+        .map_err(during("a thread"))?;
+    let answer = told
+        .recv_timeout(POWER_OFF_LIMIT)
+        .map_err(|_| ShimError::Machine("it does not answer".into()))?;
+    Ok(answer.map(drop)?)
+}

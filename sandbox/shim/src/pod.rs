@@ -1,0 +1,237 @@
+//! The pod: its containers, and its machine as far as others than `keeper` know it.
+//!
+//! Asked by `service`. What is waited for is waited for without a lock; containerd asks for one
+//! container one thing after the other, but for several at once.
+
+mod acts;
+
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use containerd_shim_protos::{
+    api::CreateTaskRequest,
+    events::task::{TaskCreate, TaskIO},
+};
+use pericarp_api::agent;
+use pericarp_pod::process::{Name, context};
+use protobuf::MessageField;
+
+use crate::{
+    bundle::{Bundle, Kind},
+    directory::Directory,
+    error::ShimError,
+    events::Events,
+    guest,
+    keeper::Orders,
+    machine::{Booted, Plan},
+    process::{Exit, LOST, Process},
+    rootfs::Places,
+    sizing, spec,
+    stdio::Stdio,
+    task::{Task, guest_id},
+};
+
+pub(crate) struct Pod {
+    directory: Directory,
+    orders: Orders,
+    pub(crate) events: Arc<Events>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    machine: MachineState,
+    /// Of the machine on the host, also once it has ended.
+    pid: u32,
+    /// None while it is being created.
+    tasks: HashMap<String, Option<Arc<Task>>>,
+}
+
+#[derive(Default)]
+enum MachineState {
+    #[default]
+    None,
+    Running(Booted),
+    /// Why.
+    Ended(String),
+}
+
+impl Pod {
+    pub(crate) fn new(directory: Directory, orders: Orders, events: Arc<Events>) -> Arc<Self> {
+        Arc::new(Self {
+            directory,
+            orders,
+            events,
+            state: Mutex::default(),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn machine(&self) -> Result<Booted, ShimError> {
+        match &self.state().machine {
+            MachineState::Running(booted) => Ok(booted.clone()),
+            MachineState::None => Err(ShimError::State("the pod has no machine".into())),
+            MachineState::Ended(reason) => Err(ShimError::Machine(format!(
+                "the pod's machine has ended: {reason}"
+            ))),
+        }
+    }
+
+    /// What containerd takes for the id of a process: that of the machine, on the host.
+    pub(crate) fn pid(&self) -> u32 {
+        self.state().pid
+    }
+
+    pub(crate) fn task(&self, id: &str) -> Result<Arc<Task>, ShimError> {
+        let found = self.state().tasks.get(id).cloned().flatten();
+        found.ok_or_else(|| ShimError::NotFound(format!("there is no container {id}")))
+    }
+
+    /// The machine has ended, and nobody has ended it.
+    pub(crate) fn lost(&self, reason: String) {
+        log::error!("the pod's machine has ended: {reason}");
+        let tasks: Vec<Arc<Task>> = {
+            let mut state = self.state();
+            state.machine = MachineState::Ended(reason);
+            state.tasks.values().flatten().cloned().collect()
+        };
+        // Containers notice by themselves: their streams have ended.
+        for task in tasks.into_iter().filter(|task| task.is_pod()) {
+            self.over(&task, "", Exit::now(LOST));
+        }
+    }
+
+    pub(crate) fn create(self: &Arc<Self>, request: &CreateTaskRequest) -> Result<u32, ShimError> {
+        if !request.checkpoint.is_empty() {
+            let text = "checkpoint: a container cannot be restored in a pod of ours";
+            return Err(ShimError::Unimplemented(text.into()));
+        }
+        let bundle = Bundle::read(Path::new(&request.bundle))?;
+        let id = &request.id;
+        {
+            let mut state = self.state();
+            if state.tasks.contains_key(id) {
+                return Err(ShimError::Exists(format!("there is a container {id}")));
+            }
+            state.tasks.insert(id.clone(), None);
+        }
+        let created = self.make(request, &bundle);
+        let mut state = self.state();
+        match created {
+            Ok(task) => {
+                state.tasks.insert(id.clone(), Some(task));
+                drop(state);
+            }
+            Err(error) => {
+                state.tasks.remove(id);
+                drop(state);
+                if bundle.kind() != Kind::Member {
+                    self.end_machine("it was not needed");
+                }
+                log::error!("container {id} cannot be created: {error}");
+                return Err(error);
+            }
+        }
+        let pid = self.pid();
+        self.events.publish(&TaskCreate {
+            container_id: id.clone(),
+            bundle: request.bundle.clone(),
+            rootfs: request.rootfs.clone(),
+            io: MessageField::some(TaskIO {
+                stdin: request.stdin.clone(),
+                stdout: request.stdout.clone(),
+                stderr: request.stderr.clone(),
+                terminal: request.terminal,
+                ..TaskIO::default()
+            }),
+            pid,
+            ..TaskCreate::default()
+        });
+        Ok(pid)
+    }
+
+    fn make(&self, request: &CreateTaskRequest, bundle: &Bundle) -> Result<Arc<Task>, ShimError> {
+        let kind = bundle.kind();
+        // Before anything is made.
+        let mut prepared = match kind {
+            Kind::Sandbox => None,
+            Kind::Member | Kind::Single => Some(spec::prepare(bundle)?),
+        };
+        if kind != Kind::Member {
+            bundle.check_pod()?;
+            let plan = Plan {
+                size: sizing::of(bundle)?,
+                hostname: bundle.spec["hostname"]
+                    .as_str()
+                    .unwrap_or_default()
+                    .to_owned(),
+                sysctls: spec::sysctls(bundle).collect(),
+                network: bundle.network()?,
+            };
+            let booted = self.orders.boot(plan)?;
+            let mut state = self.state();
+            state.pid = booted.pid;
+            state.machine = MachineState::Running(booted);
+        }
+        let path = bundle.path.clone();
+        let Some(prepared) = &mut prepared else {
+            return Ok(Task::new(&request.id, path, kind, Process::of_pod(), None));
+        };
+        let booted = self.machine()?;
+        let name = Name {
+            container: guest_id(&request.id),
+            process: String::new(),
+        };
+        let stdio = Stdio {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+            terminal: request.terminal,
+        };
+        prepared.spec["process"]["terminal"] = request.terminal.into();
+        let own = Process::create(name, stdio)?;
+        let mut places = Places::make(&self.directory, &own.name.container)?;
+        let root = places.root(&request.rootfs, bundle)?;
+        let mut sources = Vec::new();
+        for (index, source) in &prepared.sources {
+            let options = prepared.spec["mounts"][*index]["options"].as_array();
+            let recursive = options.is_some_and(|all| all.iter().any(|one| one == "rbind"));
+            sources.push(places.source(*index, source, recursive)?);
+        }
+        let wanted = agent::CreateContainerRequest {
+            container: own.name.container.clone(),
+            root: MessageField::some(root),
+            spec: prepared.spec.to_string().into_bytes(),
+            streams: MessageField::some(own.wiring().streams()),
+            sources,
+            user_in_spec: true,
+            shared_processes: prepared.shared_processes,
+            ..agent::CreateContainerRequest::default()
+        };
+        guest::ask(&booted.guest, |client| {
+            client.create_container(context(), &wanted)
+        })?;
+        Ok(Task::new(&request.id, path, kind, own, Some(places)))
+    }
+
+    fn end_machine(&self, why: &str) {
+        self.orders.end();
+        let mut state = self.state();
+        if matches!(state.machine, MachineState::Running(_)) {
+            state.machine = MachineState::Ended(why.to_owned());
+        }
+    }
+
+    /// Leaves, unless there are containers left and `now` does not say so all the same.
+    pub(crate) fn shutdown(&self, now: bool) {
+        if now || self.state().tasks.is_empty() {
+            self.orders.leave();
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! What is done with a container once it is there: started, added to, signalled, stopped where it is,
+//! measured, deleted; and what follows from its end.
+
+use std::{io::Read, sync::Arc, thread};
+
+use containerd_shim_protos::{
+    api::ExecProcessRequest,
+    events::task::{
+        TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskOOM, TaskPaused, TaskResumed,
+        TaskStart,
+    },
+};
+use pericarp_api::{StreamKind, StreamTarget, agent};
+use pericarp_pod::process::{Name, context};
+use protobuf::MessageField;
+use serde_json::Value;
+
+use super::Pod;
+use crate::{
+    bundle::Kind,
+    error::{ShimError, during},
+    events::timestamp,
+    guest,
+    machine::Booted,
+    process::{Exit, LOST, Phase, Process, Watch},
+    spec,
+    stdio::Stdio,
+    task::{Added, Task, guest_id},
+};
+
+/// SIGKILL, whose number no process is told.
+const KILL: u32 = 9;
+
+impl Pod {
+    /// Starts the container, or a process that was added to it.
+    pub(crate) fn start(self: &Arc<Self>, id: &str, exec: &str) -> Result<u32, ShimError> {
+        let task = self.task(id)?;
+        let booted = self.machine()?;
+        let process = task.process(exec)?;
+        let created = |phase| matches!(phase, Phase::Created);
+        if !process.step(created, Phase::Starting) {
+            let text = format!("a process of container {id} has been started");
+            return Err(ShimError::State(text));
+        }
+        let started = match task.is_pod() {
+            true => Ok(None),
+            false => self.launch(&task, exec, &process, &booted).map(Some),
+        };
+        let watch = match started {
+            Ok(watch) => watch,
+            Err(error) => {
+                // It will not run any more; nobody was told that it does.
+                process.step(|_| true, Phase::Over(Exit::now(LOST)));
+                log::error!("container {id} cannot be started: {error}");
+                return Err(error);
+            }
+        };
+        process.step(|phase| matches!(phase, Phase::Starting), Phase::Running);
+        if exec.is_empty() {
+            self.events.publish(&TaskStart {
+                container_id: id.to_owned(),
+                pid: booted.pid,
+                ..TaskStart::default()
+            });
+        } else {
+            self.events.publish(&TaskExecStarted {
+                container_id: id.to_owned(),
+                exec_id: exec.to_owned(),
+                pid: booted.pid,
+                ..TaskExecStarted::default()
+            });
+        }
+        if exec.is_empty() && !task.is_pod() {
+            self.watch_memory(&task, &booted);
+        }
+        if let Some(watch) = watch {
+            let (pod, exec) = (Arc::clone(self), exec.to_owned());
+            process.watch(watch, move |exit| pod.over(&task, &exec, exit))?;
+        }
+        Ok(booted.pid)
+    }
+
+    fn launch(
+        &self,
+        task: &Task,
+        exec: &str,
+        process: &Process,
+        booted: &Booted,
+    ) -> Result<Watch, ShimError> {
+        if !exec.is_empty() {
+            let request = agent::CreateProcessRequest {
+                container: process.name.container.clone(),
+                process: process.name.process.clone(),
+                spec: task.added(exec)?.spec.to_vec(),
+                streams: MessageField::some(process.wiring().streams()),
+                user_in_spec: true,
+                ..agent::CreateProcessRequest::default()
+            };
+            guest::ask(&booted.guest, |client| {
+                client.create_process(context(), &request)
+            })?;
+        }
+        process.start(&booted.guest)
+    }
+
+    /// A process has ended.
+    pub(super) fn over(&self, task: &Task, exec: &str, exit: Exit) {
+        let Ok(process) = task.process(exec) else {
+            return;
+        };
+        if exec.is_empty() && !task.is_pod() && self.ran_out_of_memory(task, exit) {
+            self.events.publish(&TaskOOM {
+                container_id: task.id.clone(),
+                ..TaskOOM::default()
+            });
+        }
+        let pid = self.pid();
+        if !process.step(|phase| !matches!(phase, Phase::Over(_)), Phase::Over(exit)) {
+            return;
+        }
+        self.events.publish(&TaskExit {
+            container_id: task.id.clone(),
+            id: match exec {
+                "" => task.id.clone(),
+                exec => exec.to_owned(),
+            },
+            pid,
+            exit_status: exit.code,
+            exited_at: timestamp(exit.at),
+            ..TaskExit::default()
+        });
+    }
+
+    /// Has containerd told whenever processes of the container are killed for want of memory. What
+    /// ends the container itself is told at its end, should this come later.
+    fn watch_memory(&self, task: &Arc<Task>, booted: &Booted) {
+        let (guest, events, task) = (
+            booted.guest.clone(),
+            Arc::clone(&self.events),
+            Arc::clone(task),
+        );
+        let watch = move || {
+            let target = StreamTarget {
+                kind: StreamKind::OutOfMemory,
+                container: task.guest_name().to_owned(),
+                process: String::new(),
+            };
+            // A container that has ended meanwhile has nothing more to tell.
+            let Ok(mut connection) = guest.attach(&target) else {
+                return;
+            };
+            let mut byte = [0];
+            while matches!(connection.read(&mut byte), Ok(1)) {
+                events.publish(&TaskOOM {
+                    container_id: task.id.clone(),
+                    ..TaskOOM::default()
+                });
+            }
+        };
+        if let Err(error) = thread::Builder::new().name("memory".into()).spawn(watch) {
+            log::warn!("a container's memory is not watched: {error}");
+        }
+    }
+
+    /// Whether the kernel has killed a process of the container, its own or another.
+    fn ran_out_of_memory(&self, task: &Task, exit: Exit) -> bool {
+        exit.out_of_memory
+            || self
+                .machine()
+                .and_then(|booted| guest::stats(&booted.guest, task.guest_name()))
+                .is_ok_and(|answer| answer.container.oom_kills > 0)
+    }
+
+    pub(crate) fn exec(&self, request: &ExecProcessRequest) -> Result<(), ShimError> {
+        let task = self.task(&request.id)?;
+        if task.is_pod() {
+            let text = "exec: the pod itself runs nothing; name one of its containers";
+            return Err(ShimError::Unimplemented(text.into()));
+        }
+        if !matches!(task.own.phase(), Phase::Running) {
+            let text = format!("container {} is not running", request.id);
+            return Err(ShimError::State(text));
+        }
+        let mut object: Value = serde_json::from_slice(&request.spec.value).map_err(|error| {
+            ShimError::Invalid(format!("the process's description is no object: {error}"))
+        })?;
+        spec::process(&mut object)?;
+        object["terminal"] = request.terminal.into();
+        let name = Name {
+            container: task.guest_name().to_owned(),
+            process: guest_id(&request.exec_id),
+        };
+        let stdio = Stdio {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+            terminal: request.terminal,
+        };
+        let added = Added {
+            process: Process::create(name, stdio)?,
+            spec: object.to_string().into_bytes().into(),
+        };
+        task.add(&request.exec_id, added)?;
+        self.events.publish(&TaskExecAdded {
+            container_id: request.id.clone(),
+            exec_id: request.exec_id.clone(),
+            ..TaskExecAdded::default()
+        });
+        Ok(())
+    }
+
+    pub(crate) fn kill(
+        self: &Arc<Self>,
+        id: &str,
+        exec: &str,
+        signal: u32,
+        all: bool,
+    ) -> Result<(), ShimError> {
+        let task = self.task(id)?;
+        let process = task.process(exec)?;
+        match process.phase() {
+            Phase::Over(_) => Err(ShimError::NotFound(format!(
+                "the process of container {id} has ended"
+            ))),
+            Phase::Created => {
+                self.over(&task, exec, Exit::now(128 + signal));
+                Ok(())
+            }
+            _ if task.is_pod() => {
+                let pod = Arc::clone(self);
+                // As the pause container does: it takes the one for its end.
+                let code = if signal == KILL { LOST } else { 0 };
+                let end = move || {
+                    pod.end_machine("the pod was stopped");
+                    pod.over(&task, "", Exit::now(code));
+                };
+                let thread = thread::Builder::new().name("end".into()).spawn(end);
+                thread.map(drop).map_err(during("a thread"))
+            }
+            _ => guest::signal(&self.machine()?.guest, &process.name, signal, all),
+        }
+    }
+
+    /// Deletes a container that has ended, or a process that was added to it.
+    pub(crate) fn delete(&self, id: &str, exec: &str) -> Result<(u32, Exit), ShimError> {
+        let task = self.task(id)?;
+        let process = task.process(exec)?;
+        let exit = match process.phase() {
+            Phase::Over(exit) => exit,
+            Phase::Created => Exit::now(0),
+            _ => {
+                let text = format!("a process of container {id} is still running");
+                return Err(ShimError::State(text));
+            }
+        };
+        let pid = self.pid();
+        if !exec.is_empty() {
+            task.forget(exec);
+            self.told_deleted(id, exec, pid, exit);
+            return Ok((pid, exit));
+        }
+        if !task.is_pod()
+            && let Ok(booted) = self.machine()
+        {
+            match guest::remove(&booted.guest, task.guest_name()) {
+                Ok(()) | Err(ShimError::NotFound(_)) => {}
+                Err(error) => log::warn!("container {id} is not removed in the guest: {error}"),
+            }
+        }
+        task.leave_places();
+        if task.kind != Kind::Member {
+            self.end_machine("the pod was deleted");
+        }
+        self.state().tasks.remove(id);
+        self.told_deleted(id, "", pid, exit);
+        Ok((pid, exit))
+    }
+
+    fn told_deleted(&self, id: &str, exec: &str, pid: u32, exit: Exit) {
+        self.events.publish(&TaskDelete {
+            container_id: id.to_owned(),
+            id: exec.to_owned(),
+            pid,
+            exit_status: exit.code,
+            exited_at: timestamp(exit.at),
+            ..TaskDelete::default()
+        });
+    }
+
+    pub(crate) fn freeze(&self, id: &str, frozen: bool) -> Result<(), ShimError> {
+        let task = self.task(id)?;
+        if task.is_pod() {
+            let text = "pause: the pod itself runs nothing; name one of its containers";
+            return Err(ShimError::Unimplemented(text.into()));
+        }
+        let is_so = |phase| match frozen {
+            true => matches!(phase, Phase::Running),
+            false => matches!(phase, Phase::Paused),
+        };
+        if !is_so(task.own.phase()) {
+            let text = format!(
+                "container {id} is not {}",
+                if frozen { "running" } else { "paused" }
+            );
+            return Err(ShimError::State(text));
+        }
+        guest::freeze(&self.machine()?.guest, task.guest_name(), frozen)?;
+        let container_id = id.to_owned();
+        if frozen {
+            task.own.step(is_so, Phase::Paused);
+            self.events.publish(&TaskPaused {
+                container_id,
+                ..TaskPaused::default()
+            });
+        } else {
+            task.own.step(is_so, Phase::Running);
+            self.events.publish(&TaskResumed {
+                container_id,
+                ..TaskResumed::default()
+            });
+        }
+        Ok(())
+    }
+
+    /// Changes a container's limits; the machine keeps its size.
+    pub(crate) fn update(&self, id: &str, resources: &[u8]) -> Result<(), ShimError> {
+        let task = self.task(id)?;
+        if task.is_pod() {
+            return Ok(());
+        }
+        let resources: Value = serde_json::from_slice(resources)
+            .map_err(|error| ShimError::Invalid(format!("resources: are no object: {error}")))?;
+        let limits = spec::limits(&resources).to_string().into_bytes();
+        guest::update(&self.machine()?.guest, task.guest_name(), limits)
+    }
+
+    pub(crate) fn stats(&self, id: &str) -> Result<agent::StatsResponse, ShimError> {
+        let task = self.task(id)?;
+        guest::stats(&self.machine()?.guest, task.guest_name())
+    }
+
+    pub(crate) fn resize(&self, id: &str, exec: &str, size: (u32, u32)) -> Result<(), ShimError> {
+        let number = |number: u32| {
+            u16::try_from(number)
+                .map_err(|_| ShimError::Invalid(format!("no terminal has a size of {number}")))
+        };
+        let size = (number(size.0)?, number(size.1)?);
+        let process = self.task(id)?.process(exec)?;
+        process.resize(&self.machine()?.guest, size)
+    }
+}

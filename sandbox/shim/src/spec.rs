@@ -1,0 +1,414 @@
+//! A container's configuration as the guest gets it: without what is the host's, and with its bind
+//! mounts named, so that `rootfs` can put what they show where the guest sees it.
+//!
+//! Text in, text out; nothing here touches the system but for a look at the sources of mounts.
+
+use std::{
+    fs,
+    os::unix::fs::FileTypeExt,
+    path::{Path, PathBuf},
+};
+
+use serde_json::{Map, Value, json};
+
+use crate::{
+    bundle::{Bundle, Kind, refused},
+    error::{ShimError, during},
+};
+
+/// Where a bind mount of the configuration comes from.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// The host.
+    Host(Bind),
+    /// Memory of the guest's that all containers share.
+    Memory,
+}
+
+/// What a bind mount shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Bind {
+    pub(crate) path: PathBuf,
+    pub(crate) read_only: bool,
+    /// What is mounted there later is shown, too.
+    pub(crate) follows: bool,
+}
+
+/// A configuration for the guest.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) spec: Value,
+    /// With the index of the mount.
+    pub(crate) sources: Vec<(usize, Source)>,
+    /// It shares the processes of its pod.
+    pub(crate) shared_processes: bool,
+}
+
+/// Where the guest has what the host's kernel shows on a host.
+const KERNELS: [&str; 3] = ["/dev", "/proc", "/sys"];
+
+pub(crate) fn prepare(bundle: &Bundle) -> Result<Prepared, ShimError> {
+    let mut spec = bundle.spec.clone();
+    let Some(top) = spec.as_object_mut() else {
+        return Err(refused("config.json", "is no object"));
+    };
+    if let Some(hooks) = top.remove("hooks")
+        && hooks.as_object().is_some_and(|hooks| !hooks.is_empty())
+    {
+        return Err(refused(
+            "hooks",
+            "are programs of the host, which no guest runs",
+        ));
+    }
+    // crun takes orders from annotations.
+    top.remove("annotations");
+    top.remove("domainname");
+    let owns_names = matches!(bundle.namespace("uts"), Some(None));
+    if !owns_names || bundle.kind() != Kind::Single {
+        // The machine's: a pod's containers have one host name.
+        top.remove("hostname");
+    }
+    process(&mut top["process"])?;
+    let sources = mounts(top.entry("mounts").or_insert_with(|| json!([])))?;
+    let namespaces = namespaces(bundle);
+    let linux = top.entry("linux").or_insert_with(|| json!({}));
+    let Some(linux) = linux.as_object_mut() else {
+        return Err(refused("linux", "is no object"));
+    };
+    linux_part(linux, namespaces)?;
+    Ok(Prepared {
+        spec,
+        sources,
+        shared_processes: matches!(bundle.namespace("pid"), Some(Some(_))),
+    })
+}
+
+/// Kernel parameters of the pod, which are the machine's.
+pub(crate) fn sysctls(bundle: &Bundle) -> impl Iterator<Item = (String, String)> {
+    let all = bundle.spec["linux"]["sysctl"].as_object();
+    all.into_iter()
+        .flatten()
+        .filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())))
+}
+
+/// A process object, of a container or further one.
+pub(crate) fn process(process: &mut Value) -> Result<(), ShimError> {
+    let Some(process) = process.as_object_mut() else {
+        return Err(refused("process", "is no object"));
+    };
+    // The guest knows neither.
+    process.remove("apparmorProfile");
+    process.remove("selinuxLabel");
+    // Less likely to be killed than the agent, no container is.
+    if process.get("oomScoreAdj").and_then(Value::as_i64) < Some(0) {
+        process.remove("oomScoreAdj");
+    }
+    Ok(())
+}
+
+fn is_bind(mount: &Value) -> bool {
+    mount["type"] == "bind" || options(mount).any(|one| matches!(one, "bind" | "rbind"))
+}
+
+fn options(mount: &Value) -> impl Iterator<Item = &str> {
+    let all = mount["options"].as_array();
+    all.into_iter().flatten().filter_map(Value::as_str)
+}
+
+fn mounts(mounts: &mut Value) -> Result<Vec<(usize, Source)>, ShimError> {
+    if mounts.is_null() {
+        *mounts = json!([]);
+    }
+    let mut sources = Vec::new();
+    let all = mounts.as_array_mut();
+    for (index, mount) in all.into_iter().flatten().enumerate() {
+        if !is_bind(mount) {
+            continue;
+        }
+        let field = |rule: &str| {
+            let (at, source) = (&mount["destination"], &mount["source"]);
+            refused(&format!("mounts: {source} at {at}"), rule)
+        };
+        let source = mount["source"].as_str().unwrap_or_default();
+        let (mut kept, mut recursive) = (Vec::new(), false);
+        let mut bind = Bind {
+            path: source.into(),
+            read_only: false,
+            follows: false,
+        };
+        for option in options(mount) {
+            match option {
+                "shared" | "rshared" => {
+                    return Err(field(
+                        "a guest cannot mount for the host (mountPropagation Bidirectional)",
+                    ));
+                }
+                "slave" | "rslave" => bind.follows = true,
+                "private" | "rprivate" | "bind" => {}
+                "rbind" => recursive = true,
+                other => {
+                    bind.read_only |= matches!(other, "ro" | "rro");
+                    kept.push(other.to_owned());
+                }
+            }
+        }
+        if mount.get("uidMappings").is_some() || mount.get("gidMappings").is_some() {
+            return Err(field("its users cannot be mapped"));
+        }
+        let ours = match mount["destination"].as_str() {
+            Some("/dev/shm") => Some(Source::Memory),
+            _ if lies_in_kernel(Path::new(source)) => None,
+            _ => {
+                let there = fs::metadata(source).map_err(during(format!("mounts: {source}")))?;
+                let kind = there.file_type();
+                if kind.is_block_device() || kind.is_char_device() {
+                    return Err(field("is a device of the host, which no guest can have"));
+                }
+                Some(Source::Host(bind))
+            }
+        };
+        kept.push(if recursive { "rbind" } else { "bind" }.into());
+        kept.push("rprivate".into());
+        mount["type"] = json!("bind");
+        mount["options"] = json!(kept);
+        if let Some(source) = ours {
+            // The agent knows where it is.
+            mount["source"] = json!("");
+            sources.push((index, source));
+        }
+    }
+    Ok(sources)
+}
+
+fn lies_in_kernel(path: &Path) -> bool {
+    KERNELS.iter().any(|top| path.starts_with(top))
+}
+
+/// What a container has of its own in the guest. What belongs to the pod is the machine's.
+fn namespaces(bundle: &Bundle) -> Value {
+    let mut kinds = vec!["mount", "cgroup"];
+    for kind in ["pid", "ipc", "uts"] {
+        let own = bundle.namespace(kind) == Some(None);
+        // A host name of its own needs a namespace; without one in the configuration it is the pod's.
+        if own && !(kind == "uts" && bundle.kind() != Kind::Single) {
+            kinds.push(kind);
+        }
+    }
+    kinds
+        .into_iter()
+        .map(|kind| json!({"type": kind}))
+        .collect()
+}
+
+fn linux_part(linux: &mut Map<String, Value>, namespaces: Value) -> Result<(), ShimError> {
+    for field in ["uidMappings", "gidMappings"] {
+        if let Some(list) = linux.remove(field)
+            && list.as_array().is_some_and(|list| !list.is_empty())
+        {
+            let rule = "user namespaces (hostUsers: false) are not there in a guest";
+            return Err(refused(&format!("linux.{field}"), rule));
+        }
+    }
+    let resources = linux.remove("resources").unwrap_or_default();
+    let devices = linux.remove("devices").unwrap_or_default();
+    // A privileged container is shown all of the host's; it is privileged in its guest.
+    let privileged = resources["devices"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .any(|rule| rule["allow"] == true && rule["type"].as_str().is_none_or(|kind| kind == "a"));
+    if !privileged && let Some(device) = devices.as_array().and_then(|all| all.first()) {
+        let rule = format!("{} is the host's, which no guest can have", device["path"]);
+        return Err(refused("linux.devices", &rule));
+    }
+    for field in [
+        "cgroupsPath",
+        "intelRdt",
+        "mountLabel",
+        "personality",
+        "rootfsPropagation",
+        "sysctl",
+        "timeOffsets",
+    ] {
+        linux.remove(field);
+    }
+    if let Some(seccomp) = linux.get_mut("seccomp").and_then(Value::as_object_mut) {
+        // Of a program on the host.
+        seccomp.remove("listenerPath");
+        seccomp.remove("listenerMetadata");
+    }
+    let mut limits = limits(&resources);
+    limits["devices"] = match privileged {
+        true => json!([{"allow": true, "access": "rwm"}]),
+        false => json!([{"allow": false, "access": "rwm"}]),
+    };
+    linux.insert("resources".into(), limits);
+    linux.insert("namespaces".into(), namespaces);
+    Ok(())
+}
+
+/// What a guest can hold a container to, of `linux.resources`.
+pub(crate) fn limits(resources: &Value) -> Value {
+    let mut limits = json!({});
+    for name in ["shares", "quota", "period"] {
+        if let Some(number) = resources["cpu"][name]
+            .as_i64()
+            .filter(|number| *number != 0)
+        {
+            limits["cpu"][name] = json!(number);
+        }
+    }
+    if let Some(bytes) = resources["memory"]["limit"]
+        .as_i64()
+        .filter(|bytes| *bytes > 0)
+    {
+        // Swap included; a guest has none.
+        limits["memory"] = json!({"limit": bytes, "swap": bytes});
+    }
+    if let Some(most) = resources["pids"]["limit"].as_i64().filter(|most| *most > 0) {
+        limits["pids"] = json!({"limit": most});
+    }
+    limits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bundle(spec: Value) -> Bundle {
+        Bundle {
+            path: "/b".into(),
+            spec,
+        }
+    }
+
+    fn member(mut spec: Value) -> Bundle {
+        spec["annotations"] = json!({
+            "io.kubernetes.cri.container-type": "container",
+            "io.kubernetes.cri.sandbox-id": "p",
+            "run.oci.handler": "wasm",
+        });
+        bundle(spec)
+    }
+
+    #[test]
+    fn what_is_the_hosts_does_not_reach_the_guest() {
+        let prepared = prepare(&member(json!({
+            "hostname": "h",
+            "process": {"args": ["sh"], "apparmorProfile": "x", "oomScoreAdj": -998},
+            "linux": {
+                "cgroupsPath": "/kubepods/x",
+                "sysctl": {"net.core.somaxconn": "5"},
+                "namespaces": [
+                    {"type": "pid"}, {"type": "ipc", "path": "/proc/7/ns/ipc"},
+                    {"type": "uts", "path": "/proc/7/ns/uts"}, {"type": "mount"},
+                    {"type": "network", "path": "/proc/7/ns/net"},
+                ],
+                "seccomp": {"defaultAction": "SCMP_ACT_ERRNO", "listenerPath": "/x"},
+                "resources": {
+                    "devices": [{"allow": false, "access": "rwm"}],
+                    "cpu": {"shares": 102, "quota": 50000, "period": 100000, "cpus": "0-3"},
+                    "memory": {"limit": 1000}, "pids": {"limit": 5},
+                    "hugepageLimits": [],
+                },
+            },
+        })))
+        .unwrap();
+        assert_eq!(
+            prepared.spec,
+            json!({
+                "process": {"args": ["sh"]},
+                "mounts": [],
+                "linux": {
+                    "namespaces": [{"type": "mount"}, {"type": "cgroup"}, {"type": "pid"}],
+                    "seccomp": {"defaultAction": "SCMP_ACT_ERRNO"},
+                    "resources": {
+                        "cpu": {"shares": 102, "quota": 50000, "period": 100000},
+                        "memory": {"limit": 1000, "swap": 1000},
+                        "pids": {"limit": 5},
+                        "devices": [{"allow": false, "access": "rwm"}],
+                    },
+                },
+            })
+        );
+    }
+
+    #[test]
+    fn bind_mounts_are_named_and_keep_their_places() {
+        let here = std::env::temp_dir();
+        let prepared = prepare(&member(json!({
+            "process": {},
+            "mounts": [
+                {"destination": "/proc", "type": "proc", "source": "proc"},
+                {"destination": "/a", "source": here, "options": ["rbind", "rslave", "ro"]},
+                {"destination": "/dev/shm", "type": "bind", "source": "/gone", "options": ["rw"]},
+                {"destination": "/s", "type": "bind", "source": "/sys/fs", "options": ["bind"]},
+            ],
+        })))
+        .unwrap();
+        let bind = Bind {
+            path: here,
+            read_only: true,
+            follows: true,
+        };
+        let sources = [(1, Source::Host(bind)), (2, Source::Memory)];
+        assert_eq!(prepared.sources, sources);
+        let mounts = &prepared.spec["mounts"];
+        assert_eq!(mounts[0]["source"], "proc");
+        assert_eq!(mounts[1]["type"], "bind");
+        assert_eq!(mounts[1]["options"], json!(["ro", "rbind", "rprivate"]));
+        assert_eq!(mounts[3]["source"], "/sys/fs");
+    }
+
+    #[test]
+    fn what_no_guest_can_have_is_refused_by_name() {
+        for (spec, said) in [
+            (
+                json!({"process": {}, "hooks": {"prestart": []}}),
+                "hooks: are programs of the host",
+            ),
+            (
+                json!({"process": {}, "linux": {"devices": [{"path": "/dev/sda"}]}}),
+                "linux.devices: \"/dev/sda\" is the host's",
+            ),
+            (
+                json!({"process": {}, "linux": {"uidMappings": [{}]}}),
+                "linux.uidMappings: user namespaces",
+            ),
+            (
+                json!({"process": {}, "mounts": [
+                    {"destination": "/a", "source": "/tmp", "options": ["rbind", "rshared"]},
+                ]}),
+                "mounts: \"/tmp\" at \"/a\": a guest cannot mount for the host",
+            ),
+            (
+                json!({"process": {}, "mounts": [
+                    {"destination": "/a", "source": "/no/where", "options": ["bind"]},
+                ]}),
+                "mounts: /no/where: No such file",
+            ),
+        ] {
+            let error = prepare(&bundle(spec)).unwrap_err().to_string();
+            assert!(error.starts_with(said), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_privileged_container_is_so_in_its_guest() {
+        let prepared = prepare(&bundle(json!({
+            "process": {},
+            "hostname": "own",
+            "linux": {
+                "namespaces": [{"type": "uts"}],
+                "devices": [{"path": "/dev/sda"}],
+                "resources": {"devices": [{"allow": true, "access": "rwm"}]},
+            },
+        })))
+        .unwrap();
+        let linux = &prepared.spec["linux"];
+        assert!(linux.get("devices").is_none());
+        assert_eq!(linux["resources"]["devices"][0]["allow"], true);
+        assert_eq!(prepared.spec["hostname"], "own");
+        assert_eq!(linux["namespaces"][2], json!({"type": "uts"}));
+    }
+}
