@@ -288,6 +288,8 @@ fn containerd(dir: &Path, init: i32, path: &std::ffi::OsStr) -> Process {
         .arg("--root")
         .arg(dir.join("root"))
         .env("PATH", path)
+        // Machines of the size that the policy gives them would leave room for few.
+        .env("PERICARP_SHIM_MEMORY", "256")
         .current_dir("/");
     Process::start(&mut command, LIFETIME).expect("nsenter can be started")
 }

@@ -102,19 +102,22 @@ pub(crate) fn statistics_grow(stage: &mut Stage) {
         assert_eq!(stats.attributes.id, id);
         stats.cpu.usage_core_nano_seconds.value
     };
-    let first = used(&busy.id);
+    let (first, rest) = (used(&busy.id), used(&idle.id));
     until("it has used 50 ms more", || {
         used(&busy.id) > first + 50_000_000
     });
-    // A millisecond or two is what a container costs that sleeps.
-    assert!(used(&idle.id) < used(&busy.id));
+    // A millisecond or two is what a container costs that sleeps; its start may have cost more than
+    // that of the other.
+    assert!(used(&idle.id) - rest < used(&busy.id) - first);
 
     let stats = client.pod_stats(&pod.id).unwrap();
     assert_eq!(stats.attributes.metadata.name, "statistics");
     let linux = stats.linux;
     assert_eq!(linux.containers.len(), 2);
-    assert!(linux.cpu.usage_core_nano_seconds.value >= first);
-    assert!(linux.memory.usage_bytes.value > 0);
+    if stage.subject.cgroups_of_host {
+        assert!(linux.cpu.usage_core_nano_seconds.value >= first);
+        assert!(linux.memory.usage_bytes.value > 0);
+    }
     let interface = &linux.network.default_interface;
     assert_eq!(interface.name, "eth0");
     idle.shell("ping -c 1 10.88.0.1 >/dev/null");

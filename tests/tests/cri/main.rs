@@ -8,6 +8,7 @@
 
 mod lifecycle;
 mod limits;
+mod machines;
 mod many;
 mod node;
 mod settings;
@@ -22,6 +23,13 @@ macro_rules! cases {
             $(#[test]
             fn $case() {
                 crate::stage::Stage::play(stringify!($case), &crate::stage::RUNC, crate::$file::$case);
+            })*
+        }
+
+        mod pericarp {
+            $(#[test]
+            fn $case() {
+                crate::stage::Stage::play(stringify!($case), &crate::stage::PERICARP, crate::$file::$case);
             })*
         }
     };
@@ -51,4 +59,23 @@ cases! {
     many::the_two_pods_of_the_article,
     node::what_a_pod_leaves_is_seen,
     node::containerd_is_killed_and_pods_go_on,
+}
+
+/// What only machines have.
+macro_rules! machines {
+    ($($case:ident,)*) => {
+        $(#[test]
+        fn $case() {
+            stage::Stage::play(stringify!($case), &stage::PERICARP, machines::$case);
+        })*
+    };
+}
+
+machines! {
+    a_machine_has_the_size_of_its_limits,
+    what_is_the_hosts_is_refused_by_name,
+    a_killed_shim_takes_its_machine_along,
+    a_killed_file_server_ends_the_pod,
+    a_killed_vsock_ends_the_pod,
+    a_killed_machine_ends_the_pod,
 }

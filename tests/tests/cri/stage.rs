@@ -3,6 +3,7 @@
 use pericarp_tests::bounded::poll;
 use pericarp_tests::cri::node::STEP;
 use pericarp_tests::cri::{Container, Handler, Node, Pod, container, pod};
+use pericarp_tests::parts::{Part, beside_us, have};
 
 /// A handler, and in what a case may differ under it.
 pub(crate) struct Subject {
@@ -15,6 +16,8 @@ pub(crate) struct Subject {
     /// Whether it may go unnoticed that the first process was killed for its memory: the shim of
     /// runc is told by a cgroup which is gone by then.
     pub(crate) may_lose_oom: bool,
+    /// What it takes besides a node.
+    parts: &'static [Part],
     handler: fn() -> Handler,
 }
 
@@ -24,7 +27,30 @@ pub(crate) const RUNC: Subject = Subject {
     own_kernel: false,
     cgroups_of_host: true,
     may_lose_oom: true,
+    parts: &[],
     handler: || Handler::runc("runc"),
+};
+
+/// Ours: a machine for each pod.
+pub(crate) const PERICARP: Subject = Subject {
+    name: "pericarp",
+    own_kernel: true,
+    cgroups_of_host: false,
+    may_lose_oom: false,
+    parts: &[
+        Part::Ours("containerd-shim-pericarp-v2"),
+        Part::Ours("pericarp-vmm"),
+        Part::PERICARP_FS,
+        Part::PERICARP_NET,
+        Part::PERICARP_VSOCK,
+        Part::QemuSystem,
+    ],
+    handler: || Handler {
+        name: "pericarp".into(),
+        runtime_type: "io.containerd.pericarp.v2".into(),
+        programs: Some(beside_us()),
+        pod_annotations: Vec::new(),
+    },
 };
 
 /// A node on which a case is played.
@@ -44,6 +70,9 @@ impl Stage {
             handlers.push((subject.handler)());
         }
         let test = format!("{}::{case}", subject.name);
+        if !have(&test, subject.parts) {
+            return;
+        }
         let Some(node) = Node::start(&test, &handlers) else {
             return;
         };

@@ -1,0 +1,110 @@
+//! What only pods in machines have: their size, what they are refused, and what happens when a
+//! process of theirs is killed. runc's pods have none of it.
+
+use std::fs;
+
+use pericarp_tests::cri::proto::{NamespaceMode, PodSandboxState};
+use pericarp_tests::cri::{container, pod};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::stage::{IDLE, Stage, until};
+
+/// The process of this pod whose command line has these words.
+fn process(pod: &str, words: &str) -> Pid {
+    let all = fs::read_dir("/proc").unwrap().flatten();
+    let found = all.filter_map(|entry| {
+        let pid = Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)?;
+        let line = fs::read(entry.path().join("cmdline")).ok()?;
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        (line.contains(pod) && line.contains(words)).then_some(pid)
+    });
+    let found: Vec<Pid> = found.collect();
+    assert_eq!(found.len(), 1, "{words}: {found:?}");
+    found[0]
+}
+
+fn kill(pid: Pid) {
+    kill_process(pid, Signal::KILL).unwrap();
+}
+
+pub(crate) fn a_machine_has_the_size_of_its_limits(stage: &mut Stage) {
+    let mut config = pod("sized");
+    let linux = config.linux.mut_or_insert_default();
+    let resources = linux.resources.mut_or_insert_default();
+    resources.cpu_period = 100_000;
+    resources.cpu_quota = 50_000;
+    resources.memory_limit_in_bytes = 64 << 20;
+    let pod = stage.node.run_pod(config, stage.subject.name).unwrap();
+    let idle = pod.start(&container("idle", &IDLE)).unwrap();
+    assert_eq!(idle.shell("nproc"), "2");
+    // The base is the rig's; the kernel keeps some for itself.
+    let total = "awk '/MemTotal/ {print int($2 / 1024)}' /proc/meminfo";
+    let total: u64 = idle.shell(total).parse().unwrap();
+    assert!((240..=320).contains(&total), "{total} MiB");
+}
+
+pub(crate) fn what_is_the_hosts_is_refused_by_name(stage: &mut Stage) {
+    for (name, said) in [
+        ("network", "hostNetwork"),
+        ("pid", "hostPID"),
+        ("ipc", "hostIPC"),
+    ] {
+        let mut config = pod(name);
+        let linux = config.linux.mut_or_insert_default();
+        let security = linux.security_context.mut_or_insert_default();
+        let namespaces = security.namespace_options.mut_or_insert_default();
+        let host = NamespaceMode::NODE.into();
+        match name {
+            "network" => namespaces.network = host,
+            "pid" => namespaces.pid = host,
+            _ => namespaces.ipc = host,
+        }
+        let refused = stage.node.run_pod(config, stage.subject.name);
+        let error = refused.unwrap_err();
+        assert!(error.message().contains(said), "{error}");
+        stage.node.assert_clean();
+    }
+}
+
+/// Kills one process of a pod that has a container, and sees that containerd gets rid of both.
+fn killed(stage: &mut Stage, words: &str, code: i32, reason: Option<&str>) {
+    let (pod, idle) = stage.idle("killed");
+    kill(process(&pod.id, words));
+    let status = idle.ended();
+    assert_eq!(status.exit_code, code, "{status:?}");
+    let client = stage.node.client();
+    until("the pod is not ready", || {
+        let status = client.pod_status(&pod.id).unwrap();
+        status.state == PodSandboxState::SANDBOX_NOTREADY.into()
+    });
+    let error = idle.exec(&["true"]).unwrap_err();
+    assert!(!error.message().is_empty());
+    if let Some(reason) = reason {
+        assert!(stage.node.log().contains(reason), "{}", stage.node.log());
+    }
+    pod.remove().unwrap();
+    stage.node.assert_clean();
+    // The next has a machine of its own.
+    let (pod, idle) = stage.idle("next");
+    assert_eq!(idle.shell("echo here"), "here");
+    pod.remove().unwrap();
+}
+
+pub(crate) fn a_killed_shim_takes_its_machine_along(stage: &mut Stage) {
+    // What containerd says of a container whose shim does not answer.
+    killed(stage, "containerd-shim-pericarp-v2", 255, None);
+}
+
+pub(crate) fn a_killed_file_server_ends_the_pod(stage: &mut Stage) {
+    let reason = "a sidecar of the machine died (pericarp-fs: killed by signal 9";
+    killed(stage, "pericarp-fs", 137, Some(reason));
+}
+
+pub(crate) fn a_killed_vsock_ends_the_pod(stage: &mut Stage) {
+    let reason = "a sidecar of the machine died (pericarp-vsock: killed by signal 9";
+    killed(stage, "pericarp-vsock", 137, Some(reason));
+}
+
+pub(crate) fn a_killed_machine_ends_the_pod(stage: &mut Stage) {
+    killed(stage, "/initramfs", 137, Some("the virtual machine died"));
+}
