@@ -84,6 +84,13 @@ impl Bundle {
         }
     }
 
+    /// Its control group on the host, as it is named there.
+    pub(crate) fn cgroup(&self) -> &str {
+        self.spec["linux"]["cgroupsPath"]
+            .as_str()
+            .unwrap_or_default()
+    }
+
     /// Refuses what a pod cannot have of the host.
     pub(crate) fn check_pod(&self) -> Result<(), ShimError> {
         for (kind, field) in [("pid", "hostPID"), ("ipc", "hostIPC")] {

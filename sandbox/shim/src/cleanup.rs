@@ -21,6 +21,7 @@ use crate::{
     arguments::Arguments,
     bootstrap,
     bundle::Bundle,
+    cgroup,
     directory::{self, Directory},
     error::{ShimError, during},
     events::timestamp,
@@ -59,6 +60,9 @@ pub(crate) fn delete(arguments: &Arguments) -> Result<Vec<u8>, ShimError> {
         end_processes(&[shim, within(directory.path())]);
         if let Some(path) = directory.network() {
             sweep_network(&path);
+        }
+        if let Some(group) = directory.group() {
+            cgroup::sweep(&group);
         }
         directory.remove()?;
         if let Some(socket) = socket.filter(|socket| !answers(socket)) {

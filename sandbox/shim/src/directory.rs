@@ -3,6 +3,7 @@
 //! ```text
 //! /run/pericarp/<namespace>/<pod>/          of root alone
 //!     network                               path of the pod's network namespace, to sweep it
+//!     group                                 the pod's control group, likewise
 //!     initramfs, *.sock, vsock/             of the machine
 //!     shared/                               a shared mount, served by pericarp-fs as `pod`
 //!     shared/<container>/rootfs             mounts of the host, which appear in the guest
@@ -30,6 +31,7 @@ const BASE: &str = "/run/pericarp";
 const LONGEST: usize = 107 - "/vsock/guest_1024".len();
 const SHARED: &str = "shared";
 const NETWORK: &str = "network";
+const GROUP: &str = "group";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Directory(PathBuf);
@@ -79,14 +81,29 @@ impl Directory {
 
     /// Writes down whose network is swept should we not come to it.
     pub(crate) fn remember_network(&self, path: &Path) -> Result<(), ShimError> {
-        let text = path.as_os_str().as_encoded_bytes();
-        fs::write(self.join(NETWORK), text).map_err(during("the pod's directory"))
+        self.remember(NETWORK, path)
     }
 
     pub(crate) fn network(&self) -> Option<PathBuf> {
-        fs::read_to_string(self.join(NETWORK))
-            .ok()
-            .map(PathBuf::from)
+        self.remembered(NETWORK)
+    }
+
+    /// Writes down which control group is removed should we not come to it.
+    pub(crate) fn remember_group(&self, group: &Path) -> Result<(), ShimError> {
+        self.remember(GROUP, group)
+    }
+
+    pub(crate) fn group(&self) -> Option<PathBuf> {
+        self.remembered(GROUP)
+    }
+
+    fn remember(&self, name: &str, path: &Path) -> Result<(), ShimError> {
+        let text = path.as_os_str().as_encoded_bytes();
+        fs::write(self.join(name), text).map_err(during("the pod's directory"))
+    }
+
+    fn remembered(&self, name: &str) -> Option<PathBuf> {
+        fs::read_to_string(self.join(name)).ok().map(PathBuf::from)
     }
 
     /// Removes it with all mounts in it. One that is not there is no error.

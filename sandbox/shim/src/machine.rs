@@ -30,6 +30,7 @@ use pericarp_pod::{
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::{
+    cgroup::Entered,
     directory::Directory,
     error::{ShimError, during},
     sizing::Size,
@@ -66,6 +67,8 @@ pub(crate) struct Plan {
     pub(crate) sysctls: HashMap<String, String>,
     /// The pod's network namespace.
     pub(crate) network: Option<PathBuf>,
+    /// The pod's control group on the host.
+    pub(crate) group: Option<PathBuf>,
 }
 
 /// What others need of a machine.
@@ -85,12 +88,15 @@ pub(crate) struct Running {
     guest: Guest,
     /// Its end is the agent's.
     hello: UnixStream,
+    _group: Option<Entered>,
 }
 
 impl Running {
     /// Boots it. On failure nothing is left but the directory.
     pub(crate) fn boot(plan: &Plan, directory: &Directory) -> Result<Self, ShimError> {
         let assets = open_assets()?;
+        // Left after all else, whatever fails.
+        let group = enter_group(plan, directory)?;
         let choice = select(Wanted::Auto, &HostFacts::probe());
         log::debug!("{choice}");
         // Nothing started from here on may gain privileges by executing a file.
@@ -183,6 +189,7 @@ impl Running {
             network,
             guest,
             hello,
+            _group: group,
         })
     }
 
@@ -260,6 +267,14 @@ fn open_assets() -> Result<Assets, ShimError> {
         .unwrap_or_default();
     Assets::open(&directory)
         .map_err(|error| ShimError::Machine(format!("{error}; {}", assets::CURE)))
+}
+
+fn enter_group(plan: &Plan, directory: &Directory) -> Result<Option<Entered>, ShimError> {
+    let Some(group) = &plan.group else {
+        return Ok(None);
+    };
+    directory.remember_group(group)?;
+    Entered::enter(group.clone()).map(Some)
 }
 
 fn join_network(

@@ -21,6 +21,7 @@ use protobuf::MessageField;
 
 use crate::{
     bundle::{Bundle, Kind},
+    cgroup,
     directory::Directory,
     error::ShimError,
     events::Events,
@@ -173,6 +174,7 @@ impl Pod {
                     .to_owned(),
                 sysctls: spec::sysctls(bundle).collect(),
                 network: bundle.network()?,
+                group: cgroup::group(bundle.cgroup())?,
             };
             let booted = self.orders.boot(plan)?;
             let mut state = self.state();

@@ -1,0 +1,277 @@
+//! The pod's control group on the host, named by `linux.cgroupsPath` of its first container.
+//!
+//! Entered by `machine` before the pod's first process, so that all of them, and the guest's memory,
+//! are counted where a kubelet looks and held to what it has set on the group above. Nothing is
+//! limited here: what a sandbox's own configuration says (two shares of a CPU) is meant for a
+//! process that sleeps.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::{self, ErrorKind, Write as _},
+    path::{Component, Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    bundle::refused,
+    error::{ShimError, during},
+};
+
+const MOUNTS: &str = "/proc/self/mountinfo";
+const OURS: &str = "/proc/self/cgroup";
+const PROCESSES: &str = "cgroup.procs";
+/// What a version 2 group counts only if the group above says so.
+const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
+/// For processes that were ended to have gone.
+const LIMIT: Duration = Duration::from_secs(2);
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// One of the kernel's hierarchies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Hierarchy {
+    mount: PathBuf,
+    /// The group that this process is in, from the top.
+    home: PathBuf,
+    unified: bool,
+}
+
+/// A group that this process has entered, and leaves when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Entered {
+    group: PathBuf,
+    hierarchies: Vec<Hierarchy>,
+}
+
+/// Where a configuration's group is, from the top of each hierarchy. None if it names none.
+pub(crate) fn group(path: &str) -> Result<Option<PathBuf>, ShimError> {
+    if path.is_empty() {
+        return Ok(None);
+    }
+    let wrong = |rule: &str| refused(&format!("linux.cgroupsPath: {path:?}"), rule);
+    let parts: Vec<&str> = path.split(':').collect();
+    let group = match parts[..] {
+        [plain] => PathBuf::from(plain.trim_start_matches('/')),
+        // As systemd names them.
+        [slice, prefix, name] => slice_path(slice)
+            .ok_or_else(|| wrong("begins with no slice"))?
+            .join(format!("{prefix}-{name}.scope")),
+        _ => return Err(wrong("is neither a path nor slice:prefix:name")),
+    };
+    let mut parts = group.components();
+    if group.as_os_str().is_empty() || !parts.all(|part| matches!(part, Component::Normal(_))) {
+        return Err(wrong("is not below the top"));
+    }
+    Ok(Some(group))
+}
+
+/// `a-b.slice` is in `a.slice`.
+fn slice_path(slice: &str) -> Option<PathBuf> {
+    let name = slice.strip_suffix(".slice")?;
+    let mut path = PathBuf::new();
+    if name == "-" {
+        return Some(path);
+    }
+    for (at, _) in name.match_indices('-') {
+        path.push(format!("{}.slice", &name[..at]));
+    }
+    path.push(slice);
+    Some(path)
+}
+
+impl Entered {
+    /// Makes the group and moves this process there; its children are born in it.
+    pub(crate) fn enter(group: PathBuf) -> Result<Self, ShimError> {
+        let read = |path| fs::read_to_string(path).map_err(during(path));
+        let hierarchies = hierarchies(&read(MOUNTS)?, &read(OURS)?);
+        let mut entered = Self {
+            group,
+            hierarchies: Vec::new(),
+        };
+        for hierarchy in hierarchies {
+            let path = hierarchy.mount.join(&entered.group);
+            let entering = make(&hierarchy, &entered.group).and_then(|()| {
+                let home = hierarchy.clone();
+                // Even if it is not entered, it is there to be removed.
+                entered.hierarchies.push(home);
+                move_to(&path)
+            });
+            entering.map_err(during(format!("the control group {}", path.display())))?;
+        }
+        Ok(entered)
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        for hierarchy in &self.hierarchies {
+            // A parent that is gone or full leaves the top, where nobody is refused.
+            let home = hierarchy.mount.join(&hierarchy.home);
+            if let Err(error) = move_to(&home).or_else(|_| move_to(&hierarchy.mount)) {
+                log::warn!("{} cannot be entered again: {error}", home.display());
+            }
+        }
+        remove(&self.group, &self.hierarchies);
+    }
+}
+
+/// Removes a group whose processes have gone with a shim that was killed.
+pub(crate) fn sweep(group: &Path) {
+    let read = |path| fs::read_to_string(path).unwrap_or_default();
+    remove(group, &hierarchies(&read(MOUNTS), &read(OURS)));
+}
+
+fn remove(group: &Path, hierarchies: &[Hierarchy]) {
+    let end = Instant::now() + LIMIT;
+    for hierarchy in hierarchies {
+        let path = hierarchy.mount.join(group);
+        loop {
+            match fs::remove_dir(&path) {
+                Ok(()) => break,
+                Err(error) if error.kind() == ErrorKind::NotFound => break,
+                Err(error) if Instant::now() >= end => {
+                    log::warn!("the control group {} stays: {error}", path.display());
+                    break;
+                }
+                Err(_) => thread::sleep(PAUSE),
+            }
+        }
+    }
+}
+
+/// Moves this process there, with all of its threads.
+fn move_to(group: &Path) -> io::Result<()> {
+    write(&group.join(PROCESSES), "0")
+}
+
+fn write(file: &Path, text: &str) -> io::Result<()> {
+    // Never created: a file that is not there is one that the kernel does not have.
+    OpenOptions::new()
+        .write(true)
+        .open(file)?
+        .write_all(text.as_bytes())
+}
+
+/// Makes the group and those above it.
+fn make(hierarchy: &Hierarchy, group: &Path) -> io::Result<()> {
+    let mut path = hierarchy.mount.clone();
+    for part in group {
+        if hierarchy.unified {
+            for controller in CONTROLLERS {
+                // Refused by a group that has processes of its own, or no such controller: then
+                // less is counted, as for all others there.
+                let _ = write(
+                    &path.join("cgroup.subtree_control"),
+                    &format!("+{controller}"),
+                );
+            }
+        }
+        let above = path.clone();
+        path.push(part);
+        match fs::create_dir(&path) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            other => other?,
+        }
+        // A new version 1 group of CPUs has none, and takes no process before it has.
+        for set in ["cpuset.cpus", "cpuset.mems"] {
+            let (own, inherited) = (path.join(set), above.join(set));
+            if !hierarchy.unified
+                && let Ok(text) = fs::read_to_string(&own)
+                && text.trim().is_empty()
+            {
+                write(&own, fs::read_to_string(inherited)?.trim())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The hierarchies of which this process sees all: `mounts` as mountinfo has them, `ours` as
+/// `/proc/self/cgroup` does.
+fn hierarchies(mounts: &str, ours: &str) -> Vec<Hierarchy> {
+    let homes = ours.lines().filter_map(|line| {
+        let mut parts = line.splitn(3, ':');
+        let (_, controllers, home) = (parts.next()?, parts.next()?, parts.next()?);
+        Some((controllers, home))
+    });
+    homes
+        .filter_map(|(controllers, home)| {
+            let unified = controllers.is_empty();
+            let mount = mounts
+                .lines()
+                .find_map(|line| mounted(line, controllers, unified))?;
+            Some(Hierarchy {
+                mount,
+                home: PathBuf::from(home.trim_start_matches('/')),
+                unified,
+            })
+        })
+        .collect()
+}
+
+/// Where a line of mountinfo has the hierarchy with these controllers, if it has all of it.
+fn mounted(line: &str, controllers: &str, unified: bool) -> Option<PathBuf> {
+    let (mount, filesystem) = line.split_once(" - ")?;
+    let mut mount = mount.split(' ').skip(3);
+    let (root, place) = (mount.next()?, mount.next()?);
+    let mut filesystem = filesystem.split(' ');
+    let (kind, options) = (filesystem.next()?, filesystem.nth(1)?);
+    let same = match kind {
+        "cgroup2" => unified,
+        "cgroup" => {
+            let mut wanted = controllers.split(',');
+            !unified && wanted.all(|one| options.split(',').any(|option| option == one))
+        }
+        _ => false,
+    };
+    (same && root == "/").then(|| PathBuf::from(place))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_are_named_in_two_ways() {
+        let at = |path: &str| group(path).unwrap().unwrap();
+        assert_eq!(group("").unwrap(), None);
+        assert_eq!(at("/kubepods/pod7/abc"), Path::new("kubepods/pod7/abc"));
+        assert_eq!(
+            at("kubepods-burstable-pod7.slice:cri-containerd:abc"),
+            Path::new(
+                "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod7.slice/\
+                 cri-containerd-abc.scope"
+            )
+        );
+        assert_eq!(at("-.slice:a:b"), Path::new("a-b.scope"));
+        for wrong in ["/", "/a/../b", "..", "a:b", "a:b:c", "a.slice:b:/../../c"] {
+            let error = group(wrong).unwrap_err().to_string();
+            assert!(error.starts_with("linux.cgroupsPath: "), "{error}");
+        }
+    }
+
+    #[test]
+    fn hierarchies_are_found_where_they_are_whole() {
+        let mounts = "\
+            30 20 0:26 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755\n\
+            31 30 0:27 / /sys/fs/cgroup/cpu rw,relatime shared:5 - cgroup cgroup rw,cpu,cpuacct\n\
+            32 30 0:28 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n\
+            33 30 0:29 /part /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+            34 30 0:30 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw,nsdelegate\n";
+        let ours = "4:memory:/a\n3:cpu,cpuacct:/b/c\n1:name=systemd:/\n0::/d\n";
+        let found = hierarchies(mounts, ours);
+        let expected = |mount: &str, home: &str, unified| Hierarchy {
+            mount: mount.into(),
+            home: home.into(),
+            unified,
+        };
+        assert_eq!(
+            found,
+            [
+                expected("/sys/fs/cgroup/cpu", "b/c", false),
+                expected("/sys/fs/cgroup/systemd", "", false),
+                expected("/sys/fs/cgroup/unified", "d", true),
+            ]
+        );
+    }
+}
