@@ -31,7 +31,7 @@ pub mod proto {
     pub use self::cri::*;
 }
 
-pub use config::{Handler, container, pod};
+pub use config::{Handler, SMALL, container, pod};
 pub use grpc::CallError;
 pub use node::Node;
 pub use pod::{Container, Pod};

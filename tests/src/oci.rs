@@ -15,10 +15,11 @@ use crate::scratch::Scratch;
 
 /// The names under which Debian's static busybox is of use in a container.
 pub const ALL_TOOLS: &[&str] = &[
-    "awk", "cat", "dd", "df", "echo", "env", "free", "grep", "head", "hostname", "httpd", "id",
-    "ip", "kill", "ln", "ls", "md5sum", "mkdir", "mount", "nc", "nproc", "ping", "printf", "ps",
-    "pwd", "readlink", "rm", "sed", "seq", "sh", "sleep", "stat", "stty", "sync", "tail", "test",
-    "touch", "tr", "true", "umount", "uname", "wc", "wget", "yes",
+    "awk", "cat", "chmod", "dd", "df", "echo", "env", "free", "grep", "head", "hostname", "httpd",
+    "id", "ip", "kill", "ln", "ls", "md5sum", "mkdir", "mkfifo", "mount", "mv", "nc", "nproc",
+    "ping", "printf", "ps", "pwd", "readlink", "rm", "sed", "seq", "sh", "sleep", "stat", "stty",
+    "sync", "tail", "test", "timeout", "touch", "tr", "true", "umount", "uname", "wc", "wget",
+    "yes",
 ];
 
 /// An image of an archive.

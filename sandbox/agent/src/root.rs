@@ -183,8 +183,8 @@ impl Root {
         (tag, path): (&str, &str),
         place: PathBuf,
     ) -> Result<(), RequestError> {
-        self.parts.push((tag.to_owned(), path.to_owned()));
         shares.show(tag, path, &place)?;
+        self.parts.push((tag.to_owned(), path.to_owned()));
         self.mounts.push((place, false));
         Ok(())
     }

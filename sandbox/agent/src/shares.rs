@@ -12,7 +12,9 @@
 //!
 //! A share can be shown in parts, too, each to one container: what the host has mounted below the
 //! shared directory for it. Such mounts are mounts here as well, made by the kernel when a path
-//! leads there; who is done with a part lets go of its mount, and the host's is free.
+//! leads there; the last who is done with a part lets go of its mount, and the host's is free. As
+//! long as one container has it, others are shown the same mount: another would have other inodes
+//! for the same files.
 
 use std::{
     collections::BTreeMap,
@@ -53,7 +55,11 @@ const SHARED_MEMORY: &std::ffi::CStr = c"mode=1777,size=65536k";
 
 /// The shares that are mounted.
 #[derive(Debug, Default)]
-pub(crate) struct Shares(Mutex<BTreeMap<String, Mounted>>);
+pub(crate) struct Shares {
+    mounted: Mutex<BTreeMap<String, Mounted>>,
+    /// By tag and path, with how many containers are shown each.
+    parts: Mutex<BTreeMap<(String, String), usize>>,
+}
 
 #[derive(Debug)]
 struct Mounted {
@@ -148,12 +154,33 @@ impl Shares {
         }
         let top = self.mount(tag, false)?;
         let failed = || trying(format!("'{path}' of the share '{tag}'"));
-        let (part, is_directory) = open_part(&top, path).map_err(failed())?;
-        show(&part, is_directory, place).map_err(failed())
+        // Held meanwhile: nobody lets go of what is being shown.
+        let mut parts = self.parts();
+        let shown =
+            open_part(&top, path).and_then(|(part, is_directory)| show(&part, is_directory, place));
+        let users = parts.entry((tag.into(), path.into())).or_default();
+        match shown {
+            Ok(()) => *users += 1,
+            Err(_) if *users > 0 => {}
+            Err(_) => {
+                parts.remove(&(tag.into(), path.into()));
+                let _ = unmount(top.join(path), UnmountFlags::DETACH);
+            }
+        }
+        shown.map_err(failed())
     }
 
-    /// Lets go of what the kernel has mounted for a part that was shown.
+    /// Lets go of what the kernel has mounted for a part that was shown, if nobody else is shown it.
     pub(crate) fn let_go(&self, tag: &str, path: &str) {
+        let mut parts = self.parts();
+        let part = (tag.to_owned(), path.to_owned());
+        if let Some(users) = parts.get_mut(&part) {
+            *users -= 1;
+            if *users > 0 {
+                return;
+            }
+            parts.remove(&part);
+        }
         let Some(top) = self.lock().get(tag).map(|there| there.place.clone()) else {
             return;
         };
@@ -195,7 +222,11 @@ impl Shares {
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Mounted>> {
         // A panic ends this program, so nobody sees a state left half changed.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.mounted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn parts(&self) -> MutexGuard<'_, BTreeMap<(String, String), usize>> {
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

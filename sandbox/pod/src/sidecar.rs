@@ -67,7 +67,10 @@ pub enum Access {
     /// mounted below it and with its access control lists.
     Root,
     /// All of it, and of what is mounted below it later; it is a shared mount.
-    Pod,
+    Pod {
+        /// What the guest may keep: `never`, `auto` or `always` (`pericarp-fs --cache`).
+        cache: &'static str,
+    },
 }
 
 /// One directory of the host.
@@ -89,7 +92,7 @@ impl Share {
     fn argument(&self) -> String {
         let (cache, more) = match self.access {
             Access::Reading | Access::Writing => ("auto", ""),
-            Access::Pod => ("auto", ",posix-acl=on,later-mounts=on"),
+            Access::Pod { cache } => (cache, ",posix-acl=on,later-mounts=on"),
             Access::Root => ("always", ",posix-acl=on,submounts=off"),
         };
         format!(
@@ -98,7 +101,7 @@ impl Share {
             id = self.id,
             socket = quoted(&self.socket),
             directory = quoted(&self.directory),
-            read_only = on_or_off(!matches!(self.access, Access::Writing | Access::Pod)),
+            read_only = on_or_off(!matches!(self.access, Access::Writing | Access::Pod { .. })),
             queues = self.queues,
         )
     }
@@ -263,6 +266,12 @@ impl Sidecar {
         Ok(sidecar)
     }
 
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
     /// Becomes readable when it has ended.
     #[must_use]
     pub fn exit_fd(&self) -> BorrowedFd<'_> {
@@ -362,7 +371,7 @@ mod tests {
             root.argument()
         );
         let pod = Share {
-            access: Access::Pod,
+            access: Access::Pod { cache: "auto" },
             ..root
         };
         assert!(pod.argument().contains(",read-only=off,cache=auto,"));

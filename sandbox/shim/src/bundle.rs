@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::error::{ShimError, during};
 
 const TYPE: &str = "io.kubernetes.cri.container-type";
-const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
+pub(crate) const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
 
 /// What a container is in its pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

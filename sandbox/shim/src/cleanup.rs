@@ -22,7 +22,7 @@ use crate::{
     bootstrap,
     bundle::Bundle,
     cgroup,
-    directory::{self, Directory},
+    directory::{CONTAINERS, Directory},
     error::{ShimError, during},
     events::timestamp,
     mounts,
@@ -30,6 +30,8 @@ use crate::{
     task::guest_id,
 };
 
+/// How the programs begin that a pod starts.
+const PROGRAMS: [&str; 3] = ["pericarp-", "qemu-system-", "containerd-shim-pericarp-"];
 /// For processes to go.
 const LIMIT: Duration = Duration::from_secs(5);
 /// For a shim to go that has been told to.
@@ -48,13 +50,16 @@ pub(crate) fn delete(arguments: &Arguments) -> Result<Vec<u8>, ShimError> {
     );
     let directory = Directory::of(&arguments.namespace, &pod);
     let socket = socket(&bundle);
-    if pod != arguments.id && socket.as_deref().is_some_and(answers) {
-        let place = directory.shared().join(guest_id(&arguments.id));
+    let shim = [bootstrap::serving(&arguments.namespace, &pod)];
+    if pod != arguments.id && !processes_with(&shim).is_empty() {
+        // The pod lives, and its volumes are its shim's.
+        let name = guest_id(&arguments.id);
+        let at = |top: PathBuf| top.join(CONTAINERS).join(&name);
+        let (behind, place) = (at(directory.behind()), at(directory.shared()));
         mounts::unmount_below(&place).map_err(during(place.display()))?;
-        directory::remove_container(&place).map_err(during(place.display()))?;
+        mounts::remove_place(&behind).map_err(during(behind.display()))?;
     } else {
         // One that is leaving has something to say yet.
-        let shim = [bootstrap::serving(&arguments.namespace, &pod)];
         wait_for(LEAVING, || processes_with(&shim).is_empty());
         let [shim] = shim;
         end_processes(&[shim, within(directory.path())]);
@@ -103,8 +108,8 @@ fn within(directory: &Path) -> Vec<u8> {
     beginning
 }
 
-/// Ends what still runs of the pod: whoever was started with one of these in its arguments. The
-/// shim, should it still be there, comes first.
+/// Ends what still runs of the pod: programs of ours that were started with one of these in their
+/// arguments. The shim, should it still be there, comes first.
 fn end_processes(parts: &[Vec<u8>]) {
     let end = Instant::now() + LIMIT;
     loop {
@@ -134,9 +139,19 @@ fn processes_with(parts: &[Vec<u8>]) -> Vec<Pid> {
 }
 
 fn has_part(pid: Pid, parts: &[Vec<u8>]) -> bool {
-    let line = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
+    let process = PathBuf::from(format!("/proc/{}", pid.as_raw_nonzero()));
+    let line = fs::read(process.join("cmdline")).unwrap_or_default();
     let has = |part: &Vec<u8>| line.windows(part.len()).any(|seen| seen == part);
-    parts.iter().any(has)
+    parts.iter().any(has) && fs::read_link(process.join("exe")).is_ok_and(|exe| is_ours(&exe))
+}
+
+/// Whether a pod may have started this program. Anybody may have the path of a pod's directory in
+/// the arguments, who looks into its log.
+fn is_ours(program: &Path) -> bool {
+    let name = program.file_name().unwrap_or_default().as_bytes();
+    PROGRAMS
+        .iter()
+        .any(|ours| name.starts_with(ours.as_bytes()))
 }
 
 fn sweep_network(path: &Path) {
@@ -151,25 +166,36 @@ fn sweep_network(path: &Path) {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
+    use std::process::{Command, Stdio};
 
     use super::*;
 
     #[test]
     fn processes_are_known_by_the_pods_directory() {
-        let directory = std::env::temp_dir().join(format!("pericarp-end-{}", std::process::id()));
-        let sleep = |name: &str| {
-            let argument = format!("sleep 100; : {}", directory.join(name).display());
-            let mut command = Command::new("sh");
-            command.args(["-c", &argument]).spawn().unwrap()
+        let base = std::env::temp_dir().join(format!("pericarp-end-{}", std::process::id()));
+        let directory = base.join("pod");
+        fs::create_dir_all(&directory).unwrap();
+        let program = base.join("pericarp-shell");
+        fs::copy("/bin/sh", &program).unwrap();
+        let sleep = |program: &Path, place: &str| {
+            let argument = format!("read line; : {}", base.join(place).display());
+            let mut command = Command::new(program);
+            let command = command.args(["-c", &argument]).stdin(Stdio::piped());
+            command.spawn().unwrap()
         };
-        let mut ours = sleep("pod.sock");
-        let mut other = Command::new("sleep").arg("100").spawn().unwrap();
+        let mut ours = sleep(&program, "pod/a.sock");
+        let others = [
+            sleep(Path::new("/bin/sh"), "pod/a.sock"),
+            sleep(&program, "other/a.sock"),
+        ];
         let reaped = thread::spawn(move || ours.wait().unwrap());
         end_processes(&[within(&directory)]);
         assert!(!reaped.join().unwrap().success());
-        assert!(other.try_wait().unwrap().is_none());
-        other.kill().unwrap();
-        other.wait().unwrap();
+        for mut other in others {
+            assert!(other.try_wait().unwrap().is_none());
+            other.kill().unwrap();
+            other.wait().unwrap();
+        }
+        fs::remove_dir_all(base).unwrap();
     }
 }

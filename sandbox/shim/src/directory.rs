@@ -5,9 +5,11 @@
 //!     network                               path of the pod's network namespace, to sweep it
 //!     group                                 the pod's control group, likewise
 //!     initramfs, *.sock, vsock/             of the machine
-//!     shared/                               a shared mount, served by pericarp-fs as `pod`
-//!     shared/<container>/rootfs             mounts of the host, which appear in the guest
-//!     shared/<container>/mnt-<n>
+//!     places/{containers,volumes}/          what the mounts below lie on, for the shim to make
+//!     shared/                               a shared mount of it, served by pericarp-fs as `pod`;
+//!                                           nothing can be changed through it
+//!     shared/containers/<container>         mounts of the host, which appear in the guest
+//!     shared/volumes/<n>
 //! ```
 //!
 //! Everything in it can be found again by whoever comes after a shim that was killed (`cleanup`).
@@ -24,12 +26,16 @@ use sha2::{Digest, Sha256};
 use crate::{
     error::{ShimError, during},
     mounts,
+    volumes::VOLUMES,
 };
 
 const BASE: &str = "/run/pericarp";
 /// A socket's path has 107 bytes; ours add so many at most.
 const LONGEST: usize = 107 - "/vsock/guest_1024".len();
+const BEHIND: &str = "places";
 const SHARED: &str = "shared";
+/// Where the containers' roots are, below what the guest sees.
+pub(crate) const CONTAINERS: &str = "containers";
 const NETWORK: &str = "network";
 const GROUP: &str = "group";
 
@@ -56,6 +62,11 @@ impl Directory {
         self.0.join(name)
     }
 
+    /// What lies behind that which the guest sees.
+    pub(crate) fn behind(&self) -> PathBuf {
+        self.0.join(BEHIND)
+    }
+
     /// What the guest sees of it.
     pub(crate) fn shared(&self) -> PathBuf {
         self.0.join(SHARED)
@@ -69,14 +80,18 @@ impl Directory {
             let mut builder = DirBuilder::new();
             builder.mode(0o700).recursive(recursive).create(path)
         };
-        if let Some(parent) = self.0.parent() {
-            make(parent, true).map_err(failed())?;
+        // Another pod that was the last of the namespace may take the parent along meanwhile.
+        let made = make(&self.0, true).or_else(|_| make(&self.0, true));
+        made.map_err(failed())?;
+        let behind = self.behind();
+        let places = [CONTAINERS, VOLUMES].map(|name| behind.join(name));
+        for path in [self.join("vsock"), self.shared(), behind.clone()]
+            .into_iter()
+            .chain(places)
+        {
+            make(&path, false).map_err(failed())?;
         }
-        make(&self.0, false).map_err(failed())?;
-        for name in ["vsock", SHARED] {
-            make(&self.join(name), false).map_err(failed())?;
-        }
-        mounts::make_shared(&self.shared()).map_err(failed())
+        mounts::make_shared(&behind, &self.shared()).map_err(failed())
     }
 
     /// Writes down whose network is swept should we not come to it.
@@ -112,22 +127,19 @@ impl Directory {
     pub(crate) fn remove(&self) -> Result<(), ShimError> {
         let failed = || during(self.0.display().to_string());
         mounts::unmount_below(&self.0).map_err(failed())?;
-        let shared = self.shared();
-        for container in entries(&shared).map_err(failed())? {
-            remove_container(&container).map_err(failed())?;
+        let behind = self.behind();
+        for directory in [
+            behind.join(CONTAINERS),
+            behind.join(VOLUMES),
+            behind,
+            self.join("vsock"),
+            self.0.clone(),
+        ] {
+            for place in entries(&directory).map_err(failed())? {
+                mounts::remove_place(&place).map_err(failed())?;
+            }
         }
-        for path in entries(&self.join("vsock")).map_err(failed())? {
-            gone(fs::remove_file(path)).map_err(failed())?;
-        }
-        for path in entries(&self.0).map_err(failed())? {
-            let is_directory = fs::symlink_metadata(&path).is_ok_and(|there| there.is_dir());
-            let removed = match is_directory {
-                true => fs::remove_dir(path),
-                false => fs::remove_file(path),
-            };
-            gone(removed).map_err(failed())?;
-        }
-        gone(fs::remove_dir(&self.0)).map_err(failed())?;
+        mounts::remove_place(&self.0).map_err(failed())?;
         // The last pod takes the namespace's directory along.
         if let Some(parent) = self.0.parent() {
             let _ = fs::remove_dir(parent);
@@ -136,31 +148,12 @@ impl Directory {
     }
 }
 
-/// Removes a container's places, which are empty once nothing is mounted there.
-pub(crate) fn remove_container(path: &Path) -> io::Result<()> {
-    for place in entries(path)? {
-        let is_directory = fs::symlink_metadata(&place).is_ok_and(|there| there.is_dir());
-        gone(match is_directory {
-            true => fs::remove_dir(&place),
-            false => fs::remove_file(&place),
-        })?;
-    }
-    gone(fs::remove_dir(path))
-}
-
 fn entries(path: &Path) -> io::Result<Vec<PathBuf>> {
     match fs::read_dir(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
         other => other?
             .map(|entry| entry.map(|entry| entry.path()))
             .collect(),
-    }
-}
-
-fn gone(removed: io::Result<()>) -> io::Result<()> {
-    match removed {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        other => other,
     }
 }
 
@@ -186,14 +179,16 @@ mod tests {
     fn what_is_not_ours_stays() {
         let base = std::env::temp_dir().join(format!("pericarp-pod-{}", std::process::id()));
         let directory = Directory(base.join("p"));
-        fs::create_dir_all(base.join("p/shared/web/rootfs")).unwrap();
-        fs::write(base.join("p/shared/web/mnt-0"), "").unwrap();
+        fs::create_dir_all(base.join("p/places/containers/web")).unwrap();
+        fs::create_dir_all(base.join("p/places/volumes")).unwrap();
+        fs::write(base.join("p/places/volumes/0"), "").unwrap();
         fs::write(base.join("p/initramfs"), "").unwrap();
         // As if it were somebody's data, still mounted.
-        fs::write(base.join("p/shared/web/rootfs/data"), "precious").unwrap();
+        let data = base.join("p/places/containers/web/data");
+        fs::write(&data, "precious").unwrap();
         assert!(directory.remove().is_err());
-        assert!(base.join("p/shared/web/rootfs/data").exists());
-        fs::remove_file(base.join("p/shared/web/rootfs/data")).unwrap();
+        assert!(data.exists());
+        fs::remove_file(&data).unwrap();
         directory.remove().unwrap();
         assert!(!base.exists());
         directory.remove().unwrap();

@@ -5,6 +5,7 @@
 
 use std::{
     os::fd::OwnedFd,
+    path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
         mpsc::{Receiver, Sender, channel},
@@ -33,6 +34,8 @@ enum Order {
 pub(crate) struct Orders {
     queue: Mutex<Sender<Order>>,
     bell: Arc<OwnedFd>,
+    /// Where containerd finds us.
+    socket: PathBuf,
 }
 
 impl Orders {
@@ -58,8 +61,9 @@ impl Orders {
         let _ = told.recv();
     }
 
-    /// Has the shim leave.
+    /// Has the shim leave. Nobody finds it from now on: a container of the same name gets another.
     pub(crate) fn leave(&self) {
+        let _ = std::fs::remove_file(&self.socket);
         self.give(Order::Leave);
     }
 }
@@ -68,11 +72,13 @@ pub(crate) struct Keeper {
     orders: Receiver<Order>,
     bell: Arc<OwnedFd>,
     directory: Directory,
+    /// It is ours; once removed it may be a successor's.
+    made: bool,
     running: Option<Running>,
 }
 
 impl Keeper {
-    pub(crate) fn new(directory: Directory) -> Result<(Self, Orders), ShimError> {
+    pub(crate) fn new(directory: Directory, socket: PathBuf) -> Result<(Self, Orders), ShimError> {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let bell = Arc::new(eventfd(0, flags).map_err(during("a descriptor"))?);
         let (queue, orders) = channel();
@@ -80,10 +86,16 @@ impl Keeper {
             orders,
             bell: Arc::clone(&bell),
             directory,
+            made: false,
             running: None,
         };
         let queue = Mutex::new(queue);
-        Ok((keeper, Orders { queue, bell }))
+        let orders = Orders {
+            queue,
+            bell,
+            socket,
+        };
+        Ok((keeper, orders))
     }
 
     /// Keeps the machine until it is told to leave; `lost` is told why a machine has ended that
@@ -135,6 +147,7 @@ impl Keeper {
             return Err(ShimError::Exists("the pod has a machine".into()));
         }
         self.directory.create()?;
+        self.made = true;
         match Running::boot(plan, &self.directory) {
             Ok(running) => {
                 let booted = running.booted();
@@ -155,7 +168,10 @@ impl Keeper {
         self.clean();
     }
 
-    fn clean(&self) {
+    fn clean(&mut self) {
+        if !std::mem::take(&mut self.made) {
+            return;
+        }
         if let Err(error) = self.directory.remove() {
             log::warn!("the pod's directory cannot be removed: {error}");
         }

@@ -16,9 +16,10 @@ use std::{
 };
 
 use pericarp_api::{agent, hello::last_words, host::Guest};
+use pericarp_config::Settings;
 use pericarp_hypervisor::{
     CardSpec, ConsoleSpec, HostFacts, Machine, MachineError, MachineSpec, ShareSpec, VsockSpec,
-    Wanted, select,
+    select,
 };
 use pericarp_network::{Attached, Namespace, attach};
 use pericarp_pod::{
@@ -33,7 +34,9 @@ use crate::{
     cgroup::Entered,
     directory::Directory,
     error::{ShimError, during},
-    sizing::Size,
+    oom::Ordinary,
+    pinned::Pinned,
+    profile::Profile,
 };
 
 /// Tag of the share that has everything the pod's containers are shown.
@@ -62,7 +65,7 @@ const NOW: Timespec = Timespec {
 /// A machine to be made.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
-    pub(crate) size: Size,
+    pub(crate) profile: Profile,
     pub(crate) hostname: String,
     pub(crate) sysctls: HashMap<String, String>,
     /// The pod's network namespace.
@@ -77,6 +80,8 @@ pub(crate) struct Booted {
     pub(crate) guest: Guest,
     /// On the host.
     pub(crate) pid: u32,
+    /// That one, and those of the sidecars.
+    pub(crate) processes: Vec<u32>,
 }
 
 /// A machine that answers.
@@ -94,14 +99,17 @@ pub(crate) struct Running {
 impl Running {
     /// Boots it. On failure nothing is left but the directory.
     pub(crate) fn boot(plan: &Plan, directory: &Directory) -> Result<Self, ShimError> {
-        let assets = open_assets()?;
+        let Profile { settings, size } = &plan.profile;
+        let assets = open_assets(settings)?;
         // Left after all else, whatever fails.
         let group = enter_group(plan, directory)?;
-        let choice = select(Wanted::Auto, &HostFacts::probe());
+        let choice = select(settings.hypervisor, &HostFacts::probe());
         log::debug!("{choice}");
+        let _ordinary = Ordinary::begin();
+        let _pinned = settings.cpus.as_ref().map(Pinned::to).transpose()?;
         // Nothing started from here on may gain privileges by executing a file.
         rustix::thread::set_no_new_privs(true).map_err(during("no_new_privs"))?;
-        let queues = u16::try_from(plan.size.cpus.min(MAX_QUEUES)).unwrap_or(1);
+        let queues = u16::try_from(size.vcpus.min(MAX_QUEUES)).unwrap_or(1);
         let (network, cards) = join_network(plan, directory, queues)?;
         let image = directory.join("initramfs");
         initramfs::write(&assets, (true, !cards.is_empty()), &image)?;
@@ -110,7 +118,9 @@ impl Running {
             id: POD_SHARE.into(),
             socket: directory.join("pod.sock"),
             directory: directory.shared(),
-            access: Access::Pod,
+            access: Access::Pod {
+                cache: settings.share_cache.name(),
+            },
             queues,
         };
         let shares = [share];
@@ -128,9 +138,11 @@ impl Running {
         let spec = MachineSpec {
             kernel: assets.kernel.clone(),
             initramfs: image,
-            cmdline: CMDLINE.into(),
-            cpus: plan.size.cpus,
-            memory: plan.size.memory,
+            cmdline: format!("{CMDLINE} {}", settings.kernel_parameters)
+                .trim_end()
+                .to_owned(),
+            cpus: size.vcpus,
+            memory: size.memory,
             disks: Vec::new(),
             shares: shares.iter().map(share_spec).collect(),
             cards: card_specs,
@@ -143,7 +155,9 @@ impl Running {
             console: ConsoleSpec::default(),
         };
         let hypervisor = choice.hypervisor();
-        let limit = hypervisor.boot_timeout();
+        let limit = settings
+            .boot_timeout
+            .unwrap_or_else(|| hypervisor.boot_timeout());
         let mut machine = match hypervisor.start(&spec) {
             Ok(machine) => machine,
             // QEMU fails without its devices; then the cause is a sidecar.
@@ -197,6 +211,10 @@ impl Running {
         Booted {
             guest: self.guest.clone(),
             pid: self.machine.pid(),
+            processes: [self.machine.pid()]
+                .into_iter()
+                .chain(self.sidecars.iter().map(Sidecar::pid))
+                .collect(),
         }
     }
 
@@ -258,8 +276,9 @@ impl Running {
     }
 }
 
-fn open_assets() -> Result<Assets, ShimError> {
-    let given = std::env::var_os(ASSETS_VARIABLE).map(PathBuf::from);
+fn open_assets(settings: &Settings) -> Result<Assets, ShimError> {
+    let variable = || std::env::var_os(ASSETS_VARIABLE).map(PathBuf::from);
+    let given = settings.assets.clone().or_else(variable);
     let beside = assets::beside_the_program();
     let directory = given
         .or_else(|| beside.iter().find(|place| place.is_dir()).cloned())

@@ -18,16 +18,19 @@ mod keeper;
 mod log;
 mod machine;
 mod mounts;
+mod oom;
+mod pinned;
 mod pod;
 mod process;
+mod profile;
 mod rootfs;
 mod serve;
 mod service;
-mod sizing;
 mod spec;
 mod stats;
 mod stdio;
 mod task;
+mod volumes;
 
 use std::io::Write;
 

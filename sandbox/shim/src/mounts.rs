@@ -1,5 +1,9 @@
 //! Mounts of the host below a pod's shared directory.
 //!
+//! That directory itself is one that the guest can change nothing in, by its mount: who could put
+//! a link where a container's root is to be mounted would choose what the host's root user mounts
+//! over, or removes. What the shim makes there it makes behind it.
+//!
 //! Each appears in the mount namespace of `pericarp-fs` at once, as a copy that has the attributes of
 //! that moment. So a mount gets them before it gets its place, and devices are never among them:
 //! the server must not be able to open the node of a disk that an image happens to have.
@@ -9,9 +13,9 @@
 use std::{
     ffi::{CString, OsString},
     fs::{self, File},
-    io,
+    io::{self, ErrorKind},
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::ffi::OsStringExt,
     },
     path::{Path, PathBuf},
@@ -19,11 +23,11 @@ use std::{
 
 use containerd_shim_protos::api::Mount;
 use rustix::{
-    fs::{CWD, Mode, OFlags},
+    fs::{CWD, FileType, Mode, OFlags, fstat, fstatvfs},
     io::Errno,
     mount::{
-        MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount,
-        mount_bind, mount_change, move_mount, open_tree, unmount,
+        MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, move_mount, open_tree,
+        unmount,
     },
 };
 
@@ -32,34 +36,92 @@ use crate::spec::Bind;
 /// What mount(2) takes of options is a page.
 const LONGEST: usize = 4096 - 256;
 
-/// Makes a directory a mount of itself that tells its copies of what is mounted below it.
-pub(crate) fn make_shared(directory: &Path) -> io::Result<()> {
-    mount_bind(directory, directory)?;
+/// Shows `behind` at `directory`, to be read alone, as a mount that tells its copies of what is
+/// mounted below it.
+pub(crate) fn make_shared(behind: &Path, directory: &Path) -> io::Result<()> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = open_tree(CWD, behind, flags)?;
+    let attributes = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID;
     // Its copies alone: not what the host's root may be shared with.
-    mount_change(directory, MountPropagationFlags::PRIVATE)?;
-    mount_change(directory, MountPropagationFlags::SHARED)?;
-    Ok(())
+    change(tree.as_fd(), attributes, libc::MS_PRIVATE)?;
+    change(tree.as_fd(), 0, libc::MS_SHARED)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    Ok(move_mount(&tree, c"", CWD, directory, flags)?)
 }
 
-/// Shows a file or directory at `place`, which is there.
-pub(crate) fn bind(what: &Bind, recursive: bool, place: &Path) -> io::Result<()> {
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    if recursive {
-        flags |= OpenTreeFlags::AT_RECURSIVE;
+/// A file or directory of the host that is to be shown.
+#[derive(Debug)]
+pub(crate) struct Shown {
+    file: OwnedFd,
+    is_directory: bool,
+}
+
+/// By what two of them are the same.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    device: u64,
+    inode: u64,
+    /// Of the mount through which it is reached.
+    flags: u64,
+    read_only: bool,
+    recursive: bool,
+}
+
+/// Opens it, and keeps it from being another one by the time it is mounted.
+pub(crate) fn open(path: &Path) -> io::Result<Shown> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::empty())?;
+    let kind = FileType::from_raw_mode(fstat(&file)?.st_mode);
+    Ok(Shown {
+        file,
+        is_directory: kind == FileType::Directory,
+    })
+}
+
+impl Shown {
+    pub(crate) fn is_directory(&self) -> bool {
+        self.is_directory
     }
-    let tree = open_tree(CWD, &what.path, flags)?;
-    let mut attributes = libc::MOUNT_ATTR_NODEV;
-    if what.read_only {
-        attributes |= libc::MOUNT_ATTR_RDONLY;
+
+    /// None where it may not be the same a moment later: with mounts of its own, which come and go.
+    pub(crate) fn key(&self, what: &Bind, recursive: bool) -> io::Result<Option<Key>> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        let path = fs::read_link(format!("/proc/self/fd/{}", self.file.as_raw_fd()))?;
+        if what.follows || (recursive && below(&mounts, &path).iter().any(|at| *at != path)) {
+            return Ok(None);
+        }
+        let there = fstat(&self.file)?;
+        Ok(Some(Key {
+            device: there.st_dev,
+            inode: there.st_ino,
+            flags: fstatvfs(&self.file)?.f_flag.bits(),
+            read_only: what.read_only,
+            recursive,
+        }))
     }
-    let propagation = if what.follows {
-        libc::MS_SLAVE
-    } else {
-        libc::MS_PRIVATE
-    };
-    change(tree.as_fd(), attributes, propagation)?;
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    Ok(move_mount(&tree, c"", CWD, place, flags)?)
+
+    /// Shows it at `place`, which is there.
+    pub(crate) fn bind(&self, what: &Bind, recursive: bool, place: &Path) -> io::Result<()> {
+        let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_EMPTY_PATH;
+        if recursive {
+            flags |= OpenTreeFlags::AT_RECURSIVE;
+        }
+        let tree = open_tree(&self.file, c"", flags)?;
+        let mut attributes = libc::MOUNT_ATTR_NODEV;
+        if what.read_only {
+            attributes |= libc::MOUNT_ATTR_RDONLY;
+        }
+        let propagation = if what.follows {
+            libc::MS_SLAVE
+        } else {
+            libc::MS_PRIVATE
+        };
+        change(tree.as_fd(), attributes, propagation)?;
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        Ok(move_mount(&tree, c"", CWD, place, flags)?)
+    }
 }
 
 fn change(tree: BorrowedFd<'_>, attributes: u64, propagation: u64) -> io::Result<()> {
@@ -97,7 +159,7 @@ pub(crate) fn snapshot(what: &Mount, place: &Path) -> io::Result<()> {
             read_only,
             follows: false,
         };
-        return bind(&what, true, place);
+        return open(&what.path)?.bind(&what, true, place);
     }
     // Longer ones name their layers by descriptors, which stay open until the mount is made.
     let mut layers = Vec::new();
@@ -196,6 +258,19 @@ pub(crate) fn detach(place: &Path) -> io::Result<()> {
     }
 }
 
+/// Removes what lies behind a place, which is empty. One that is gone is no error.
+pub(crate) fn remove_place(behind: &Path) -> io::Result<()> {
+    let removed = match fs::symlink_metadata(behind) {
+        Ok(there) if there.is_dir() => fs::remove_dir(behind),
+        Ok(_) => fs::remove_file(behind),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
 /// Takes away all mounts at or below a directory.
 pub(crate) fn unmount_below(directory: &Path) -> io::Result<()> {
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
@@ -234,6 +309,8 @@ fn unescaped(field: &str) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use rustix::mount::mount_bind;
+
     use super::*;
 
     #[test]
@@ -281,20 +358,29 @@ mod tests {
             return;
         }
         let base = std::env::temp_dir().join(format!("pericarp-mounts-{}", std::process::id()));
-        let (shared, copy, outer) = (base.join("shared"), base.join("copy"), base.join("outer"));
-        for path in [&shared, &copy, &outer] {
+        let at = |name: &str| base.join(name);
+        let (behind, shared, copy, outer) = (at("behind"), at("shared"), at("copy"), at("outer"));
+        for path in [&behind, &shared, &copy, &outer] {
             fs::create_dir_all(path).unwrap();
         }
-        make_shared(&shared).unwrap();
+        make_shared(&behind, &shared).unwrap();
         mount_bind(&shared, &copy).unwrap();
-        fs::create_dir(shared.join("a")).unwrap();
+        fs::create_dir(behind.join("a")).unwrap();
+        // Whoever has a copy chooses no place.
+        for top in [&shared, &copy] {
+            let link = std::os::unix::fs::symlink("/etc", top.join("b"));
+            assert_eq!(link.unwrap_err().kind(), ErrorKind::ReadOnlyFilesystem);
+            let moved = fs::rename(top.join("a"), top.join("b"));
+            assert_eq!(moved.unwrap_err().kind(), ErrorKind::ReadOnlyFilesystem);
+        }
         fs::write(outer.join("file"), "x").unwrap();
         let what = Bind {
             path: outer.clone(),
             read_only: true,
             follows: false,
         };
-        bind(&what, true, &shared.join("a")).unwrap();
+        let source = open(&outer).unwrap();
+        source.bind(&what, true, &shared.join("a")).unwrap();
         assert_eq!(fs::read_to_string(copy.join("a/file")).unwrap(), "x");
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let at = copy.join("a").display().to_string();

@@ -8,7 +8,10 @@ mod acts;
 use std::{
     collections::HashMap,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicI32, Ordering},
+    },
 };
 
 use containerd_shim_protos::{
@@ -18,6 +21,7 @@ use containerd_shim_protos::{
 use pericarp_api::agent;
 use pericarp_pod::process::{Name, context};
 use protobuf::MessageField;
+use serde_json::Value;
 
 use crate::{
     bundle::{Bundle, Kind},
@@ -28,17 +32,23 @@ use crate::{
     guest,
     keeper::Orders,
     machine::{Booted, Plan},
+    oom,
     process::{Exit, LOST, Process},
+    profile,
     rootfs::Places,
-    sizing, spec,
+    spec,
     stdio::Stdio,
     task::{Task, guest_id},
+    volumes::Volumes,
 };
 
 pub(crate) struct Pod {
     directory: Directory,
+    volumes: Arc<Volumes>,
     orders: Orders,
     pub(crate) events: Arc<Events>,
+    /// The highest oom_score_adj of the containers so far.
+    score: AtomicI32,
     state: Mutex<State>,
 }
 
@@ -63,9 +73,11 @@ enum MachineState {
 impl Pod {
     pub(crate) fn new(directory: Directory, orders: Orders, events: Arc<Events>) -> Arc<Self> {
         Arc::new(Self {
+            volumes: Volumes::new(directory.clone()),
             directory,
             orders,
             events,
+            score: AtomicI32::new(i32::MIN),
             state: Mutex::default(),
         })
     }
@@ -167,7 +179,7 @@ impl Pod {
         if kind != Kind::Member {
             bundle.check_pod()?;
             let plan = Plan {
-                size: sizing::of(bundle)?,
+                profile: profile::of(request, bundle)?,
                 hostname: bundle.spec["hostname"]
                     .as_str()
                     .unwrap_or_default()
@@ -186,6 +198,7 @@ impl Pod {
             return Ok(Task::new(&request.id, path, kind, Process::of_pod(), None));
         };
         let booted = self.machine()?;
+        self.expose(&booted, &bundle.spec["process"]["oomScoreAdj"]);
         let name = Name {
             container: guest_id(&request.id),
             process: String::new(),
@@ -202,9 +215,7 @@ impl Pod {
         let root = places.root(&request.rootfs, bundle)?;
         let mut sources = Vec::new();
         for (index, source) in &prepared.sources {
-            let options = prepared.spec["mounts"][*index]["options"].as_array();
-            let recursive = options.is_some_and(|all| all.iter().any(|one| one == "rbind"));
-            sources.push(places.source(*index, source, recursive)?);
+            sources.push(places.source(*index, source, &self.volumes)?);
         }
         let wanted = agent::CreateContainerRequest {
             container: own.name.container.clone(),
@@ -220,6 +231,17 @@ impl Pod {
             client.create_container(context(), &wanted)
         })?;
         Ok(Task::new(&request.id, path, kind, own, Some(places)))
+    }
+
+    /// Has the host's kernel end the machine as soon as the container that is to go first.
+    fn expose(&self, booted: &Booted, score: &Value) {
+        let score = score.as_i64().and_then(|score| i32::try_from(score).ok());
+        if let Some(score) = score.filter(|score| (-1000..=1000).contains(score)) {
+            let before = self.score.fetch_max(score, Ordering::Relaxed);
+            if score > before {
+                oom::set(&booted.processes, score);
+            }
+        }
     }
 
     fn end_machine(&self, why: &str) {

@@ -7,7 +7,7 @@ use std::{
         fd::{AsFd, IntoRawFd},
         unix::ffi::OsStrExt,
     },
-    path::Path,
+    path::PathBuf,
     sync::Arc,
     thread,
     time::Duration,
@@ -48,7 +48,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), ShimError> {
     let socket = rustix::net::getsockname(&listener)
         .ok()
         .and_then(|address| rustix::net::SocketAddrUnix::try_from(address).ok())
-        .and_then(|address| address.path_bytes().map(<[u8]>::to_vec));
+        .and_then(|address| Some(PathBuf::from(OsStr::from_bytes(address.path_bytes()?))));
     let socket = socket.ok_or_else(|| {
         ShimError::Invalid("standard input is no socket: containerd starts this program".into())
     })?;
@@ -56,7 +56,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), ShimError> {
     let directory = Directory::of(&arguments.namespace, &arguments.id);
     let address = std::env::var(TTRPC_ADDRESS).unwrap_or_default();
     let events = Events::to(address, arguments.namespace.clone())?;
-    let (keeper, orders) = Keeper::new(directory.clone())?;
+    let (keeper, orders) = Keeper::new(directory.clone(), socket)?;
     let pod = Pod::new(directory, orders, Arc::clone(&events));
     let failed = |error: ttrpc::Error| ShimError::Machine(format!("the service: {error}"));
     let mut server = Server::new()
@@ -71,7 +71,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), ShimError> {
     // The answer to the last request is on its way.
     thread::sleep(FAREWELL);
     events.finish();
-    let _ = std::fs::remove_file(Path::new(OsStr::from_bytes(&socket)));
     // Its threads end with the process.
     std::mem::forget(server);
     Ok(())

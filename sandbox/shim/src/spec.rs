@@ -6,21 +6,21 @@
 use std::{
     fs,
     os::unix::fs::FileTypeExt,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use serde_json::{Map, Value, json};
 
 use crate::{
-    bundle::{Bundle, Kind, refused},
+    bundle::{Bundle, Kind, SANDBOX, refused},
     error::{ShimError, during},
 };
 
 /// Where a bind mount of the configuration comes from.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// The host.
-    Host(Bind),
+    /// The host; with what is mounted below it, or without.
+    Host(Bind, bool),
     /// Memory of the guest's that all containers share.
     Memory,
 }
@@ -44,6 +44,16 @@ pub(crate) struct Prepared {
     pub(crate) shared_processes: bool,
 }
 
+/// What containerd names where a pod names none.
+const DEFAULT_PROFILES: [&str; 3] = ["", "unconfined", "cri-containerd.apparmor.d"];
+/// Kernel parameters that belong to namespaces which a container without a pod has of its own.
+const OF_NAMESPACES: [&str; 5] = [
+    "fs.mqueue.",
+    "kernel.domainname",
+    "kernel.msg",
+    "kernel.sem",
+    "kernel.shm",
+];
 /// Where the guest has what the host's kernel shows on a host.
 const KERNELS: [&str; 3] = ["/dev", "/proc", "/sys"];
 
@@ -68,14 +78,15 @@ pub(crate) fn prepare(bundle: &Bundle) -> Result<Prepared, ShimError> {
         // The machine's: a pod's containers have one host name.
         top.remove("hostname");
     }
-    process(&mut top["process"])?;
-    let sources = mounts(top.entry("mounts").or_insert_with(|| json!([])))?;
+    let own = top.get_mut("process");
+    process(own.ok_or_else(|| refused("process", "is missing"))?)?;
+    let sources = mounts(bundle, top.entry("mounts").or_insert_with(|| json!([])))?;
     let namespaces = namespaces(bundle);
     let linux = top.entry("linux").or_insert_with(|| json!({}));
     let Some(linux) = linux.as_object_mut() else {
         return Err(refused("linux", "is no object"));
     };
-    linux_part(linux, namespaces)?;
+    linux_part(bundle, linux, namespaces)?;
     Ok(Prepared {
         spec,
         sources,
@@ -88,7 +99,14 @@ pub(crate) fn sysctls(bundle: &Bundle) -> impl Iterator<Item = (String, String)>
     let all = bundle.spec["linux"]["sysctl"].as_object();
     all.into_iter()
         .flatten()
+        .filter(|(name, _)| !is_of_container(bundle, name))
         .filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())))
+}
+
+/// Whether a kernel parameter is set in the container's own namespaces.
+fn is_of_container(bundle: &Bundle, name: &str) -> bool {
+    let own = |part: &&str| name.starts_with(part);
+    bundle.kind() == Kind::Single && OF_NAMESPACES.iter().any(own)
 }
 
 /// A process object, of a container or further one.
@@ -96,8 +114,13 @@ pub(crate) fn process(process: &mut Value) -> Result<(), ShimError> {
     let Some(process) = process.as_object_mut() else {
         return Err(refused("process", "is no object"));
     };
-    // The guest knows neither.
-    process.remove("apparmorProfile");
+    // The guest knows neither. Whoever wants one by name is told that it does not hold there.
+    let profile = process.remove("apparmorProfile");
+    if let Some(name) = profile.as_ref().and_then(Value::as_str)
+        && !DEFAULT_PROFILES.contains(&name)
+    {
+        log::warn!("apparmorProfile '{name}' does not hold in a guest, which has no AppArmor");
+    }
     process.remove("selinuxLabel");
     // Less likely to be killed than the agent, no container is.
     if process.get("oomScoreAdj").and_then(Value::as_i64) < Some(0) {
@@ -115,7 +138,7 @@ fn options(mount: &Value) -> impl Iterator<Item = &str> {
     all.into_iter().flatten().filter_map(Value::as_str)
 }
 
-fn mounts(mounts: &mut Value) -> Result<Vec<(usize, Source)>, ShimError> {
+fn mounts(bundle: &Bundle, mounts: &mut Value) -> Result<Vec<(usize, Source)>, ShimError> {
     if mounts.is_null() {
         *mounts = json!([]);
     }
@@ -129,10 +152,13 @@ fn mounts(mounts: &mut Value) -> Result<Vec<(usize, Source)>, ShimError> {
             let (at, source) = (&mount["destination"], &mount["source"]);
             refused(&format!("mounts: {source} at {at}"), rule)
         };
-        let source = mount["source"].as_str().unwrap_or_default();
+        // A relative one is the bundle's.
+        let source = bundle
+            .path
+            .join(mount["source"].as_str().unwrap_or_default());
         let (mut kept, mut recursive) = (Vec::new(), false);
         let mut bind = Bind {
-            path: source.into(),
+            path: source.clone(),
             read_only: false,
             follows: false,
         };
@@ -155,17 +181,18 @@ fn mounts(mounts: &mut Value) -> Result<Vec<(usize, Source)>, ShimError> {
         if mount.get("uidMappings").is_some() || mount.get("gidMappings").is_some() {
             return Err(field("its users cannot be mapped"));
         }
-        let ours = match mount["destination"].as_str() {
-            Some("/dev/shm") => Some(Source::Memory),
-            _ if lies_in_kernel(Path::new(source)) => None,
-            _ => {
-                let there = fs::metadata(source).map_err(during(format!("mounts: {source}")))?;
-                let kind = there.file_type();
-                if kind.is_block_device() || kind.is_char_device() {
-                    return Err(field("is a device of the host, which no guest can have"));
-                }
-                Some(Source::Host(bind))
+        let ours = if is_memory_of_pod(bundle, mount["destination"].as_str(), &source) {
+            Some(Source::Memory)
+        } else if lies_in_kernel(&source) {
+            None
+        } else {
+            let what = || format!("mounts: {}", source.display());
+            let there = fs::metadata(&source).map_err(during(what()))?;
+            let kind = there.file_type();
+            if kind.is_block_device() || kind.is_char_device() {
+                return Err(field("is a device of the host, which no guest can have"));
             }
+            Some(Source::Host(bind, recursive))
         };
         kept.push(if recursive { "rbind" } else { "bind" }.into());
         kept.push("rprivate".into());
@@ -181,7 +208,15 @@ fn mounts(mounts: &mut Value) -> Result<Vec<(usize, Source)>, ShimError> {
 }
 
 fn lies_in_kernel(path: &Path) -> bool {
-    KERNELS.iter().any(|top| path.starts_with(top))
+    let leads_up = path.components().any(|part| part == Component::ParentDir);
+    !leads_up && KERNELS.iter().any(|top| path.starts_with(top))
+}
+
+/// Whether this is what containerd mounts for the memory that a pod's containers share, for which
+/// the guest has some of its own. A volume that somebody wants there is a volume.
+fn is_memory_of_pod(bundle: &Bundle, destination: Option<&str>, source: &Path) -> bool {
+    let of_pod = Path::new(bundle.annotation(SANDBOX).unwrap_or_default()).join("shm");
+    destination == Some("/dev/shm") && bundle.kind() == Kind::Member && source.ends_with(of_pod)
 }
 
 /// What a container has of its own in the guest. What belongs to the pod is the machine's.
@@ -200,7 +235,11 @@ fn namespaces(bundle: &Bundle) -> Value {
         .collect()
 }
 
-fn linux_part(linux: &mut Map<String, Value>, namespaces: Value) -> Result<(), ShimError> {
+fn linux_part(
+    bundle: &Bundle,
+    linux: &mut Map<String, Value>,
+    namespaces: Value,
+) -> Result<(), ShimError> {
     for field in ["uidMappings", "gidMappings"] {
         if let Some(list) = linux.remove(field)
             && list.as_array().is_some_and(|list| !list.is_empty())
@@ -227,17 +266,19 @@ fn linux_part(linux: &mut Map<String, Value>, namespaces: Value) -> Result<(), S
         "mountLabel",
         "personality",
         "rootfsPropagation",
-        "sysctl",
         "timeOffsets",
     ] {
         linux.remove(field);
+    }
+    if let Some(sysctl) = linux.get_mut("sysctl").and_then(Value::as_object_mut) {
+        sysctl.retain(|name, _| is_of_container(bundle, name));
     }
     if let Some(seccomp) = linux.get_mut("seccomp").and_then(Value::as_object_mut) {
         // Of a program on the host.
         seccomp.remove("listenerPath");
         seccomp.remove("listenerMetadata");
     }
-    let mut limits = limits(&resources);
+    let mut limits = limits(&resources)?;
     limits["devices"] = match privileged {
         true => json!([{"allow": true, "access": "rwm"}]),
         false => json!([{"allow": false, "access": "rwm"}]),
@@ -247,28 +288,45 @@ fn linux_part(linux: &mut Map<String, Value>, namespaces: Value) -> Result<(), S
     Ok(())
 }
 
-/// What a guest can hold a container to, of `linux.resources`.
-pub(crate) fn limits(resources: &Value) -> Value {
+/// What a guest can hold a container to, of `linux.resources`. Negative ones are none, which an
+/// update may ask for. CPUs by number are the host's, and devices of blocks are, too.
+pub(crate) fn limits(resources: &Value) -> Result<Value, ShimError> {
+    let set = |value: &Value| value.as_i64().filter(|number| *number != 0);
     let mut limits = json!({});
     for name in ["shares", "quota", "period"] {
-        if let Some(number) = resources["cpu"][name]
-            .as_i64()
-            .filter(|number| *number != 0)
-        {
+        if let Some(number) = set(&resources["cpu"][name]) {
             limits["cpu"][name] = json!(number);
         }
     }
-    if let Some(bytes) = resources["memory"]["limit"]
-        .as_i64()
-        .filter(|bytes| *bytes > 0)
-    {
+    if let Some(bytes) = set(&resources["memory"]["limit"]) {
         // Swap included; a guest has none.
         limits["memory"] = json!({"limit": bytes, "swap": bytes});
     }
-    if let Some(most) = resources["pids"]["limit"].as_i64().filter(|most| *most > 0) {
+    if let Some(bytes) = set(&resources["memory"]["reservation"]) {
+        limits["memory"]["reservation"] = json!(bytes);
+    }
+    if let Some(most) = set(&resources["pids"]["limit"]) {
         limits["pids"] = json!({"limit": most});
     }
-    limits
+    let pages = resources["hugepageLimits"].as_array();
+    if let Some(page) = pages.into_iter().flatten().find(|page| page["limit"] != 0) {
+        let rule = format!(
+            "{} of {} are not there in a guest",
+            page["limit"], page["pageSize"]
+        );
+        return Err(refused("linux.resources.hugepageLimits", &rule));
+    }
+    for (file, value) in resources["unified"].as_object().into_iter().flatten() {
+        if !["cpu.", "memory.", "pids."]
+            .iter()
+            .any(|part| file.starts_with(part))
+        {
+            let rule = "is no limit that a guest knows: cpu.*, memory.* and pids.* are";
+            return Err(refused(&format!("linux.resources.unified: {file}"), rule));
+        }
+        limits["unified"][file] = value.clone();
+    }
+    Ok(limits)
 }
 
 #[cfg(test)]
@@ -320,6 +378,7 @@ mod tests {
                 "process": {"args": ["sh"]},
                 "mounts": [],
                 "linux": {
+                    "sysctl": {},
                     "namespaces": [{"type": "mount"}, {"type": "cgroup"}, {"type": "pid"}],
                     "seccomp": {"defaultAction": "SCMP_ACT_ERRNO"},
                     "resources": {
@@ -341,23 +400,40 @@ mod tests {
             "mounts": [
                 {"destination": "/proc", "type": "proc", "source": "proc"},
                 {"destination": "/a", "source": here, "options": ["rbind", "rslave", "ro"]},
-                {"destination": "/dev/shm", "type": "bind", "source": "/gone", "options": ["rw"]},
+                {"destination": "/dev/shm", "type": "bind", "source": "/gone/p/shm", "options": ["rw"]},
                 {"destination": "/s", "type": "bind", "source": "/sys/fs", "options": ["bind"]},
             ],
         })))
         .unwrap();
         let bind = Bind {
-            path: here,
+            path: here.clone(),
             read_only: true,
             follows: true,
         };
-        let sources = [(1, Source::Host(bind)), (2, Source::Memory)];
+        let sources = [(1, Source::Host(bind, true)), (2, Source::Memory)];
         assert_eq!(prepared.sources, sources);
         let mounts = &prepared.spec["mounts"];
         assert_eq!(mounts[0]["source"], "proc");
         assert_eq!(mounts[1]["type"], "bind");
         assert_eq!(mounts[1]["options"], json!(["ro", "rbind", "rprivate"]));
         assert_eq!(mounts[3]["source"], "/sys/fs");
+
+        // Somebody's volume there, and one that is named from the bundle.
+        let mut named = member(json!({
+            "process": {},
+            "mounts": [
+                {"destination": "/dev/shm", "type": "bind", "source": here, "options": ["bind"]},
+                {"destination": "/r", "type": "bind", "source": "../dev/../tmp", "options": ["bind"]},
+            ],
+        }));
+        named.path = "/usr".into();
+        let prepared = prepare(&named).unwrap();
+        let path = |index: usize| match &prepared.sources[index].1 {
+            Source::Host(bind, false) => bind.path.clone(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(path(0), here);
+        assert_eq!(path(1), Path::new("/usr/../dev/../tmp"));
     }
 
     #[test]
@@ -371,6 +447,17 @@ mod tests {
                 json!({"process": {}, "linux": {"devices": [{"path": "/dev/sda"}]}}),
                 "linux.devices: \"/dev/sda\" is the host's",
             ),
+            (
+                json!({"process": {}, "linux": {"resources": {"hugepageLimits": [
+                    {"pageSize": "1GB", "limit": 0}, {"pageSize": "2MB", "limit": 4_194_304},
+                ]}}}),
+                "linux.resources.hugepageLimits: 4194304 of \"2MB\"",
+            ),
+            (
+                json!({"process": {}, "linux": {"resources": {"unified": {"io.max": "1"}}}}),
+                "linux.resources.unified: io.max: is no limit",
+            ),
+            (json!({}), "process: is missing"),
             (
                 json!({"process": {}, "linux": {"uidMappings": [{}]}}),
                 "linux.uidMappings: user namespaces",

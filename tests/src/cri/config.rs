@@ -15,6 +15,8 @@ pub const IMAGE: &str = "localhost/tools:1";
 pub const ARTICLES_IMAGE: &str = "mcr.microsoft.com/aks/fundamental/base-ubuntu:v0.0.11";
 /// The image of the container that holds a pod's namespaces.
 pub const PAUSE: &str = "localhost/pause:1";
+/// The annotation that has a pod's machine be small.
+pub const SMALL: (&str, &str) = ("io.pericarp/memory", "256M");
 /// The network's name, which the directory of its addresses has, too.
 pub const NETWORK: &str = "pods";
 /// The node's own address on it.
@@ -31,6 +33,8 @@ pub struct Handler {
     pub programs: Option<PathBuf>,
     /// Patterns of the annotations of pods that the shim gets to see.
     pub pod_annotations: Vec<String>,
+    /// The shim's own configuration, where it reads one.
+    pub config: Option<&'static str>,
 }
 
 impl Handler {
@@ -41,7 +45,15 @@ impl Handler {
             runtime_type: "io.containerd.runc.v2".into(),
             programs: None,
             pod_annotations: Vec::new(),
+            config: None,
         }
+    }
+}
+
+impl Handler {
+    /// Where its configuration is on a node that keeps everything in `dir`.
+    pub(super) fn config_file(&self, dir: &Path) -> PathBuf {
+        dir.join(format!("{}.toml", self.name))
     }
 }
 
@@ -86,6 +98,16 @@ pod_annotations = {}
             handler.runtime_type,
             json!(handler.pod_annotations)
         );
+        if handler.config.is_some() {
+            let _ = write!(
+                text,
+                r#"[plugins."io.containerd.grpc.v1.cri".containerd.runtimes."{}".options]
+ConfigPath = "{}"
+"#,
+                handler.name,
+                handler.config_file(dir).display()
+            );
+        }
     }
     text
 }
@@ -111,6 +133,8 @@ pub fn pod(name: &str) -> PodSandboxConfig {
     metadata.uid = format!("{name}-uid");
     config.hostname = name.into();
     config.labels.insert("app".into(), name.into());
+    // A handler that makes machines has room for more of them so.
+    config.annotations.insert(SMALL.0.into(), SMALL.1.into());
     // Else containerd would copy the machine's own.
     let dns = config.dns_config.mut_or_insert_default();
     dns.servers = vec![GATEWAY.into()];

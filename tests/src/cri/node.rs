@@ -98,6 +98,12 @@ impl Node {
         let snapshotter = snapshotter(scratch.dir());
         let config = config::containerd(scratch.dir(), snapshotter, handlers);
         scratch.file("config.toml", config.as_bytes());
+        for handler in handlers {
+            if let Some(text) = handler.config {
+                let file = handler.config_file(scratch.dir());
+                fs::write(file, text).expect("a configuration");
+            }
+        }
         let network = config::network(scratch.dir());
         scratch.file("cni/10-pods.conflist", network.as_bytes());
         let (keeper, init) = keeper();
@@ -288,8 +294,6 @@ fn containerd(dir: &Path, init: i32, path: &std::ffi::OsStr) -> Process {
         .arg("--root")
         .arg(dir.join("root"))
         .env("PATH", path)
-        // Machines of the size that the policy gives them would leave room for few.
-        .env("PERICARP_SHIM_MEMORY", "256")
         .current_dir("/");
     Process::start(&mut command, LIFETIME).expect("nsenter can be started")
 }

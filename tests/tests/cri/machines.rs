@@ -4,7 +4,7 @@
 use std::fs;
 
 use pericarp_tests::cri::proto::{NamespaceMode, PodSandboxState};
-use pericarp_tests::cri::{container, pod};
+use pericarp_tests::cri::{Container, SMALL, container, pod};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::stage::{IDLE, Stage, until};
@@ -34,13 +34,46 @@ pub(crate) fn a_machine_has_the_size_of_its_limits(stage: &mut Stage) {
     resources.cpu_period = 100_000;
     resources.cpu_quota = 50_000;
     resources.memory_limit_in_bytes = 64 << 20;
-    let pod = stage.node.run_pod(config, stage.subject.name).unwrap();
+    let small = config.annotations.remove(SMALL.0).unwrap();
+    let run = |config| stage.node.run_pod(config, stage.subject.name);
+    let total = |idle: &Container<'_>| -> u64 {
+        let total = "awk '/MemTotal/ {print int($2 / 1024)}' /proc/meminfo";
+        idle.shell(total).parse().unwrap()
+    };
+    let pod = run(config.clone()).unwrap();
     let idle = pod.start(&container("idle", &IDLE)).unwrap();
     assert_eq!(idle.shell("nproc"), "2");
-    // The base is the rig's; the kernel keeps some for itself.
-    let total = "awk '/MemTotal/ {print int($2 / 1024)}' /proc/meminfo";
-    let total: u64 = idle.shell(total).parse().unwrap();
-    assert!((240..=320).contains(&total), "{total} MiB");
+    // The kernel keeps some for itself.
+    let seen = total(&idle);
+    assert!((2000..=2112).contains(&seen), "{seen} MiB");
+    pod.remove().unwrap();
+
+    // As the pod says, as far as its profile lets it.
+    config.annotations.insert(SMALL.0.into(), small);
+    let cpus = ("io.pericarp/vcpus", "1");
+    config.annotations.insert(cpus.0.into(), cpus.1.into());
+    let pod = run(config.clone()).unwrap();
+    let idle = pod.start(&container("idle", &IDLE)).unwrap();
+    assert_eq!(idle.shell("nproc"), "1");
+    let seen = total(&idle);
+    assert!((200..=256).contains(&seen), "{seen} MiB");
+    pod.remove().unwrap();
+
+    for (name, value, said) in [
+        (
+            "io.pericarp/sizing",
+            "kata",
+            "is not allowed by the profile",
+        ),
+        ("io.pericarp/memory", "1M", "io.pericarp/memory"),
+        ("io.pericarp/memroy", "1G", "memory"),
+    ] {
+        let mut config = config.clone();
+        config.annotations.insert(name.into(), value.into());
+        let error = run(config).unwrap_err();
+        assert!(error.message().contains(said), "{error}");
+        stage.node.assert_clean();
+    }
 }
 
 pub(crate) fn what_is_the_hosts_is_refused_by_name(stage: &mut Stage) {
@@ -63,6 +96,22 @@ pub(crate) fn what_is_the_hosts_is_refused_by_name(stage: &mut Stage) {
         let error = refused.unwrap_err();
         assert!(error.message().contains(said), "{error}");
         stage.node.assert_clean();
+    }
+}
+
+/// What the host's root user does for a pod must not be led elsewhere by the pod: what it is shown
+/// lies in a directory that even the server of its files can change nothing in.
+pub(crate) fn a_guest_changes_nothing_above_what_it_is_shown(stage: &mut Stage) {
+    let (pod, idle) = stage.idle("above");
+    idle.shell("touch /new");
+    let server = process(&pod.id, "pericarp-fs").as_raw_nonzero();
+    let mounts = fs::read_to_string(format!("/proc/{server}/mountinfo")).unwrap();
+    let top = format!("{}/places ", pod.id);
+    let top: Vec<&str> = mounts.lines().filter(|line| line.contains(&top)).collect();
+    assert!(!top.is_empty(), "{mounts}");
+    for line in top {
+        let options = line.split(' ').nth(5).unwrap();
+        assert!(options.split(',').any(|option| option == "ro"), "{line}");
     }
 }
 

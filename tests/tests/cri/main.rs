@@ -51,6 +51,7 @@ cases! {
     settings::a_root_may_be_read_only,
     settings::containers_of_a_pod_share_what_they_should,
     volumes::a_config_map_changes_under_the_container,
+    volumes::containers_meet_in_a_volume,
     volumes::directories_and_single_files_are_mounted,
     limits::limits_are_set_and_changed,
     limits::a_container_beyond_its_memory_is_killed_alone,
@@ -74,6 +75,7 @@ macro_rules! machines {
 machines! {
     a_machine_has_the_size_of_its_limits,
     what_is_the_hosts_is_refused_by_name,
+    a_guest_changes_nothing_above_what_it_is_shown,
     a_killed_shim_takes_its_machine_along,
     a_killed_file_server_ends_the_pod,
     a_killed_vsock_ends_the_pod,

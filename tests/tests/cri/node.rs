@@ -8,9 +8,14 @@ pub(crate) fn what_a_pod_leaves_is_seen(stage: &mut Stage) {
     assert!(stage.node.left().is_empty(), "{:?}", stage.node.left());
     let (pod, _) = stage.idle("seen");
     let left = stage.node.left();
+    let root = if stage.subject.own_kernel {
+        "/shared/containers/"
+    } else {
+        "/rootfs "
+    };
     for (kind, part) in [
         ("process ", "shim"),
-        ("mount ", "/rootfs "),
+        ("mount ", root),
         ("cgroup ", ""),
         ("interface ", "veth"),
         ("entry /run/netns/", ""),

@@ -49,7 +49,8 @@ pub(crate) const PERICARP: Subject = Subject {
         name: "pericarp".into(),
         runtime_type: "io.containerd.pericarp.v2".into(),
         programs: Some(beside_us()),
-        pod_annotations: Vec::new(),
+        pod_annotations: vec!["io.pericarp/*".into()],
+        config: Some("[profiles.pericarp]\nannotations = [\"memory\", \"vcpus\"]\n"),
     },
 };
 

@@ -63,6 +63,30 @@ pub(crate) fn a_config_map_changes_under_the_container(stage: &mut Stage) {
     );
 }
 
+/// A volume is one thing for all containers of a pod, with all that files are for besides their
+/// contents.
+pub(crate) fn containers_meet_in_a_volume(stage: &mut Stage) {
+    let volume = stage.node.scratch().path("meeting");
+    fs::create_dir(&volume).unwrap();
+    let pod = stage.pod("meeting");
+    let start = |name: &str| {
+        let mut config = container(name, &IDLE);
+        config.mounts = vec![mount(&volume, "/v", false)];
+        pod.start(&config).unwrap()
+    };
+    let (mut one, two) = (start("one"), start("two"));
+    for again in [false, true] {
+        if again {
+            // A container that comes later finds what one that stayed has.
+            one.stop(20).unwrap();
+            one.remove().unwrap();
+            one = start("again");
+        }
+        two.shell("rm -f /v/line; mkfifo /v/line; (echo said > /v/line) >/dev/null 2>&1 &");
+        assert_eq!(one.shell("timeout 20 cat /v/line"), "said");
+    }
+}
+
 pub(crate) fn directories_and_single_files_are_mounted(stage: &mut Stage) {
     let scratch = stage.node.scratch();
     let shared = scratch.path("empty-dir");

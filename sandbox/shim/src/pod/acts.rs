@@ -330,7 +330,7 @@ impl Pod {
         }
         let resources: Value = serde_json::from_slice(resources)
             .map_err(|error| ShimError::Invalid(format!("resources: are no object: {error}")))?;
-        let limits = spec::limits(&resources).to_string().into_bytes();
+        let limits = spec::limits(&resources)?.to_string().into_bytes();
         guest::update(&self.machine()?.guest, task.guest_name(), limits)
     }
 
