@@ -51,6 +51,12 @@ pub(crate) enum Failure {
     /// The guest says that it cannot do its part.
     #[error("the guest could not be set up: {0}")]
     Setup(String),
+    /// The node is not as it has to be, or cannot be changed.
+    #[error("{0}")]
+    Node(String),
+    /// A feature's state cannot be read or changed.
+    #[error(transparent)]
+    Feature(#[from] pericarp_config::feature::FeatureError),
     /// Our own output cannot be written.
     #[error("{stream} cannot be written: {source}")]
     Output {
@@ -82,6 +88,8 @@ impl Failure {
             Self::NotExecutable(_) => 126,
             // Found late, because only the directory of all runs tells.
             Self::NameTaken { .. } => 2,
+            // No command's code can be meant.
+            Self::Node(_) | Self::Feature(_) => 1,
             Self::Signal(number) => 128 + i32::from(*number),
             _ => 125,
         }

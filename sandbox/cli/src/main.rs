@@ -30,7 +30,7 @@ mod vm;
 use std::ffi::OsString;
 
 use crate::{
-    commands::{exec, list, logs, remove, stop},
+    commands::{check, config, exec, feature, list, logs, node, remove, stop},
     input::problem::{Problem, nearest},
 };
 
@@ -46,6 +46,10 @@ Commands:
   logs     show what the command of a detached run has said
   stop     end runs
   rm       forget runs that have ended
+  check    say whether this node has what pods need
+  node     have containerd know our handlers, or forget them
+  config   explain what can be configured of pods
+  feature  show how far this node is with a feature, and prepare it
   help     show this text; `pericarp COMMAND --help` shows the options of a command
 
 Options:
@@ -53,7 +57,9 @@ Options:
   --help     show this text
 ";
 
-const COMMANDS: [&str; 7] = ["run", "exec", "ps", "logs", "stop", "rm", "help"];
+const COMMANDS: [&str; 11] = [
+    "run", "exec", "ps", "logs", "stop", "rm", "check", "node", "config", "feature", "help",
+];
 
 fn main() {
     let mut arguments = std::env::args_os().skip(1);
@@ -71,6 +77,10 @@ fn main() {
             Some("logs") => commands::run("logs", logs::run, rest),
             Some("stop") => commands::run("stop", stop::run, rest),
             Some("rm") => commands::run("rm", remove::run, rest),
+            Some("check") => commands::run("check", check::run, rest),
+            Some("node") => commands::run("node", node::run, rest),
+            Some("config") => commands::run("config", config::run, rest),
+            Some("feature") => commands::run("feature", feature::run, rest),
             Some("help" | "--help" | "-h") => report::show(HELP),
             Some("--version" | "-V") => {
                 report::show(concat!("pericarp ", env!("CARGO_PKG_VERSION"), "\n"))

@@ -86,7 +86,8 @@ conf_dir = "{cni}"
 snapshotter = "{snapshotter}"
 "#
     );
-    for handler in handlers {
+    // Ours is added as an operator adds it.
+    for handler in handlers.iter().filter(|one| one.config.is_none()) {
         // The form of a JSON array of strings is TOML's.
         let _ = write!(
             text,
@@ -98,16 +99,6 @@ pod_annotations = {}
             handler.runtime_type,
             json!(handler.pod_annotations)
         );
-        if handler.config.is_some() {
-            let _ = write!(
-                text,
-                r#"[plugins."io.containerd.grpc.v1.cri".containerd.runtimes."{}".options]
-ConfigPath = "{}"
-"#,
-                handler.name,
-                handler.config_file(dir).display()
-            );
-        }
     }
     text
 }

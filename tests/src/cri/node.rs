@@ -26,7 +26,7 @@ use super::proto::PodSandboxConfig;
 use super::traces::{self, Traces};
 use crate::bounded::poll;
 use crate::oci;
-use crate::parts::{Part, have, skip};
+use crate::parts::{Part, beside_us, have, skip};
 use crate::process::{Process, command};
 use crate::scratch::Scratch;
 
@@ -101,7 +101,8 @@ impl Node {
         for handler in handlers {
             if let Some(text) = handler.config {
                 let file = handler.config_file(scratch.dir());
-                fs::write(file, text).expect("a configuration");
+                fs::write(&file, text).expect("a configuration");
+                enable(&scratch.path("config.toml"), &file);
             }
         }
         let network = config::network(scratch.dir());
@@ -296,6 +297,21 @@ fn containerd(dir: &Path, init: i32, path: &std::ffi::OsStr) -> Process {
         .env("PATH", path)
         .current_dir("/");
     Process::start(&mut command, LIFETIME).expect("nsenter can be started")
+}
+
+/// Has containerd know our handlers, as an operator does.
+fn enable(containerd: &Path, config: &Path) {
+    let mut command = Command::new(beside_us().join("pericarp"));
+    let options = ["node", "enable", "--containerd-config"];
+    let output = command
+        .args(options)
+        .arg(containerd)
+        .arg("--config")
+        .arg(config)
+        .output()
+        .expect("pericarp can be started");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
 }
 
 /// Waits until containerd can run pods.

@@ -99,6 +99,58 @@ pub(crate) fn what_is_the_hosts_is_refused_by_name(stage: &mut Stage) {
     }
 }
 
+/// Manifests for AKS and Kata name handlers of theirs; ours go by those names, too.
+pub(crate) fn other_names_of_the_handler_mean_it(stage: &mut Stage) {
+    for handler in ["kata-mshv-vm-isolation", "kata-vm-isolation", "kata"] {
+        let pod = stage.node.run_pod(pod("alias"), handler).unwrap();
+        let idle = pod.start(&container("idle", &IDLE)).unwrap();
+        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        assert_ne!(idle.shell("uname -r"), kernel.trim(), "{handler}");
+        pod.remove().unwrap();
+    }
+}
+
+/// What a pod's processes take of the host, by process, beside the guest's memory.
+pub(crate) fn an_idle_pod_takes_little(stage: &mut Stage) {
+    let (pod, idle) = stage.idle("idle");
+    idle.shell("true");
+    let (mut sidecars, mut all) = (0, 0);
+    for words in [
+        "containerd-shim",
+        "pericarp-fs",
+        "pericarp-net",
+        "pericarp-vsock",
+        "/initramfs",
+    ] {
+        let pid = process(&pod.id, words).as_raw_nonzero();
+        let maps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+        let kib = proportional_kib(&maps);
+        println!("{words}: {kib} KiB");
+        all += kib;
+        if words.starts_with("pericarp-") {
+            sidecars += kib;
+        }
+    }
+    println!("all sidecars: {sidecars} KiB; the pod: {all} KiB");
+    assert!(sidecars <= 20 << 10, "{sidecars} KiB");
+}
+
+/// The proportional set size of a process's maps, without those of its guest's memory.
+fn proportional_kib(maps: &str) -> u64 {
+    let (mut guests, mut kib) = (false, 0);
+    for line in maps.lines() {
+        let mut fields = line.split_whitespace();
+        let first = fields.next().unwrap_or_default();
+        if first.contains('-') && !first.ends_with(':') {
+            // QEMU's, and our monitor's.
+            guests = line.contains("memfd:memory-backend") || line.contains("memfd:guest");
+        } else if first == "Pss:" && !guests {
+            kib += fields.next().unwrap().parse::<u64>().unwrap();
+        }
+    }
+    kib
+}
+
 /// What the host's root user does for a pod must not be led elsewhere by the pod: what it is shown
 /// lies in a directory that even the server of its files can change nothing in.
 pub(crate) fn a_guest_changes_nothing_above_what_it_is_shown(stage: &mut Stage) {

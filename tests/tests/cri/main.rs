@@ -75,6 +75,8 @@ macro_rules! machines {
 machines! {
     a_machine_has_the_size_of_its_limits,
     what_is_the_hosts_is_refused_by_name,
+    other_names_of_the_handler_mean_it,
+    an_idle_pod_takes_little,
     a_guest_changes_nothing_above_what_it_is_shown,
     a_killed_shim_takes_its_machine_along,
     a_killed_file_server_ends_the_pod,

@@ -49,7 +49,7 @@ pub(crate) const PERICARP: Subject = Subject {
         name: "pericarp".into(),
         runtime_type: "io.containerd.pericarp.v2".into(),
         programs: Some(beside_us()),
-        pod_annotations: vec!["io.pericarp/*".into()],
+        pod_annotations: Vec::new(),
         config: Some("[profiles.pericarp]\nannotations = [\"memory\", \"vcpus\"]\n"),
     },
 };

@@ -1,12 +1,11 @@
 //! `pericarp ps`: the runs of this user.
 
-use std::{ffi::OsString, io::Write};
+use std::ffi::OsString;
 
 use serde_json::json;
 
 use crate::{
-    commands::{Refusal, reader::Grammar},
-    failure::Failure,
+    commands::{Refusal, print, reader::Grammar},
     registry::{self, Entry, now},
 };
 
@@ -45,12 +44,7 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<i32, Refusal> {
     } else {
         table(&entries)
     };
-    std::io::stdout()
-        .write_all(text.as_bytes())
-        .map_err(|source| Failure::Output {
-            stream: "standard output",
-            source,
-        })?;
+    print(&text)?;
     Ok(0)
 }
 

@@ -1,16 +1,22 @@
-//! The commands beside `run`: they look at runs that are already there.
+//! The commands beside `run`: they look at runs that are already there, or at the node.
 //!
 //! Each has a file with its help text, its options and what it does. They share one reader of
 //! options, which collects every problem of a command line before anything is done.
 
+pub(crate) mod check;
+pub(crate) mod config;
 pub(crate) mod exec;
+pub(crate) mod feature;
 pub(crate) mod list;
 pub(crate) mod logs;
+pub(crate) mod node;
 mod reader;
 pub(crate) mod remove;
 pub(crate) mod stop;
 
-use std::ffi::OsString;
+use std::{ffi::OsString, io::Write as _};
+
+use pericarp_config::Violations;
 
 use crate::{
     failure::Failure,
@@ -56,6 +62,21 @@ pub(crate) fn run(
             failure.exit_code()
         }
     }
+}
+
+/// What a command was asked for.
+fn print(text: &str) -> Result<(), Refusal> {
+    let written = std::io::stdout().write_all(text.as_bytes());
+    Ok(written.map_err(|source| Failure::Output {
+        stream: "standard output",
+        source,
+    })?)
+}
+
+/// What is wrong with the configuration, each mistake by itself.
+fn violations(all: Violations) -> Refusal {
+    let problem = |one: &pericarp_config::Violation| Problem::whole("config", &one.to_string());
+    Refusal::Input(all.0.iter().map(problem).collect())
 }
 
 /// The run of that name.

@@ -84,6 +84,16 @@ impl Policy {
         }
     }
 
+    /// Bytes that a machine may have beside the limits of its containers.
+    #[must_use]
+    pub fn beside_limits(self) -> u64 {
+        match self {
+            Self::AksPreview => PREVIEW_MEMORY,
+            Self::AksGa => 0,
+            Self::Kata => KATA_OVERHEAD,
+        }
+    }
+
     /// Whether CPU requests may count: the two of AKS ignore them by definition.
     #[must_use]
     pub fn may_count_requests(self) -> bool {

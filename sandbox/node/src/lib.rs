@@ -1,0 +1,11 @@
+//! A node: whether it has what pods need, and how containerd and Kubernetes are told that it can
+//! run them.
+//!
+//! For the commands of `pericarp` that look at a node and change it. [`check`] looks and changes
+//! nothing; [`containerd`] adds handlers to the configuration of containerd and takes them out again;
+//! [`manifest`] writes what Kubernetes is to be told.
+
+pub mod check;
+pub mod containerd;
+mod host;
+pub mod manifest;
