@@ -6,6 +6,7 @@
 //! Kubernetes where that fits.
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
+mod kills;
 mod lifecycle;
 mod limits;
 mod machines;
@@ -64,22 +65,27 @@ cases! {
 
 /// What only machines have.
 macro_rules! machines {
-    ($($case:ident,)*) => {
+    ($($file:ident::$case:ident,)*) => {
         $(#[test]
         fn $case() {
-            stage::Stage::play(stringify!($case), &stage::PERICARP, machines::$case);
+            stage::Stage::play(stringify!($case), &stage::PERICARP, $file::$case);
         })*
     };
 }
 
 machines! {
-    a_machine_has_the_size_of_its_limits,
-    what_is_the_hosts_is_refused_by_name,
-    other_names_of_the_handler_mean_it,
-    an_idle_pod_takes_little,
-    a_guest_changes_nothing_above_what_it_is_shown,
-    a_killed_shim_takes_its_machine_along,
-    a_killed_file_server_ends_the_pod,
-    a_killed_vsock_ends_the_pod,
-    a_killed_machine_ends_the_pod,
+    machines::a_machine_has_the_size_of_its_limits,
+    machines::what_is_the_hosts_is_refused_by_name,
+    machines::other_names_of_the_handler_mean_it,
+    machines::an_idle_pod_takes_little,
+    machines::a_guest_changes_nothing_above_what_it_is_shown,
+    machines::a_killed_shim_takes_its_machine_along,
+    machines::a_killed_file_server_ends_the_pod,
+    machines::a_killed_vsock_ends_the_pod,
+    machines::a_killed_machine_ends_the_pod,
+    kills::the_shim_is_killed_at_any_moment,
+    kills::the_file_server_is_killed_at_any_moment,
+    kills::the_network_card_is_killed_at_any_moment,
+    kills::the_vsock_is_killed_at_any_moment,
+    kills::the_machine_is_killed_at_any_moment,
 }

@@ -1,0 +1,189 @@
+//! Each process of a pod, killed in each phase of its life: whatever containerd was at, it gets rid
+//! of the pod, and nothing of it is left.
+//!
+//! What is killed when differs a little from phase to phase and run to run; each case prints what
+//! came of it.
+
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pericarp_tests::cri::proto::PodSandboxState;
+use pericarp_tests::cri::{container, pod};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::stage::{IDLE, Stage, until};
+
+/// For a process to appear that is to be killed.
+const LIMIT: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// What a pod's life is made of. How long after its beginning the process is killed.
+const PHASES: [(Phase, Duration); 6] = [
+    (Phase::Boot, Duration::ZERO),
+    (Phase::Boot, Duration::from_millis(700)),
+    (Phase::Create, Duration::from_millis(5)),
+    (Phase::Start, Duration::from_millis(60)),
+    (Phase::Exec, Duration::from_millis(100)),
+    (Phase::Stop, Duration::from_millis(30)),
+];
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Phase {
+    Boot,
+    Create,
+    Start,
+    Exec,
+    Stop,
+}
+
+/// A process by its command line and, for all but the shim, by that one as its parent.
+#[derive(Clone, Copy)]
+struct Victim {
+    words: &'static str,
+    is_shim: bool,
+}
+
+struct Seen {
+    pid: Pid,
+    parent: i32,
+    line: String,
+}
+
+fn processes() -> Vec<Seen> {
+    let all = fs::read_dir("/proc").unwrap().flatten();
+    let seen = all.filter_map(|entry| {
+        let pid = Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)?;
+        let line = fs::read(entry.path().join("cmdline")).ok()?;
+        let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+        // State and parent follow the name, which is in parentheses.
+        let (_, fields) = stat.rsplit_once(')')?;
+        let parent = fields.split_whitespace().nth(1)?.parse().ok()?;
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        Some(Seen { pid, parent, line })
+    });
+    seen.collect()
+}
+
+impl Victim {
+    /// The process, of the node that keeps its files in `node`.
+    fn find(self, node: &str) -> Option<Pid> {
+        let all = processes();
+        let serves = |seen: &&Seen| {
+            let line = seen.line.trim_end();
+            let call = line.ends_with(" start") || line.ends_with(" delete");
+            !call && line.contains("containerd-shim-pericarp-v2 ") && line.contains(node)
+        };
+        let shim = all.iter().find(serves)?;
+        if self.is_shim {
+            return Some(shim.pid);
+        }
+        let child = |seen: &&Seen| {
+            seen.parent == shim.pid.as_raw_nonzero().get() && seen.line.contains(self.words)
+        };
+        all.iter().find(child).map(|seen| seen.pid)
+    }
+
+    /// Kills it as soon as it is there and this time has passed. Whether it was ever there.
+    fn kill(self, node: &str, after: Duration) -> bool {
+        let end = Instant::now() + LIMIT;
+        while Instant::now() < end {
+            if self.find(node).is_some() {
+                thread::sleep(after);
+                // It may be another by then, or none.
+                if let Some(pid) = self.find(node) {
+                    let _ = kill_process(pid, Signal::KILL);
+                    return true;
+                }
+            }
+            thread::sleep(PAUSE);
+        }
+        false
+    }
+}
+
+fn killed_in_each_phase(stage: &mut Stage, victim: Victim) {
+    let node = stage.node.scratch().dir().display().to_string();
+    for (index, (phase, after)) in PHASES.into_iter().enumerate() {
+        let name = format!("phase-{index}");
+        let what = match phase {
+            Phase::Boot => thread::scope(|scope| {
+                let killer = scope.spawn(|| victim.kill(&node, after));
+                let ran = stage.node.run_pod(pod(&name), stage.subject.name);
+                assert!(killer.join().unwrap(), "{} did not appear", victim.words);
+                ran.map(drop).map_err(|error| error.message().to_owned())
+            }),
+            _ => later(stage, victim, &node, (phase, after), &name),
+        };
+        println!("{} in {phase:?} after {after:?}: {what:?}", victim.words);
+        let client = stage.node.client();
+        for left in client.pods(None).unwrap() {
+            until("the pod is not ready", || {
+                let status = client.pod_status(&left.id).unwrap();
+                status.state == PodSandboxState::SANDBOX_NOTREADY.into()
+            });
+            client.stop_pod(&left.id).unwrap();
+            client.remove_pod(&left.id).unwrap();
+        }
+        stage.node.assert_clean();
+    }
+}
+
+/// Kills it when the pod runs; what became of what was being done.
+fn later(
+    stage: &Stage,
+    victim: Victim,
+    node: &str,
+    (phase, after): (Phase, Duration),
+    name: &str,
+) -> Result<(), String> {
+    let pod = stage.pod(name);
+    let config = container("idle", &IDLE);
+    let prepared = match phase {
+        Phase::Create => None,
+        Phase::Start => Some(pod.create(&config).unwrap()),
+        _ => Some(pod.start(&config).unwrap()),
+    };
+    thread::scope(|scope| {
+        let killer = scope.spawn(|| victim.kill(node, after));
+        let done = match (phase, &prepared) {
+            (Phase::Start, Some(one)) => one.start(),
+            (Phase::Exec, Some(one)) => one.exec(&["sleep", "1000"]).map(drop),
+            (Phase::Stop, Some(one)) => one.stop(10),
+            _ => pod.create(&config).map(drop),
+        };
+        assert!(killer.join().unwrap(), "{} was not there", victim.words);
+        done.map_err(|error| error.message().to_owned())
+    })
+}
+
+pub(crate) fn the_shim_is_killed_at_any_moment(stage: &mut Stage) {
+    let victim = Victim {
+        words: "containerd-shim-pericarp-v2",
+        is_shim: true,
+    };
+    killed_in_each_phase(stage, victim);
+}
+
+fn child(words: &'static str) -> Victim {
+    Victim {
+        words,
+        is_shim: false,
+    }
+}
+
+pub(crate) fn the_file_server_is_killed_at_any_moment(stage: &mut Stage) {
+    killed_in_each_phase(stage, child("pericarp-fs "));
+}
+
+pub(crate) fn the_network_card_is_killed_at_any_moment(stage: &mut Stage) {
+    killed_in_each_phase(stage, child("pericarp-net "));
+}
+
+pub(crate) fn the_vsock_is_killed_at_any_moment(stage: &mut Stage) {
+    killed_in_each_phase(stage, child("pericarp-vsock "));
+}
+
+pub(crate) fn the_machine_is_killed_at_any_moment(stage: &mut Stage) {
+    killed_in_each_phase(stage, child("/initramfs "));
+}
