@@ -2,16 +2,25 @@
 
 use std::collections::BTreeSet;
 use std::thread;
+use std::time::Instant;
 
 use pericarp_tests::cri::config::ARTICLES_IMAGE;
 use pericarp_tests::cri::{Pod, container, pod};
 
 use crate::stage::{IDLE, Stage, script};
 
-pub(crate) fn five_pods_come_and_go_together(stage: &mut Stage) {
+/// A number of the environment, or another one.
+fn number(variable: &str, usual: usize) -> usize {
+    let said = std::env::var(variable);
+    said.map_or(usual, |text| text.parse().unwrap())
+}
+
+/// `PERICARP_PODS` says how many, 5 otherwise.
+pub(crate) fn pods_come_and_go_together(stage: &mut Stage) {
     let stage = &*stage;
+    let count = number("PERICARP_PODS", 5);
     let pods: Vec<Pod<'_>> = thread::scope(|scope| {
-        let threads: Vec<_> = (0..5)
+        let threads: Vec<_> = (0..count)
             .map(|number| {
                 scope.spawn(move || {
                     let pod = stage.pod(&format!("many-{number}"));
@@ -24,9 +33,9 @@ pub(crate) fn five_pods_come_and_go_together(stage: &mut Stage) {
         threads.into_iter().map(|one| one.join().unwrap()).collect()
     });
     let addresses: BTreeSet<String> = pods.iter().map(|pod| pod.address().unwrap()).collect();
-    assert_eq!(addresses.len(), 5);
+    assert_eq!(addresses.len(), count);
     // Each reaches the next one.
-    let last = pods[4].start(&container("asks", &IDLE)).unwrap();
+    let last = pods[count - 1].start(&container("asks", &IDLE)).unwrap();
     last.shell(&format!(
         "ping -c 1 -W 20 {} >/dev/null",
         pods[0].address().unwrap()
@@ -37,6 +46,22 @@ pub(crate) fn five_pods_come_and_go_together(stage: &mut Stage) {
         }
     });
     stage.node.assert_clean();
+}
+
+/// `PERICARP_POD_CYCLES` says how many, 3 otherwise. After each of them the node is as it was.
+pub(crate) fn pods_one_after_the_other_leave_nothing(stage: &mut Stage) {
+    for cycle in 0..number("PERICARP_POD_CYCLES", 3) {
+        let begin = Instant::now();
+        let (pod, one) = stage.idle(&format!("cycle-{cycle}"));
+        let running = begin.elapsed();
+        assert_eq!(one.shell("echo here"), "here");
+        pod.remove().unwrap();
+        stage.node.assert_clean();
+        println!(
+            "cycle {cycle}: ready after {running:?}, gone after {:?}",
+            begin.elapsed()
+        );
+    }
 }
 
 /// `trusted-app.yaml` and `untrusted-app.yaml` as a kubelet would hand them on: they differ in

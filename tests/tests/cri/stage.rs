@@ -50,7 +50,10 @@ pub(crate) const PERICARP: Subject = Subject {
         runtime_type: "io.containerd.pericarp.v2".into(),
         programs: Some(beside_us()),
         pod_annotations: Vec::new(),
-        config: Some("[profiles.pericarp]\nannotations = [\"memory\", \"vcpus\"]\n"),
+        config: Some(
+            "[profiles.pericarp]\nannotations = [\"memory\", \"vcpus\"]\n\
+             # On an emulated CPU, and many at once.\nboot-timeout = 200\n",
+        ),
     },
 };
 
