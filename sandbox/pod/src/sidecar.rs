@@ -123,6 +123,22 @@ pub struct Card {
 }
 
 impl Card {
+    /// The same card, with descriptors of its own.
+    ///
+    /// # Errors
+    ///
+    /// There are no more descriptors.
+    pub fn try_clone(&self) -> std::io::Result<Self> {
+        let queues: std::io::Result<_> = self.queues.iter().map(OwnedFd::try_clone).collect();
+        Ok(Self {
+            id: self.id.clone(),
+            socket: self.socket.clone(),
+            mac: self.mac,
+            mtu: self.mtu,
+            queues: queues?,
+        })
+    }
+
     fn argument(&self) -> String {
         let queues = self.queues.iter().map(|fd| fd.as_raw_fd().to_string());
         let queues: Vec<String> = queues.collect();

@@ -10,7 +10,10 @@ use std::{
         unix::net::UnixStream,
     },
     path::PathBuf,
-    sync::mpsc::{RecvTimeoutError, channel},
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{RecvTimeoutError, channel},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -31,6 +34,7 @@ use pericarp_pod::{
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::{
+    cards::Cards,
     cgroup::Entered,
     directory::Directory,
     error::{ShimError, during},
@@ -74,6 +78,9 @@ pub(crate) struct Plan {
     pub(crate) group: Option<PathBuf>,
 }
 
+/// A machine's processes, one of which may be replaced.
+pub(crate) type Processes = Arc<Mutex<Vec<u32>>>;
+
 /// What others need of a machine.
 #[derive(Debug, Clone)]
 pub(crate) struct Booted {
@@ -81,7 +88,7 @@ pub(crate) struct Booted {
     /// On the host.
     pub(crate) pid: u32,
     /// That one, and those of the sidecars.
-    pub(crate) processes: Vec<u32>,
+    pub(crate) processes: Processes,
 }
 
 /// A machine that answers.
@@ -89,10 +96,12 @@ pub(crate) struct Running {
     // In the order in which they end.
     machine: Machine,
     sidecars: Vec<Sidecar>,
+    cards: Option<Cards>,
     network: Option<Attached>,
     guest: Guest,
     /// Its end is the agent's.
     hello: UnixStream,
+    processes: Processes,
     _group: Option<Entered>,
 }
 
@@ -127,9 +136,10 @@ impl Running {
         let wait = &mut || Ok::<(), ShimError>(());
         let mut sidecars = vec![Sidecar::fs(&shares, wait)?];
         let card_specs = cards.iter().map(card_spec).collect();
-        if !cards.is_empty() {
-            sidecars.push(Sidecar::net(cards, wait)?);
-        }
+        let mut cards = match cards.is_empty() {
+            true => None,
+            false => Some(Cards::start(cards, settings.cpus.clone())?),
+        };
         let (socket, host_side) = (directory.join("vsock.sock"), directory.join("vsock/guest"));
         sidecars.push(Sidecar::vsock(&socket, GUEST_CID, &host_side, wait)?);
         // Listens before the machine starts: the agent dials once.
@@ -163,6 +173,7 @@ impl Running {
             // QEMU fails without its devices; then the cause is a sidecar.
             Err(error) => {
                 let dead = sidecars.iter_mut().find_map(Sidecar::death);
+                let dead = dead.or_else(|| cards.as_mut().and_then(Cards::death));
                 return Err(dead.map_or_else(|| no_machine(&error), ShimError::from));
             }
         };
@@ -181,7 +192,9 @@ impl Running {
             greeting,
             configure,
             &mut || {
-                if let Some(death) = sidecars.iter_mut().find_map(Sidecar::death) {
+                let mut others = sidecars.iter_mut().map(Sidecar::death);
+                let mut card = cards.iter_mut().map(Cards::death);
+                if let Some(death) = others.find_map(|it| it).or_else(|| card.find_map(|it| it)) {
                     return Some(death.into());
                 }
                 machine
@@ -197,9 +210,16 @@ impl Running {
                 return Err(with_console(&MachineError::BootTimeout(limit), &machine));
             }
         };
+        let processes = [machine.pid()]
+            .into_iter()
+            .chain(sidecars.iter().map(Sidecar::pid))
+            .chain(cards.iter().map(Cards::pid))
+            .collect();
         Ok(Self {
+            processes: Arc::new(Mutex::new(processes)),
             machine,
             sidecars,
+            cards,
             network,
             guest,
             hello,
@@ -211,10 +231,7 @@ impl Running {
         Booted {
             guest: self.guest.clone(),
             pid: self.machine.pid(),
-            processes: [self.machine.pid()]
-                .into_iter()
-                .chain(self.sidecars.iter().map(Sidecar::pid))
-                .collect(),
+            processes: Arc::clone(&self.processes),
         }
     }
 
@@ -222,15 +239,17 @@ impl Running {
     pub(crate) fn exit_fds(&self) -> Vec<BorrowedFd<'_>> {
         let sidecars = self.sidecars.iter().map(Sidecar::exit_fd);
         sidecars
+            .chain(self.cards.iter().map(Cards::exit_fd))
             .chain([self.machine.exit_fd(), self.hello.as_fd()])
             .collect()
     }
 
-    /// What has ended, in one line.
+    /// What has ended and must not, in one line. A card's sidecar is started again.
     pub(crate) fn ended(&mut self) -> Option<String> {
         {
             let processes = self.sidecars.iter().map(Sidecar::exit_fd);
             let mut fds: Vec<PollFd<'_>> = processes
+                .chain(self.cards.iter().map(Cards::exit_fd))
                 .chain([self.machine.exit_fd()])
                 .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
                 .collect();
@@ -243,6 +262,21 @@ impl Running {
         if self.machine.has_ended() {
             let death = self.machine.death();
             return Some(with_console(&death, &self.machine).to_string());
+        }
+        if let Some(cards) = &mut self.cards {
+            let before = cards.pid();
+            match cards.revive(self.machine.pid()) {
+                Ok(false) => {}
+                Ok(true) => {
+                    let mut all = self
+                        .processes
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner);
+                    all.retain(|pid| *pid != before);
+                    all.push(cards.pid());
+                }
+                Err(error) => return Some(error.to_string()),
+            }
         }
         let mut fds = [PollFd::new(&self.hello, PollFlags::IN)];
         if !poll(&mut fds, Some(&NOW)).is_ok_and(|ready| ready > 0) {
@@ -269,6 +303,9 @@ impl Running {
         drop(self.machine);
         for sidecar in self.sidecars {
             sidecar.end();
+        }
+        if let Some(cards) = self.cards {
+            cards.end();
         }
         if let Some(Err(error)) = self.network.take().map(Attached::detach) {
             log::warn!("the pod's network is not as it was: {error}");

@@ -8,6 +8,7 @@
 mod arguments;
 mod bootstrap;
 mod bundle;
+mod cards;
 mod cgroup;
 mod cleanup;
 mod directory;

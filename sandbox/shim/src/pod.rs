@@ -239,7 +239,8 @@ impl Pod {
         if let Some(score) = score.filter(|score| (-1000..=1000).contains(score)) {
             let before = self.score.fetch_max(score, Ordering::Relaxed);
             if score > before {
-                oom::set(&booted.processes, score);
+                let all = booted.processes.lock();
+                oom::set(&all.unwrap_or_else(PoisonError::into_inner), score);
             }
         }
     }

@@ -42,6 +42,8 @@ enum Phase {
 struct Victim {
     words: &'static str,
     is_shim: bool,
+    /// A pod goes on without it, which is started again, once it runs.
+    is_replaced: bool,
 }
 
 struct Seen {
@@ -115,13 +117,20 @@ fn killed_in_each_phase(stage: &mut Stage, victim: Victim) {
             }),
             _ => later(stage, victim, &node, (phase, after), &name),
         };
+        let lives = victim.is_replaced && phase != Phase::Boot;
         println!("{} in {phase:?} after {after:?}: {what:?}", victim.words);
         let client = stage.node.client();
+        assert!(!lives || what.is_ok(), "{what:?}");
         for left in client.pods(None).unwrap() {
-            until("the pod is not ready", || {
+            let ready = || {
                 let status = client.pod_status(&left.id).unwrap();
-                status.state == PodSandboxState::SANDBOX_NOTREADY.into()
-            });
+                status.state == PodSandboxState::SANDBOX_READY.into()
+            };
+            if lives {
+                assert!(ready());
+            } else {
+                until("the pod is not ready", || !ready());
+            }
             client.stop_pod(&left.id).unwrap();
             client.remove_pod(&left.id).unwrap();
         }
@@ -148,6 +157,7 @@ fn later(
         let killer = scope.spawn(|| victim.kill(node, after));
         let done = match (phase, &prepared) {
             (Phase::Start, Some(one)) => one.start(),
+            (Phase::Exec, Some(one)) if victim.is_replaced => one.exec(&["sleep", "1"]).map(drop),
             (Phase::Exec, Some(one)) => one.exec(&["sleep", "1000"]).map(drop),
             (Phase::Stop, Some(one)) => one.stop(10),
             _ => pod.create(&config).map(drop),
@@ -161,6 +171,7 @@ pub(crate) fn the_shim_is_killed_at_any_moment(stage: &mut Stage) {
     let victim = Victim {
         words: "containerd-shim-pericarp-v2",
         is_shim: true,
+        is_replaced: false,
     };
     killed_in_each_phase(stage, victim);
 }
@@ -169,6 +180,7 @@ fn child(words: &'static str) -> Victim {
     Victim {
         words,
         is_shim: false,
+        is_replaced: false,
     }
 }
 
@@ -177,7 +189,38 @@ pub(crate) fn the_file_server_is_killed_at_any_moment(stage: &mut Stage) {
 }
 
 pub(crate) fn the_network_card_is_killed_at_any_moment(stage: &mut Stage) {
-    killed_in_each_phase(stage, child("pericarp-net "));
+    let mut card = child("pericarp-net ");
+    card.is_replaced = true;
+    killed_in_each_phase(stage, card);
+}
+
+/// Killed again and again it is there again, until something else must be wrong.
+pub(crate) fn a_network_card_is_started_again(stage: &mut Stage) {
+    let node = stage.node.scratch().dir().display().to_string();
+    let (pod, idle) = stage.idle("again");
+    let card = child("pericarp-net ");
+    let reaches = || {
+        let ping = ["ping", "-c", "1", "-W", "1", "10.88.0.1"];
+        idle.exec(&ping).is_ok_and(|output| output.code == 0)
+    };
+    assert!(reaches());
+    for _ in 0..3 {
+        let before = card.find(&node);
+        assert!(card.kill(&node, Duration::ZERO));
+        until("there is another", || {
+            let now = card.find(&node);
+            now.is_some() && now != before
+        });
+        until("the card carries packets again", reaches);
+    }
+    for _ in 0..3 {
+        assert!(card.kill(&node, Duration::ZERO));
+        thread::sleep(Duration::from_millis(300));
+    }
+    assert_eq!(idle.ended().exit_code, 137);
+    let reason = "a sidecar of the machine died (pericarp-net: killed by signal 9";
+    assert!(stage.node.log().contains(reason), "{}", stage.node.log());
+    pod.remove().unwrap();
 }
 
 pub(crate) fn the_vsock_is_killed_at_any_moment(stage: &mut Stage) {

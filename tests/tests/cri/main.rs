@@ -87,6 +87,7 @@ machines! {
     kills::the_shim_is_killed_at_any_moment,
     kills::the_file_server_is_killed_at_any_moment,
     kills::the_network_card_is_killed_at_any_moment,
+    kills::a_network_card_is_started_again,
     kills::the_vsock_is_killed_at_any_moment,
     kills::the_machine_is_killed_at_any_moment,
 }

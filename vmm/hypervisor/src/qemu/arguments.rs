@@ -104,8 +104,7 @@ pub(super) fn arguments(
     for (index, card) in spec.cards.iter().enumerate() {
         // By its path: QEMU 7.2 believes of no connection that it was given that it can pass
         // descriptors on, and asks that of a card alone.
-        let path = path_text(&card.socket).replace(',', ",,");
-        option("chardev", format!("socket,id=card{index},path={path}"));
+        option("chardev", card_socket(index, card));
         option("netdev", card_backend(index, card));
         option("device", card_device(accelerator, index, card));
     }
@@ -158,6 +157,12 @@ pub(super) fn share_device(index: usize, share: &ShareSpec) -> String {
          addr={slot:#x}.{function}{more}",
         share.id, share.tag, share.num_queues, share.queue_size
     )
+}
+
+/// The option for the connection to a network card's backend, which may be started again.
+pub(super) fn card_socket(index: usize, card: &CardSpec) -> String {
+    let path = path_text(&card.socket).replace(',', ",,");
+    format!("socket,id=card{index},path={path},reconnect=1")
 }
 
 /// The option for the host's side of a network card.
@@ -238,7 +243,10 @@ mod tests {
                 "vhost-user-fs-pci,id=data,chardev=share0,tag=share.1,num-request-queues=2,\
                  queue-size=1024,addr=0x1d.0,multifunction=on",
             ),
-            ("-chardev", "socket,id=card0,path=/run/x/eth,,0.sock"),
+            (
+                "-chardev",
+                "socket,id=card0,path=/run/x/eth,,0.sock,reconnect=1",
+            ),
             ("-netdev", "vhost-user,id=net0,chardev=card0,queues=2"),
             (
                 "-device",

@@ -22,7 +22,7 @@ use rustix::{
 };
 
 use super::arguments::{
-    Connections, card_backend, card_device, disk_device, share_device, vsock_device,
+    Connections, card_backend, card_device, card_socket, disk_device, share_device, vsock_device,
 };
 use crate::{machine::MachineError, select::Accelerator, spec::MachineSpec};
 
@@ -124,8 +124,7 @@ pub(super) fn diagnose(
         all.map(|option| (option, &card.id, &card.socket))
     });
     let sockets = spec.cards.iter().enumerate().map(|(index, card)| {
-        let path = card.socket.to_string_lossy().replace(',', ",,");
-        let option = format!("-chardev socket,id=card{index},path={path}");
+        let option = format!("-chardev {}", card_socket(index, card));
         (option, &card.id, &card.socket)
     });
     let devices: Vec<_> = devices.chain(cards).chain(sockets).collect();
