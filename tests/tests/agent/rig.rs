@@ -14,8 +14,7 @@ use std::time::{Duration, Instant};
 
 use pericarp_api::Hello;
 use pericarp_api::agent::ConfigureRequest;
-use pericarp_api::agent_ttrpc::AgentClient;
-use pericarp_api::host::Guest;
+use pericarp_api::host::{Client, Guest};
 use pericarp_tests::bounded::poll;
 use pericarp_tests::guest::Assets;
 use pericarp_tests::parts::{Part, have, search_path, skip};
@@ -170,7 +169,7 @@ impl Machine {
     }
 
     /// A client for the moment.
-    pub(crate) fn client(&self) -> AgentClient {
+    pub(crate) fn client(&self) -> Client {
         self.guest
             .client()
             .unwrap_or_else(|error| panic!("{error}\n{}", self.console()))

@@ -47,7 +47,10 @@ impl Calls {
 fn make(guest: &Guest, name: &Name, call: &Call) -> Result<(), CallError> {
     match call {
         Call::Signal(number) => signal(guest, name, *number, false),
-        Call::Resize(size) => resize(&guest.client().map_err(unreachable)?, name, *size),
+        Call::Resize(size) => {
+            let client = guest.client().map_err(unreachable)?;
+            resize(&client, name, *size)
+        }
     }
 }
 
