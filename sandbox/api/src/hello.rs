@@ -5,16 +5,22 @@
 //! greeting of another version has the same first eight bytes. Last words are one line of text at
 //! the end of the same connection, sent when the agent cannot go on.
 
-use std::io::{self, Read, Write};
+use std::{
+    io::{self, Read, Write},
+    os::unix::net::UnixStream,
+    time::{Duration, Instant},
+};
 
 use thiserror::Error;
 
-use crate::VERSION;
+use crate::{VERSION, host::left};
 
 const MAGIC: [u8; 4] = *b"PRCP";
 const SIZE: usize = 16;
 /// Longest last words that are read.
 pub const MAX_LAST_WORDS: usize = 1024;
+/// How long all of them may take: they are there when the end is seen.
+const LAST_WORDS_LIMIT: Duration = Duration::from_secs(1);
 
 /// The agent is there and can be asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,12 +94,25 @@ fn number(bytes: &[u8], index: usize) -> u32 {
 }
 
 /// What the agent said at its end, made safe to print. Reads to the end of the connection, but not
-/// more than [`MAX_LAST_WORDS`].
-pub fn last_words(from: impl Read) -> Option<String> {
-    let mut bytes = Vec::new();
-    // What arrived before an error still counts.
-    let _ = from.take(MAX_LAST_WORDS as u64).read_to_end(&mut bytes);
-    let text = String::from_utf8_lossy(&bytes);
+/// more than [`MAX_LAST_WORDS`], and not longer than a second however slowly they come.
+pub fn last_words(from: &UnixStream) -> Option<String> {
+    let end = Instant::now() + LAST_WORDS_LIMIT;
+    let mut bytes = [0; MAX_LAST_WORDS];
+    let mut count = 0;
+    let mut from = from;
+    while let Some(rest) = bytes.get_mut(count..).filter(|rest| !rest.is_empty()) {
+        let read = left(end)
+            .and_then(|left| from.set_read_timeout(Some(left)))
+            .and_then(|()| from.read(rest));
+        match read {
+            Ok(0) => break,
+            Ok(more) => count += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // What arrived before an error still counts.
+            Err(_) => break,
+        }
+    }
+    let text = String::from_utf8_lossy(bytes.get(..count).unwrap_or_default());
     let text = text.trim();
     (!text.is_empty()).then(|| printable(text))
 }
@@ -108,6 +127,8 @@ pub fn printable(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use super::*;
 
     const HELLO: Hello = Hello {
@@ -117,12 +138,12 @@ mod tests {
 
     #[test]
     fn a_greeting_comes_back() {
-        let mut bytes = Vec::new();
-        HELLO.write(&mut bytes).unwrap();
-        bytes.extend(b"the end\n\x1b[2J");
-        let mut from = bytes.as_slice();
-        assert_eq!(Hello::read(&mut from).unwrap(), HELLO);
-        assert_eq!(last_words(from).unwrap(), "the end\u{fffd}\u{fffd}[2J");
+        let (mut agent, mut host) = UnixStream::pair().unwrap();
+        HELLO.write(&mut agent).unwrap();
+        agent.write_all(b"the end\n\x1b[2J").unwrap();
+        drop(agent);
+        assert_eq!(Hello::read(&mut host).unwrap(), HELLO);
+        assert_eq!(last_words(&host).unwrap(), "the end\u{fffd}\u{fffd}[2J");
     }
 
     #[test]
@@ -148,8 +169,28 @@ mod tests {
 
     #[test]
     fn last_words_are_bounded() {
-        assert_eq!(last_words(&[][..]), None);
-        let flood = io::repeat(b'x');
-        assert_eq!(last_words(flood).unwrap().len(), MAX_LAST_WORDS);
+        let (agent, host) = UnixStream::pair().unwrap();
+        drop(agent);
+        assert_eq!(last_words(&host), None);
+        let (mut agent, host) = UnixStream::pair().unwrap();
+        agent.write_all(&[b'x'; 2 * MAX_LAST_WORDS]).unwrap();
+        assert_eq!(last_words(&host).unwrap().len(), MAX_LAST_WORDS);
+    }
+
+    #[test]
+    fn last_words_that_drip_are_not_waited_for() {
+        let (mut agent, host) = UnixStream::pair().unwrap();
+        let talk = thread::spawn(move || {
+            // Each in time for a limit that begins anew.
+            while agent.write_all(b"x").is_ok() {
+                thread::sleep(Duration::from_millis(100));
+            }
+        });
+        let begin = Instant::now();
+        let words = last_words(&host).unwrap();
+        assert!(begin.elapsed() < 5 * LAST_WORDS_LIMIT);
+        assert!(words.len() < MAX_LAST_WORDS);
+        drop(host);
+        talk.join().unwrap();
     }
 }
