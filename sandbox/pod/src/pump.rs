@@ -37,6 +37,7 @@ pub enum OutputEnd {
 #[derive(Debug)]
 pub struct Output {
     socket: UnixStream,
+    stop: Arc<OwnedFd>,
     progress: Arc<Progress>,
 }
 
@@ -55,9 +56,36 @@ impl Output {
         sink: impl Write + Send + 'static,
         ended: impl FnOnce(OutputEnd) + Send + 'static,
     ) -> io::Result<Self> {
+        Self::begin(name, socket, new_stop()?, sink, ended)
+    }
+
+    /// The same to a pipe of ours, which [`Output::give_up`] lets go of even while nobody reads it.
+    pub fn to_pipe(
+        name: &str,
+        socket: UnixStream,
+        pipe: OwnedFd,
+        ended: impl FnOnce(OutputEnd) + Send + 'static,
+    ) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&pipe, true)?;
+        let stop = new_stop()?;
+        let sink = Pipe {
+            pipe,
+            stop: Arc::clone(&stop),
+        };
+        Self::begin(name, socket, stop, sink, ended)
+    }
+
+    fn begin(
+        name: &str,
+        socket: UnixStream,
+        stop: Arc<OwnedFd>,
+        sink: impl Write + Send + 'static,
+        ended: impl FnOnce(OutputEnd) + Send + 'static,
+    ) -> io::Result<Self> {
         let progress = Arc::new(Progress::default());
         let output = Self {
             socket: socket.try_clone()?,
+            stop,
             progress: Arc::clone(&progress),
         };
         thread::Builder::new()
@@ -72,10 +100,61 @@ impl Output {
             .then(|| self.progress.bytes.load(Ordering::Relaxed))
     }
 
+    /// Bytes that our own reader has taken so far.
+    pub fn carried(&self) -> u64 {
+        self.progress.bytes.load(Ordering::Relaxed)
+    }
+
     /// Ends it: what the guest has not sent by now is not waited for.
     pub fn cut(&self) {
         // It may have ended by itself.
         let _ = self.socket.shutdown(Shutdown::Both);
+    }
+
+    /// Ends it, whoever is slow: what our own reader does not take at once is lost as well.
+    pub fn give_up(&self) {
+        // A full counter is readable, too.
+        let _ = rustix::io::write(&*self.stop, &1u64.to_ne_bytes());
+        self.cut();
+    }
+}
+
+fn new_stop() -> io::Result<Arc<OwnedFd>> {
+    Ok(Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?))
+}
+
+/// A pipe that does not block, and what ends the wait for its reader. A write to a pipe whose other
+/// end we hold ourselves never fails for want of a reader.
+struct Pipe {
+    pipe: OwnedFd,
+    stop: Arc<OwnedFd>,
+}
+
+impl Write for Pipe {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match rustix::io::write(&self.pipe, bytes) {
+                Err(Errno::AGAIN) => {}
+                Err(Errno::INTR) => continue,
+                written => return Ok(written?),
+            }
+            let mut fds = [
+                PollFd::new(&self.pipe, PollFlags::OUT),
+                PollFd::new(&*self.stop, PollFlags::IN),
+            ];
+            match poll(&mut fds, None) {
+                Ok(_) => {}
+                Err(Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            }
+            if !fds[1].revents().is_empty() {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -90,9 +169,8 @@ fn carry(mut socket: UnixStream, mut sink: impl Write, progress: &Progress) -> O
             Err(_) => break,
         };
         progress.writing.store(true, Ordering::Relaxed);
-        let written = sink.write_all(&buffer[..count]).and_then(|()| sink.flush());
+        let written = write_all(&mut sink, &buffer[..count], &progress.bytes);
         progress.writing.store(false, Ordering::Relaxed);
-        progress.bytes.fetch_add(count as u64, Ordering::Relaxed);
         if let Err(error) = written {
             // The process notices at its next write, as it would with a pipe.
             let _ = socket.shutdown(Shutdown::Both);
@@ -103,6 +181,22 @@ fn carry(mut socket: UnixStream, mut sink: impl Write, progress: &Progress) -> O
         }
     }
     OutputEnd::Closed
+}
+
+/// Writes all of it, and counts what has been taken meanwhile: a slow reader is told from none.
+fn write_all(sink: &mut impl Write, mut bytes: &[u8], taken: &AtomicU64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match sink.write(bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => {
+                taken.fetch_add(count as u64, Ordering::Relaxed);
+                bytes = bytes.get(count..).unwrap_or_default();
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    sink.flush()
 }
 
 /// A running input, seen from outside. Dropping it ends the thread: what is typed from then on is
@@ -116,7 +210,7 @@ pub struct Input {
 impl Input {
     /// Carries what `source` has to the guest, to the end of either.
     pub fn start(source: impl AsFd + Send + 'static, socket: UnixStream) -> io::Result<Self> {
-        let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
+        let stop = new_stop()?;
         let input = Self {
             socket: socket.try_clone()?,
             stop: Arc::clone(&stop),
@@ -256,6 +350,49 @@ mod tests {
         }
         assert_eq!(output.waits_since(), None, "it waits for the reader");
         drop(reader);
+    }
+
+    #[test]
+    fn a_pipe_that_nobody_reads_is_given_up() {
+        // As a FIFO whose both ends are ours: the reader is there and reads nothing.
+        let (_reader, writer) = io::pipe().unwrap();
+        let (mut guest, ours) = UnixStream::pair().unwrap();
+        let (tell, ends) = mpsc::channel();
+        let ended = move |end| tell.send(end).unwrap();
+        let output = Output::to_pipe("out", ours, writer.into(), ended).unwrap();
+        let talk = thread::spawn(move || while guest.write_all(&[b'x'; 4096]).is_ok() {});
+        while output.waits_since().is_some() || output.carried() < 64 << 10 {
+            thread::sleep(Duration::from_millis(2));
+        }
+        output.cut();
+        assert!(ends.recv_timeout(Duration::from_millis(300)).is_err());
+        output.give_up();
+        assert!(matches!(ends.recv_timeout(LIMIT), Ok(OutputEnd::Closed)));
+        talk.join().unwrap();
+    }
+
+    #[test]
+    fn a_slow_reader_of_a_pipe_gets_everything() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let (mut guest, ours) = UnixStream::pair().unwrap();
+        let (tell, ends) = mpsc::channel();
+        let ended = move |end| tell.send(end).unwrap();
+        let output = Output::to_pipe("out", ours, writer.into(), ended).unwrap();
+        let sent: Vec<u8> = (0..300_000u32).map(|i| (i % 251) as u8).collect();
+        let copy = sent.clone();
+        let talk = thread::spawn(move || guest.write_all(&copy).unwrap());
+        let (mut seen, mut piece) = (Vec::<u8>::new(), [0; 10_000]);
+        loop {
+            thread::sleep(Duration::from_millis(5));
+            match reader.read(&mut piece).unwrap() {
+                0 => break,
+                count => seen.extend(&piece[..count]),
+            }
+        }
+        talk.join().unwrap();
+        assert!(seen == sent);
+        assert!(matches!(ends.recv_timeout(LIMIT), Ok(OutputEnd::Closed)));
+        assert_eq!(output.carried(), 300_000);
     }
 
     #[test]
