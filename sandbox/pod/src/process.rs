@@ -3,7 +3,7 @@
 //! These calls wait for the guest: whoever must notice anything else meanwhile makes them on a
 //! thread of its own.
 
-use std::os::unix::net::UnixStream;
+use std::{os::unix::net::UnixStream, time::Duration};
 
 use pericarp_api::{
     StreamKind, StreamTarget, agent,
@@ -16,7 +16,7 @@ use ttrpc::{Code, context::Context};
 
 /// How long one call to the agent may take. Starting a container under an emulated CPU on a busy
 /// host takes seconds.
-const CALL_LIMIT_NS: i64 = 120 * 1_000_000_000;
+const CALL_LIMIT: Duration = Duration::from_secs(120);
 /// What the guest may have printed of an error message of its own.
 const MAX_MESSAGE: usize = 600;
 
@@ -155,7 +155,15 @@ pub fn resize(
 /// With the limit that every call to the agent has.
 #[must_use]
 pub fn context() -> Context {
-    ttrpc::context::with_timeout(CALL_LIMIT_NS)
+    context_within(CALL_LIMIT)
+}
+
+/// With a limit of its own.
+#[must_use]
+pub fn context_within(limit: Duration) -> Context {
+    // None at all is what zero would mean.
+    let nanoseconds = i64::try_from(limit.as_nanos()).unwrap_or(i64::MAX).max(1);
+    ttrpc::context::with_timeout(nanoseconds)
 }
 
 /// A call that the agent answers with an error.

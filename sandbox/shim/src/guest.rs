@@ -1,10 +1,23 @@
 //! Requests to the pod's agent: one connection for each, and its errors as containerd knows them.
 
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
 use pericarp_api::{agent, agent_ttrpc::AgentClient, host::Guest};
-use pericarp_pod::process::{Name, context, refused, unreachable};
-use ttrpc::Code;
+use pericarp_pod::process::{Name, context, context_within, refused, unreachable};
+use ttrpc::{Code, context::Context};
 
 use crate::error::ShimError;
+
+/// How long a guest may take to pass a signal on: its processes are asked for nothing.
+const SIGNAL_LIMIT: Duration = Duration::from_secs(15);
+/// How long a guest may take to say how much a container uses. containerd asks for all containers
+/// of a node, one after the other.
+const STATS_LIMIT: Duration = Duration::from_secs(2);
+/// How long a guest that took longer is not asked again.
+const STATS_PAUSE: Duration = Duration::from_secs(30);
 
 fn told(error: ttrpc::Error) -> ShimError {
     let code = match &error {
@@ -31,6 +44,18 @@ pub(crate) fn ask<T>(
     what(&client).map_err(told)
 }
 
+/// Asks an agent that has no longer than `limit`, the connection included.
+fn ask_within<T>(
+    guest: &Guest,
+    limit: Duration,
+    what: impl FnOnce(&AgentClient, Context) -> ttrpc::Result<T>,
+) -> Result<T, ShimError> {
+    let begin = Instant::now();
+    let client = guest.client_within(limit).map_err(unreachable)?;
+    let left = limit.saturating_sub(begin.elapsed());
+    what(&client, context_within(left)).map_err(told)
+}
+
 pub(crate) fn signal(guest: &Guest, name: &Name, signal: u32, all: bool) -> Result<(), ShimError> {
     let request = agent::SignalRequest {
         container: name.container.clone(),
@@ -39,7 +64,10 @@ pub(crate) fn signal(guest: &Guest, name: &Name, signal: u32, all: bool) -> Resu
         all,
         ..agent::SignalRequest::default()
     };
-    ask(guest, |client| client.signal_process(context(), &request)).map(drop)
+    let asked = ask_within(guest, SIGNAL_LIMIT, |client, context| {
+        client.signal_process(context, &request)
+    });
+    asked.map(drop)
 }
 
 pub(crate) fn remove(guest: &Guest, container: &str) -> Result<(), ShimError> {
@@ -50,13 +78,58 @@ pub(crate) fn remove(guest: &Guest, container: &str) -> Result<(), ShimError> {
     ask(guest, |client| client.remove_container(context(), &request)).map(drop)
 }
 
-/// Numbers of a container; of the machine for an empty name.
-pub(crate) fn stats(guest: &Guest, container: &str) -> Result<agent::StatsResponse, ShimError> {
-    let request = agent::StatsRequest {
-        container: container.to_owned(),
-        ..agent::StatsRequest::default()
-    };
-    ask(guest, |client| client.get_stats(context(), &request))
+/// Asks for numbers, and not for long.
+#[derive(Debug)]
+pub(crate) struct Meter {
+    limit: Duration,
+    pause: Duration,
+    /// The guest has not answered in time, and is left alone.
+    silent_until: Mutex<Option<Instant>>,
+}
+
+impl Default for Meter {
+    fn default() -> Self {
+        Self::new(STATS_LIMIT, STATS_PAUSE)
+    }
+}
+
+impl Meter {
+    fn new(limit: Duration, pause: Duration) -> Self {
+        Self {
+            limit,
+            pause,
+            silent_until: Mutex::default(),
+        }
+    }
+
+    /// Numbers of a container; of the machine for an empty name.
+    pub(crate) fn read(
+        &self,
+        guest: &Guest,
+        container: &str,
+    ) -> Result<agent::StatsResponse, ShimError> {
+        let silent_until = || {
+            self.silent_until
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+        };
+        let begin = Instant::now();
+        if (*silent_until()).is_some_and(|until| begin < until) {
+            let text = "the guest has not said how much it uses, and is not asked for a while";
+            return Err(ShimError::Machine(text.into()));
+        }
+        let request = agent::StatsRequest {
+            container: container.to_owned(),
+            ..agent::StatsRequest::default()
+        };
+        let answer = ask_within(guest, self.limit, |client, context| {
+            client.get_stats(context, &request)
+        });
+        // An error that came late is the limit's; timers are not exact.
+        let is_late = begin.elapsed() >= self.limit * 9 / 10;
+        *silent_until() = (answer.is_err() && is_late).then(|| Instant::now() + self.pause);
+        answer
+    }
 }
 
 pub(crate) fn update(guest: &Guest, container: &str, resources: Vec<u8>) -> Result<(), ShimError> {
@@ -75,4 +148,54 @@ pub(crate) fn freeze(guest: &Guest, container: &str, frozen: bool) -> Result<(),
         ..agent::FreezeRequest::default()
     };
     ask(guest, |client| client.freeze_container(context(), &request)).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::Write,
+        os::unix::net::UnixListener,
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering},
+        },
+        thread,
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_guest_without_numbers_is_left_alone() {
+        let socket = std::env::temp_dir().join(format!("pericarp-meter-{}", std::process::id()));
+        let _ = std::fs::remove_file(&socket);
+        let listener = UnixListener::bind(&socket).unwrap();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&asked);
+        thread::spawn(move || {
+            let mut kept = Vec::new();
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                // The second is not even accepted.
+                if count.fetch_add(1, Ordering::SeqCst) != 1 {
+                    stream.write_all(b"OK 1073741824\n").unwrap();
+                }
+                kept.push(stream);
+            }
+        });
+        let guest = Guest::new(&socket);
+        let (limit, pause) = (Duration::from_millis(300), Duration::from_millis(1500));
+        let meter = Meter::new(limit, pause);
+        for asked_by_then in [1, 2] {
+            let begin = Instant::now();
+            meter.read(&guest, "c").unwrap_err();
+            assert!(begin.elapsed() < 10 * limit);
+            let begin = Instant::now();
+            let error = meter.read(&guest, "d").unwrap_err().to_string();
+            assert!(error.contains("is not asked"), "{error}");
+            assert!(begin.elapsed() < limit);
+            assert_eq!(asked.load(Ordering::SeqCst), asked_by_then);
+            thread::sleep(pause);
+        }
+        std::fs::remove_file(socket).unwrap();
+    }
 }

@@ -29,7 +29,7 @@ use crate::{
     directory::Directory,
     error::ShimError,
     events::Events,
-    guest,
+    guest::{self, Meter},
     keeper::Orders,
     machine::{Booted, Plan},
     oom,
@@ -49,6 +49,7 @@ pub(crate) struct Pod {
     pub(crate) events: Arc<Events>,
     /// The highest oom_score_adj of the containers so far.
     score: AtomicI32,
+    meter: Meter,
     state: Mutex<State>,
 }
 
@@ -78,6 +79,7 @@ impl Pod {
             orders,
             events,
             score: AtomicI32::new(i32::MIN),
+            meter: Meter::default(),
             state: Mutex::default(),
         })
     }

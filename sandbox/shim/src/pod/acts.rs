@@ -167,7 +167,7 @@ impl Pod {
         exit.out_of_memory
             || self
                 .machine()
-                .and_then(|booted| guest::stats(&booted.guest, task.guest_name()))
+                .and_then(|booted| self.meter.read(&booted.guest, task.guest_name()))
                 .is_ok_and(|answer| answer.container.oom_kills > 0)
     }
 
@@ -336,7 +336,7 @@ impl Pod {
 
     pub(crate) fn stats(&self, id: &str) -> Result<agent::StatsResponse, ShimError> {
         let task = self.task(id)?;
-        guest::stats(&self.machine()?.guest, task.guest_name())
+        self.meter.read(&self.machine()?.guest, task.guest_name())
     }
 
     pub(crate) fn resize(&self, id: &str, exec: &str, size: (u32, u32)) -> Result<(), ShimError> {
