@@ -170,11 +170,18 @@ impl Service for Tasks {
         done(self.0.update(&request.id, &request.resources.value))
     }
 
-    fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> ttrpc::Result<WaitResponse> {
+    fn wait(&self, context: &TtrpcContext, request: WaitRequest) -> ttrpc::Result<WaitResponse> {
         let task = answer(self.0.task(&request.id))?;
         let process = answer(task.process(&request.exec_id))?;
         drop(task);
-        let exit = process.wait();
+        // A containerd that restarts leaves its calls behind; the connection's end is a channel's.
+        let wanted = || {
+            // Nothing ever comes there.
+            let told = context.cancel_rx.try_recv();
+            !told.is_err_and(|error| error.is_disconnected())
+        };
+        let gone = || ShimError::State("whoever waited for the process has gone".into());
+        let exit = answer(process.wait(wanted).ok_or_else(gone))?;
         Ok(WaitResponse {
             exit_status: exit.code,
             exited_at: timestamp(exit.at),

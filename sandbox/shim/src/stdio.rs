@@ -4,11 +4,7 @@
 //! for reading as well: it does not break while containerd is away. The input is held open for
 //! writing until containerd closes it, since a client that leaves may come back.
 
-use std::{
-    fs::File,
-    io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
-};
+use std::{fs::File, os::unix::fs::OpenOptionsExt};
 
 use rustix::fs::OFlags;
 
@@ -29,8 +25,9 @@ pub(crate) struct Opened {
     pub(crate) stdin: Option<File>,
     /// Keeps the input from ending.
     pub(crate) stdin_keeper: Option<File>,
-    pub(crate) stdout: Box<dyn Write + Send>,
-    pub(crate) stderr: Box<dyn Write + Send>,
+    /// None: nobody wants it.
+    pub(crate) stdout: Option<File>,
+    pub(crate) stderr: Option<File>,
 }
 
 impl Stdio {
@@ -59,9 +56,9 @@ impl Stdio {
     }
 }
 
-fn output(address: &str) -> Result<Box<dyn Write + Send>, ShimError> {
+fn output(address: &str) -> Result<Option<File>, ShimError> {
     if address.is_empty() {
-        return Ok(Box::new(io::sink()));
+        return Ok(None);
     }
     let path = place(address)?;
     let mut options = File::options();
@@ -72,7 +69,7 @@ fn output(address: &str) -> Result<Box<dyn Write + Send>, ShimError> {
     let file = options
         .open(path)
         .map_err(during(format!("output '{path}'")))?;
-    Ok(Box::new(file))
+    Ok(Some(file))
 }
 
 /// The path of a stream; of the kinds that have a name of their own, only files are known.
@@ -89,7 +86,7 @@ fn place(address: &str) -> Result<&str, ShimError> {
 #[cfg(test)]
 mod tests {
     use std::{
-        io::Read,
+        io::{self, Read, Write},
         path::{Path, PathBuf},
     };
 
@@ -137,9 +134,10 @@ mod tests {
             stdout: pipe(&directory, "out"),
             ..Stdio::default()
         };
-        let mut opened = stdio.open().unwrap();
+        let opened = stdio.open().unwrap();
         drop(File::open(&stdio.stdout).unwrap());
-        opened.stdout.write_all(b"for whoever comes").unwrap();
+        let mut output = opened.stdout.as_ref().unwrap();
+        output.write_all(b"for whoever comes").unwrap();
         let mut reader = File::open(&stdio.stdout).unwrap();
         drop(opened);
         let mut text = String::new();

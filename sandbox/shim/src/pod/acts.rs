@@ -22,7 +22,7 @@ use crate::{
     events::timestamp,
     guest,
     machine::Booted,
-    process::{Exit, LOST, Phase, Process, Watch},
+    process::{Exit, LOST, Phase, Process, Started},
     spec,
     stdio::Stdio,
     task::{Added, Task, guest_id},
@@ -37,25 +37,44 @@ impl Pod {
         let task = self.task(id)?;
         let booted = self.machine()?;
         let process = task.process(exec)?;
+        let watcher = match task.is_pod() {
+            true => None,
+            false => {
+                let (pod, task, exec) = (Arc::clone(self), Arc::clone(&task), exec.to_owned());
+                Some(process.watcher(move |exit| pod.over(&task, &exec, exit))?)
+            }
+        };
         let created = |phase| matches!(phase, Phase::Created);
         if !process.step(created, Phase::Starting) {
-            let text = format!("a process of container {id} has been started");
+            let text = format!("a process of container {id} has been started, or has ended");
             return Err(ShimError::State(text));
         }
+        let starting = |phase| matches!(phase, Phase::Starting);
+        let ended = || ShimError::State(format!("container {id} has ended meanwhile"));
         let started = match task.is_pod() {
-            true => Ok(None),
-            false => self.launch(&task, exec, &process, &booted).map(Some),
+            true => match process.step(starting, Phase::Running) {
+                true => Ok(None),
+                false => Err(ended()),
+            },
+            false => {
+                let started = self.launch(&task, exec, &process, &booted);
+                started.and_then(|started| process.runs(started).map(Some).ok_or_else(ended))
+            }
         };
         let watch = match started {
             Ok(watch) => watch,
             Err(error) => {
                 // It will not run any more; nobody was told that it does.
-                process.step(|_| true, Phase::Over(Exit::now(LOST)));
+                process.step(starting, Phase::Over(Exit::now(LOST)));
                 log::error!("container {id} cannot be started: {error}");
+                if !task.is_pod() {
+                    // It may run all the same, where the guest's answer was late or we have failed.
+                    let all = exec.is_empty();
+                    let _ = guest::signal(&booted.guest, &process.name, KILL, all);
+                }
                 return Err(error);
             }
         };
-        process.step(|phase| matches!(phase, Phase::Starting), Phase::Running);
         if exec.is_empty() {
             self.events.publish(&TaskStart {
                 container_id: id.to_owned(),
@@ -73,9 +92,10 @@ impl Pod {
         if exec.is_empty() && !task.is_pod() {
             self.watch_memory(&task, &booted);
         }
-        if let Some(watch) = watch {
-            let (pod, exec) = (Arc::clone(self), exec.to_owned());
-            process.watch(watch, move |exit| pod.over(&task, &exec, exit))?;
+        // Its end is not told before its start.
+        if let (Some(watcher), Some(watch)) = (watcher, watch) {
+            // It waits for nothing else.
+            let _ = watcher.send(watch);
         }
         Ok(booted.pid)
     }
@@ -86,7 +106,7 @@ impl Pod {
         exec: &str,
         process: &Process,
         booted: &Booted,
-    ) -> Result<Watch, ShimError> {
+    ) -> Result<Started, ShimError> {
         if !exec.is_empty() {
             let request = agent::CreateProcessRequest {
                 container: process.name.container.clone(),
@@ -114,10 +134,14 @@ impl Pod {
                 ..TaskOOM::default()
             });
         }
-        let pid = self.pid();
-        if !process.step(|phase| !matches!(phase, Phase::Over(_)), Phase::Over(exit)) {
-            return;
+        if process.step(|phase| !matches!(phase, Phase::Over(_)), Phase::Over(exit)) {
+            self.told_over(task, exec, exit);
         }
+    }
+
+    /// Has containerd told that a process has ended.
+    pub(super) fn told_over(&self, task: &Task, exec: &str, exit: Exit) {
+        let pid = self.pid();
         self.events.publish(&TaskExit {
             container_id: task.id.clone(),
             id: match exec {
@@ -241,20 +265,23 @@ impl Pod {
         }
     }
 
-    /// Deletes a container that has ended, or a process that was added to it.
+    /// Deletes a container that has ended, or a process that was added to it; one that was never
+    /// started has ended by that.
     pub(crate) fn delete(&self, id: &str, exec: &str) -> Result<(u32, Exit), ShimError> {
         let task = self.task(id)?;
         let process = task.process(exec)?;
-        let exit = match process.phase() {
-            Phase::Over(exit) => exit,
-            Phase::Created => Exit::now(0),
-            _ => {
-                let text = format!("a process of container {id} is still running");
-                return Err(ShimError::State(text));
-            }
+        // Who starts it at this moment sees one of the two.
+        process.step(
+            |phase| matches!(phase, Phase::Created),
+            Phase::Over(Exit::now(0)),
+        );
+        let Phase::Over(exit) = process.phase() else {
+            let text = format!("a process of container {id} is still running");
+            return Err(ShimError::State(text));
         };
         let pid = self.pid();
         if !exec.is_empty() {
+            process.cut();
             task.forget(exec);
             self.told_deleted(id, exec, pid, exit);
             return Ok((pid, exit));
