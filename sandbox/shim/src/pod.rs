@@ -4,9 +4,11 @@
 //! container one thing after the other, but for several at once.
 
 mod acts;
+mod kill;
 
 use std::{
     collections::HashMap,
+    os::fd::OwnedFd,
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -21,13 +23,14 @@ use containerd_shim_protos::{
 use pericarp_api::agent;
 use pericarp_pod::process::{Name, context};
 use protobuf::MessageField;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::Value;
 
 use crate::{
     bundle::{Bundle, Kind},
     cgroup,
     directory::Directory,
-    error::ShimError,
+    error::{ShimError, during},
     events::Events,
     guest::{self, Meter},
     keeper::Orders,
@@ -58,6 +61,10 @@ struct State {
     machine: MachineState,
     /// Of the machine on the host, also once it has ended.
     pid: u32,
+    /// The same, to end it by.
+    handle: Option<OwnedFd>,
+    /// Why we have ended it by that.
+    reason: Option<String>,
     /// None while it is being created.
     tasks: HashMap<String, Option<Arc<Task>>>,
 }
@@ -108,12 +115,14 @@ impl Pod {
         found.ok_or_else(|| ShimError::NotFound(format!("there is no container {id}")))
     }
 
-    /// The machine has ended, and nobody has ended it.
+    /// The machine has ended, and nobody has ended it in good order.
     pub(crate) fn lost(&self, reason: String) {
-        log::error!("the pod's machine has ended: {reason}");
         let tasks: Vec<Arc<Task>> = {
             let mut state = self.state();
+            let reason = state.reason.take().unwrap_or(reason);
+            log::error!("the pod's machine has ended: {reason}");
             state.machine = MachineState::Ended(reason);
+            state.handle = None;
             state.tasks.values().flatten().cloned().collect()
         };
         // Containers notice by themselves: their streams have ended.
@@ -193,6 +202,7 @@ impl Pod {
             let booted = self.orders.boot(plan)?;
             let mut state = self.state();
             state.pid = booted.pid;
+            state.handle = Some(handle(booted.pid)?);
             state.machine = MachineState::Running(booted);
         }
         let path = bundle.path.clone();
@@ -250,6 +260,7 @@ impl Pod {
     fn end_machine(&self, why: &str) {
         self.orders.end();
         let mut state = self.state();
+        state.handle = None;
         if matches!(state.machine, MachineState::Running(_)) {
             state.machine = MachineState::Ended(why.to_owned());
         }
@@ -261,4 +272,11 @@ impl Pod {
             self.orders.leave();
         }
     }
+}
+
+/// A process that is signalled by this is never another of the same id.
+fn handle(pid: u32) -> Result<OwnedFd, ShimError> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let pid = pid.ok_or_else(|| ShimError::Machine("the machine is no process".into()))?;
+    pidfd_open(pid, PidfdFlags::empty()).map_err(during("the machine's process"))
 }

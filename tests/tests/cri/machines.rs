@@ -206,6 +206,25 @@ pub(crate) fn a_killed_vsock_ends_the_pod(stage: &mut Stage) {
     killed(stage, "pericarp-vsock", 137, Some(reason));
 }
 
+/// A guest that stands still answers nothing: as one does that will not.
+pub(crate) fn a_guest_that_ends_nothing_is_ended(stage: &mut Stage) {
+    let (pod, idle) = stage.idle("still");
+    kill_process(process(&pod.id, "/initramfs"), Signal::STOP).unwrap();
+    // It is asked, and does not answer.
+    idle.stop(1).unwrap_err();
+    // Nor does it obey.
+    let _ = idle.stop(0);
+    assert_eq!(idle.ended().exit_code, 137);
+    until("the reason is told", || {
+        stage
+            .node
+            .log()
+            .contains("ended: the guest does not end container")
+    });
+    pod.remove().unwrap();
+    stage.node.assert_clean();
+}
+
 pub(crate) fn a_killed_machine_ends_the_pod(stage: &mut Stage) {
     killed(stage, "/initramfs", 137, Some("the virtual machine died"));
 }

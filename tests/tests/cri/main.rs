@@ -84,6 +84,7 @@ machines! {
     machines::a_killed_file_server_ends_the_pod,
     machines::a_killed_vsock_ends_the_pod,
     machines::a_killed_machine_ends_the_pod,
+    machines::a_guest_that_ends_nothing_is_ended,
     kills::the_shim_is_killed_at_any_moment,
     kills::the_file_server_is_killed_at_any_moment,
     kills::the_network_card_is_killed_at_any_moment,

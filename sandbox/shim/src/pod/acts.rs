@@ -1,5 +1,5 @@
-//! What is done with a container once it is there: started, added to, signalled, stopped where it is,
-//! measured, deleted; and what follows from its end.
+//! What is done with a container once it is there: started, added to, stopped where it is, measured,
+//! deleted; and what follows from its end.
 
 use std::{io::Read, sync::Arc, thread};
 
@@ -15,10 +15,10 @@ use pericarp_pod::process::{Name, context};
 use protobuf::MessageField;
 use serde_json::Value;
 
-use super::Pod;
+use super::{Pod, kill::KILL};
 use crate::{
     bundle::Kind,
-    error::{ShimError, during},
+    error::ShimError,
     events::timestamp,
     guest,
     machine::Booted,
@@ -27,9 +27,6 @@ use crate::{
     stdio::Stdio,
     task::{Added, Task, guest_id},
 };
-
-/// SIGKILL, whose number no process is told.
-const KILL: u32 = 9;
 
 impl Pod {
     /// Starts the container, or a process that was added to it.
@@ -231,38 +228,6 @@ impl Pod {
             ..TaskExecAdded::default()
         });
         Ok(())
-    }
-
-    pub(crate) fn kill(
-        self: &Arc<Self>,
-        id: &str,
-        exec: &str,
-        signal: u32,
-        all: bool,
-    ) -> Result<(), ShimError> {
-        let task = self.task(id)?;
-        let process = task.process(exec)?;
-        match process.phase() {
-            Phase::Over(_) => Err(ShimError::NotFound(format!(
-                "the process of container {id} has ended"
-            ))),
-            Phase::Created => {
-                self.over(&task, exec, Exit::now(128 + signal));
-                Ok(())
-            }
-            _ if task.is_pod() => {
-                let pod = Arc::clone(self);
-                // As the pause container does: it takes the one for its end.
-                let code = if signal == KILL { LOST } else { 0 };
-                let end = move || {
-                    pod.end_machine("the pod was stopped");
-                    pod.over(&task, "", Exit::now(code));
-                };
-                let thread = thread::Builder::new().name("end".into()).spawn(end);
-                thread.map(drop).map_err(during("a thread"))
-            }
-            _ => guest::signal(&self.machine()?.guest, &process.name, signal, all),
-        }
     }
 
     /// Deletes a container that has ended, or a process that was added to it; one that was never
