@@ -65,8 +65,9 @@ struct State {
     handle: Option<OwnedFd>,
     /// Why we have ended it by that.
     reason: Option<String>,
-    /// None while it is being created.
-    tasks: HashMap<String, Option<Arc<Task>>>,
+    tasks: HashMap<String, Slot>,
+    /// containerd has asked us to leave while the pod was being created.
+    leaving: bool,
 }
 
 #[derive(Default)]
@@ -76,6 +77,35 @@ enum MachineState {
     Running(Booted),
     /// Why.
     Ended(String),
+}
+
+impl MachineState {
+    fn forget_ended(&mut self) {
+        if matches!(self, Self::Ended(_)) {
+            *self = Self::None;
+        }
+    }
+}
+
+/// A place among the containers.
+enum Slot {
+    Creating {
+        kind: Kind,
+        /// containerd has given it up: whoever creates it undoes it.
+        unwanted: bool,
+    },
+    There(Arc<Task>),
+}
+
+impl Slot {
+    /// Whether this is the pod, or has one of its own.
+    fn has_machine(&self) -> bool {
+        let kind = match self {
+            Self::Creating { kind, .. } => *kind,
+            Self::There(task) => task.kind,
+        };
+        kind != Kind::Member
+    }
 }
 
 impl Pod {
@@ -99,9 +129,7 @@ impl Pod {
         match &self.state().machine {
             MachineState::Running(booted) => Ok(booted.clone()),
             MachineState::None => Err(ShimError::State("the pod has no machine".into())),
-            MachineState::Ended(reason) => Err(ShimError::Machine(format!(
-                "the pod's machine has ended: {reason}"
-            ))),
+            MachineState::Ended(reason) => Err(has_ended(reason)),
         }
     }
 
@@ -111,8 +139,23 @@ impl Pod {
     }
 
     pub(crate) fn task(&self, id: &str) -> Result<Arc<Task>, ShimError> {
-        let found = self.state().tasks.get(id).cloned().flatten();
-        found.ok_or_else(|| ShimError::NotFound(format!("there is no container {id}")))
+        match self.state().tasks.get(id) {
+            Some(Slot::There(task)) => Ok(Arc::clone(task)),
+            _ => Err(no_container(id)),
+        }
+    }
+
+    /// The same for one that is not wanted any more: if it is still being created, it will not be
+    /// there.
+    fn unwanted_task(&self, id: &str) -> Result<Arc<Task>, ShimError> {
+        match self.state().tasks.get_mut(id) {
+            Some(Slot::There(task)) => Ok(Arc::clone(task)),
+            Some(Slot::Creating { unwanted, .. }) => {
+                *unwanted = true;
+                Err(no_container(id))
+            }
+            None => Err(no_container(id)),
+        }
     }
 
     /// The machine has ended, and nobody has ended it in good order.
@@ -123,7 +166,11 @@ impl Pod {
             log::error!("the pod's machine has ended: {reason}");
             state.machine = MachineState::Ended(reason);
             state.handle = None;
-            state.tasks.values().flatten().cloned().collect()
+            let there = state.tasks.values().filter_map(|slot| match slot {
+                Slot::There(task) => Some(Arc::clone(task)),
+                Slot::Creating { .. } => None,
+            });
+            there.collect()
         };
         // Containers notice by themselves: their streams have ended.
         for task in tasks.into_iter().filter(|task| task.is_pod()) {
@@ -137,30 +184,22 @@ impl Pod {
             return Err(ShimError::Unimplemented(text.into()));
         }
         let bundle = Bundle::read(Path::new(&request.bundle))?;
-        let id = &request.id;
+        let (id, kind) = (&request.id, bundle.kind());
         {
             let mut state = self.state();
             if state.tasks.contains_key(id) {
                 return Err(ShimError::Exists(format!("there is a container {id}")));
             }
-            state.tasks.insert(id.clone(), None);
+            let slot = Slot::Creating {
+                kind,
+                unwanted: false,
+            };
+            state.tasks.insert(id.clone(), slot);
         }
-        let created = self.make(request, &bundle);
-        let mut state = self.state();
-        match created {
-            Ok(task) => {
-                state.tasks.insert(id.clone(), Some(task));
-                drop(state);
-            }
-            Err(error) => {
-                state.tasks.remove(id);
-                drop(state);
-                if bundle.kind() != Kind::Member {
-                    self.end_machine("it was not needed");
-                }
-                log::error!("container {id} cannot be created: {error}");
-                return Err(error);
-            }
+        let made = self.make(request, &bundle);
+        if let Err(error) = self.settle(id, kind, made) {
+            log::error!("container {id} cannot be created: {error}");
+            return Err(error);
         }
         let pid = self.pid();
         self.events.publish(&TaskCreate {
@@ -199,8 +238,13 @@ impl Pod {
                 network: bundle.network()?,
                 group: cgroup::group(bundle.cgroup())?,
             };
+            // What it says from now on is of the new one.
+            self.state().machine.forget_ended();
             let booted = self.orders.boot(plan)?;
             let mut state = self.state();
+            if let MachineState::Ended(reason) = &state.machine {
+                return Err(has_ended(reason));
+            }
             state.pid = booted.pid;
             state.handle = Some(handle(booted.pid)?);
             state.machine = MachineState::Running(booted);
@@ -257,6 +301,63 @@ impl Pod {
         }
     }
 
+    /// What was made is there, unless it failed or containerd has given it up meanwhile: then
+    /// nothing of it is left.
+    fn settle(
+        &self,
+        id: &str,
+        kind: Kind,
+        made: Result<Arc<Task>, ShimError>,
+    ) -> Result<(), ShimError> {
+        let error = {
+            let mut state = self.state();
+            let slot = state.tasks.get(id);
+            let is_unwanted = matches!(slot, Some(Slot::Creating { unwanted: true, .. }));
+            match made {
+                Ok(task) if is_unwanted => {
+                    drop(state);
+                    self.take_away(&task);
+                    let text = "it was given up while it was being created";
+                    ShimError::State(text.into())
+                }
+                Ok(task) => match &state.machine {
+                    // `lost` has not seen it.
+                    MachineState::Ended(reason) if kind != Kind::Member => has_ended(reason),
+                    _ => {
+                        state.tasks.insert(id.to_owned(), Slot::There(task));
+                        return Ok(());
+                    }
+                },
+                Err(error) => error,
+            }
+        };
+        if kind != Kind::Member {
+            self.end_machine("it was not needed");
+        }
+        let mut state = self.state();
+        state.tasks.remove(id);
+        if state.leaving && !state.tasks.values().any(Slot::has_machine) {
+            drop(state);
+            self.orders.leave();
+        }
+        Err(error)
+    }
+
+    /// Removes a container in the guest, and what it was shown.
+    fn take_away(&self, task: &Task) {
+        if !task.is_pod()
+            && let Ok(booted) = self.machine()
+        {
+            match guest::remove(&booted.guest, task.guest_name()) {
+                Ok(()) | Err(ShimError::NotFound(_)) => {}
+                Err(error) => {
+                    log::warn!("container {} is not removed in the guest: {error}", task.id);
+                }
+            }
+        }
+        task.leave_places();
+    }
+
     fn end_machine(&self, why: &str) {
         self.orders.end();
         let mut state = self.state();
@@ -266,12 +367,39 @@ impl Pod {
         }
     }
 
-    /// Leaves, unless there are containers left and `now` does not say so all the same.
+    /// Leaves, unless the pod is still there and `now` does not say so all the same. Containers that
+    /// are left of a pod that is not there are nobody's. A pod that is being created while nobody
+    /// knows of it any more is not wanted, and we leave when that is undone.
     pub(crate) fn shutdown(&self, now: bool) {
-        if now || self.state().tasks.is_empty() {
-            self.orders.leave();
+        let mut state = self.state();
+        if !now {
+            let mut stays = false;
+            let mut is_made = false;
+            for slot in state.tasks.values_mut().filter(|slot| slot.has_machine()) {
+                match slot {
+                    Slot::There(_) => stays = true,
+                    Slot::Creating { unwanted, .. } => {
+                        *unwanted = true;
+                        is_made = true;
+                    }
+                }
+            }
+            state.leaving = is_made;
+            if stays || is_made {
+                return;
+            }
         }
+        drop(state);
+        self.orders.leave();
     }
+}
+
+fn has_ended(reason: &str) -> ShimError {
+    ShimError::Machine(format!("the pod's machine has ended: {reason}"))
+}
+
+fn no_container(id: &str) -> ShimError {
+    ShimError::NotFound(format!("there is no container {id}"))
 }
 
 /// A process that is signalled by this is never another of the same id.
@@ -279,4 +407,106 @@ fn handle(pid: u32) -> Result<OwnedFd, ShimError> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
     let pid = pid.ok_or_else(|| ShimError::Machine("the machine is no process".into()))?;
     pidfd_open(pid, PidfdFlags::empty()).map_err(during("the machine's process"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+    use crate::keeper::Keeper;
+
+    /// Has `act` done with a pod whose keeper runs until it is told to leave.
+    fn with_pod(name: &str, act: impl FnOnce(&Arc<Pod>) + Send + 'static) {
+        let namespace = format!("pericarp-test-{}", std::process::id());
+        let directory = Directory::of(&namespace, name);
+        let (keeper, orders) = Keeper::new(directory.clone()).unwrap();
+        let events = Events::to(String::new(), namespace).unwrap();
+        let pod = Pod::new(directory, orders, events);
+        let acting = thread::spawn(move || {
+            let pod = LeaveAtPanic(pod);
+            act(&pod.0);
+        });
+        keeper.run(|reason| panic!("{reason}"));
+        acting.join().unwrap();
+    }
+
+    /// A test that fails is not waited for.
+    struct LeaveAtPanic(Arc<Pod>);
+
+    impl Drop for LeaveAtPanic {
+        fn drop(&mut self) {
+            if thread::panicking() {
+                self.0.orders.leave();
+            }
+        }
+    }
+
+    fn task(id: &str, kind: Kind) -> Arc<Task> {
+        Task::new(id, "/b".into(), kind, Process::of_pod(), None)
+    }
+
+    fn creating(pod: &Pod, id: &str, kind: Kind) {
+        let slot = Slot::Creating {
+            kind,
+            unwanted: false,
+        };
+        pod.state().tasks.insert(id.into(), slot);
+    }
+
+    #[test]
+    fn a_pod_that_was_given_up_is_undone_and_left() {
+        with_pod("given-up", |pod| {
+            creating(pod, "p", Kind::Sandbox);
+            let error = pod.delete("p", "").unwrap_err();
+            assert!(matches!(error, ShimError::NotFound(_)), "{error}");
+            pod.shutdown(false);
+            // The keeper leaves now, and not before.
+            let made = Ok(task("p", Kind::Sandbox));
+            assert!(pod.settle("p", Kind::Sandbox, made).is_err());
+            assert!(pod.state().tasks.is_empty());
+        });
+    }
+
+    #[test]
+    fn a_container_that_was_given_up_is_not_there_and_its_pod_is() {
+        with_pod("member", |pod| {
+            creating(pod, "p", Kind::Sandbox);
+            let made = Ok(task("p", Kind::Sandbox));
+            pod.settle("p", Kind::Sandbox, made).unwrap();
+            creating(pod, "c", Kind::Member);
+            pod.delete("c", "").unwrap_err();
+            pod.shutdown(false);
+            let made = Ok(task("c", Kind::Member));
+            assert!(pod.settle("c", Kind::Member, made).is_err());
+            creating(pod, "d", Kind::Member);
+            // That of another container's deletion.
+            pod.shutdown(false);
+            let made = Ok(task("d", Kind::Member));
+            pod.settle("d", Kind::Member, made).unwrap();
+            assert!(pod.task("p").is_ok() && pod.task("d").is_ok());
+            // What is left without its pod keeps nobody.
+            pod.delete("p", "").unwrap();
+            pod.shutdown(false);
+        });
+    }
+
+    #[test]
+    fn one_that_was_killed_or_deleted_is_not_started() {
+        with_pod("killed", |pod| {
+            for id in ["k", "d"] {
+                creating(pod, id, Kind::Sandbox);
+                let made = Ok(task(id, Kind::Sandbox));
+                pod.settle(id, Kind::Sandbox, made).unwrap();
+            }
+            let (killed, deleted) = (pod.task("k").unwrap(), pod.task("d").unwrap());
+            pod.kill("k", "", 9, false).unwrap();
+            assert_eq!(killed.own.wait(|| true).unwrap().code, LOST);
+            let error = pod.kill("k", "", 9, false).unwrap_err();
+            assert!(matches!(error, ShimError::NotFound(_)), "{error}");
+            pod.delete("d", "").unwrap();
+            assert_eq!(deleted.own.wait(|| true).unwrap().code, 0);
+            pod.shutdown(true);
+        });
+    }
 }

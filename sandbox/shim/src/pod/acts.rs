@@ -233,7 +233,10 @@ impl Pod {
     /// Deletes a container that has ended, or a process that was added to it; one that was never
     /// started has ended by that.
     pub(crate) fn delete(&self, id: &str, exec: &str) -> Result<(u32, Exit), ShimError> {
-        let task = self.task(id)?;
+        let task = match exec {
+            "" => self.unwanted_task(id)?,
+            _ => self.task(id)?,
+        };
         let process = task.process(exec)?;
         // Who starts it at this moment sees one of the two.
         process.step(
@@ -251,15 +254,7 @@ impl Pod {
             self.told_deleted(id, exec, pid, exit);
             return Ok((pid, exit));
         }
-        if !task.is_pod()
-            && let Ok(booted) = self.machine()
-        {
-            match guest::remove(&booted.guest, task.guest_name()) {
-                Ok(()) | Err(ShimError::NotFound(_)) => {}
-                Err(error) => log::warn!("container {id} is not removed in the guest: {error}"),
-            }
-        }
-        task.leave_places();
+        self.take_away(&task);
         if task.kind != Kind::Member {
             self.end_machine("the pod was deleted");
         }
