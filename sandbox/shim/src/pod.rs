@@ -27,7 +27,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::Value;
 
 use crate::{
-    bundle::{Bundle, Kind},
+    bundle::{Bundle, Kind, refused},
     cgroup,
     directory::Directory,
     error::{ShimError, during},
@@ -65,6 +65,7 @@ struct State {
     handle: Option<OwnedFd>,
     /// Why we have ended it by that.
     reason: Option<String>,
+    processes: Processes,
     tasks: HashMap<String, Slot>,
     /// containerd has asked us to leave while the pod was being created.
     leaving: bool,
@@ -105,6 +106,37 @@ impl Slot {
             Self::There(task) => task.kind,
         };
         kind != Kind::Member
+    }
+}
+
+/// Whose processes the containers of the pod see.
+///
+/// A configuration says that by the path of a namespace of the host, which is the same path for the
+/// pod and for each of its containers: all have one process there. A pod that shares does so from its
+/// first container on. Who comes with a path once containers have namespaces of their own wants to
+/// join one of these, and there is no saying which.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Processes {
+    #[default]
+    Undecided,
+    Shared,
+    Separate,
+}
+
+impl Processes {
+    /// What this container's process namespace means for the pod.
+    fn with(self, namespace: Option<Option<&str>>) -> Result<Self, ShimError> {
+        match (self, namespace) {
+            (Self::Undecided, Some(None)) => Ok(Self::Separate),
+            (Self::Undecided, Some(Some(_))) => Ok(Self::Shared),
+            (Self::Separate, Some(Some(_))) => Err(refused(
+                "linux.namespaces: pid",
+                "is another container's, which cannot be joined in a guest (kubectl debug \
+                 --target); a pod shares its processes from its first container on \
+                 (shareProcessNamespace) or not at all",
+            )),
+            (decided, _) => Ok(decided),
+        }
     }
 }
 
@@ -189,6 +221,9 @@ impl Pod {
             let mut state = self.state();
             if state.tasks.contains_key(id) {
                 return Err(ShimError::Exists(format!("there is a container {id}")));
+            }
+            if kind != Kind::Sandbox {
+                state.processes = state.processes.with(bundle.namespace("pid"))?;
             }
             let slot = Slot::Creating {
                 kind,
@@ -508,5 +543,22 @@ mod tests {
             assert_eq!(deleted.own.wait(|| true).unwrap().code, 0);
             pod.shutdown(true);
         });
+    }
+
+    #[test]
+    fn processes_are_shared_from_the_first_container_on() {
+        let (own, joined) = (Some(None), Some(Some("/proc/7/ns/pid")));
+        let all = |namespaces: &[Option<Option<&str>>]| {
+            namespaces
+                .iter()
+                .try_fold(Processes::default(), |decided, one| decided.with(*one))
+        };
+        assert_eq!(all(&[joined, joined]).unwrap(), Processes::Shared);
+        assert_eq!(all(&[joined, own, joined]).unwrap(), Processes::Shared);
+        assert_eq!(all(&[None, own, own]).unwrap(), Processes::Separate);
+        let error = all(&[own, joined]).unwrap_err();
+        assert!(matches!(error, ShimError::Invalid(_)));
+        let text = error.to_string();
+        assert!(text.starts_with("linux.namespaces: pid: "), "{text}");
     }
 }
