@@ -390,6 +390,7 @@ impl Pod {
                 }
             }
         }
+        task.cut();
         task.leave_places();
     }
 

@@ -2,6 +2,8 @@
 
 use std::{
     collections::HashMap,
+    net::Shutdown,
+    os::unix::net::UnixStream,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -21,6 +23,17 @@ pub(crate) struct Task {
     added: Mutex<HashMap<String, Added>>,
     /// None for a pod, and once it is deleted.
     places: Mutex<Option<Places>>,
+    memory: Mutex<Memory>,
+}
+
+/// The connection on which the guest says that it has killed for want of memory.
+#[derive(Default)]
+enum Memory {
+    #[default]
+    Unwatched,
+    Watched(UnixStream),
+    /// The container is deleted.
+    Over,
 }
 
 #[derive(Clone)]
@@ -49,6 +62,7 @@ impl Task {
             own,
             added: Mutex::default(),
             places: Mutex::new(places),
+            memory: Mutex::default(),
         })
     }
 
@@ -92,6 +106,30 @@ impl Task {
 
     pub(crate) fn forget(&self, exec: &str) {
         lock(&self.added).remove(exec);
+    }
+
+    /// Remembers where the guest speaks of its memory. False when it is deleted by now.
+    pub(crate) fn watch_memory(&self, connection: UnixStream) -> bool {
+        let mut memory = lock(&self.memory);
+        if matches!(*memory, Memory::Over) {
+            return false;
+        }
+        *memory = Memory::Watched(connection);
+        true
+    }
+
+    /// Lets go of everything that joins it to the guest, whatever that still sends.
+    pub(crate) fn cut(&self) {
+        let memory = std::mem::replace(&mut *lock(&self.memory), Memory::Over);
+        if let Memory::Watched(connection) = memory {
+            // It may have ended by itself.
+            let _ = connection.shutdown(Shutdown::Both);
+        }
+        self.own.cut();
+        let added: Vec<Added> = lock(&self.added).values().cloned().collect();
+        for added in added {
+            added.process.cut();
+        }
     }
 
     /// Takes away what it is shown of the host.

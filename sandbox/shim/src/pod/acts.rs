@@ -1,7 +1,12 @@
 //! What is done with a container once it is there: started, added to, stopped where it is, measured,
 //! deleted; and what follows from its end.
 
-use std::{io::Read, sync::Arc, thread};
+use std::{
+    io::{ErrorKind, Read},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
 use containerd_shim_protos::{
     api::ExecProcessRequest,
@@ -27,6 +32,9 @@ use crate::{
     stdio::Stdio,
     task::{Added, Task, guest_id},
 };
+
+/// How long containerd is not told again that a container wants for memory.
+const MEMORY_PAUSE: Duration = Duration::from_secs(1);
 
 impl Pod {
     /// Starts the container, or a process that was added to it.
@@ -167,16 +175,21 @@ impl Pod {
                 process: String::new(),
             };
             // A container that has ended meanwhile has nothing more to tell.
-            let Ok(mut connection) = guest.attach(&target) else {
+            let Ok(connection) = guest.attach(&target) else {
                 return;
             };
-            let mut byte = [0];
-            while matches!(connection.read(&mut byte), Ok(1)) {
-                events.publish(&TaskOOM {
+            if !connection
+                .try_clone()
+                .is_ok_and(|copy| task.watch_memory(copy))
+            {
+                return;
+            }
+            tell_of_memory(connection, MEMORY_PAUSE, || {
+                events.publish_if_few_wait(&TaskOOM {
                     container_id: task.id.clone(),
                     ..TaskOOM::default()
                 });
-            }
+            });
         };
         if let Err(error) = thread::Builder::new().name("memory".into()).spawn(watch) {
             log::warn!("a container's memory is not watched: {error}");
@@ -334,5 +347,52 @@ impl Pod {
         let size = (number(size.0)?, number(size.1)?);
         let process = self.task(id)?.process(exec)?;
         process.resize(&self.machine()?.guest, size)
+    }
+}
+
+/// Calls `tell` when something comes, and not again before `pause` has gone by: what comes is the
+/// guest's, and may be as much as it likes.
+fn tell_of_memory(mut connection: impl Read, pause: Duration, mut tell: impl FnMut()) {
+    let mut bytes = [0; 4096];
+    loop {
+        match connection.read(&mut bytes) {
+            Ok(1..) => {
+                tell();
+                thread::sleep(pause);
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Ok(0) | Err(_) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write, os::unix::net::UnixStream, time::Instant};
+
+    use super::*;
+
+    #[test]
+    fn a_guest_that_never_stops_is_heard_now_and_then() {
+        let (mut guest, ours) = UnixStream::pair().unwrap();
+        let (length, pause) = (Duration::from_millis(500), Duration::from_millis(50));
+        let begin = Instant::now();
+        let talk = thread::spawn(move || {
+            let mut write = || guest.write_all(&[1; 64]).is_ok();
+            while begin.elapsed() < length && write() {}
+        });
+        let mut told = 0;
+        tell_of_memory(ours.take(16 << 10), pause, || told += 1);
+        // The connection is dropped with what it still holds.
+        talk.join().unwrap();
+        let most = begin.elapsed().as_millis() / pause.as_millis() + 1;
+        assert!((1..=most).contains(&told), "{told} of {most}");
+
+        let (mut guest, ours) = UnixStream::pair().unwrap();
+        guest.write_all(&[1; 3]).unwrap();
+        drop(guest);
+        let mut told = 0;
+        tell_of_memory(ours, pause, || told += 1);
+        assert_eq!(told, 1);
     }
 }
