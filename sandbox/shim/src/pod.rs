@@ -447,10 +447,15 @@ fn handle(pid: u32) -> Result<OwnedFd, ShimError> {
 
 #[cfg(test)]
 mod tests {
-    use std::thread;
+    use std::{
+        thread,
+        time::{Duration, Instant},
+    };
+
+    use containerd_shim_protos::{TaskClient, api::WaitRequest};
 
     use super::*;
-    use crate::keeper::Keeper;
+    use crate::{keeper::Keeper, service};
 
     /// Has `act` done with a pod whose keeper runs until it is told to leave.
     fn with_pod(name: &str, act: impl FnOnce(&Arc<Pod>) + Send + 'static) {
@@ -542,6 +547,41 @@ mod tests {
             assert!(matches!(error, ShimError::NotFound(_)), "{error}");
             pod.delete("d", "").unwrap();
             assert_eq!(deleted.own.wait(|| true).unwrap().code, 0);
+            pod.shutdown(true);
+        });
+    }
+
+    #[test]
+    fn who_waits_goes_with_its_connection() {
+        with_pod("waits", |pod| {
+            creating(pod, "p", Kind::Sandbox);
+            let made = Ok(task("p", Kind::Sandbox));
+            pod.settle("p", Kind::Sandbox, made).unwrap();
+            let own = Arc::clone(&pod.task("p").unwrap().own);
+            let socket = format!("pericarp-waits-{}", std::process::id());
+            let socket = std::env::temp_dir().join(socket);
+            let address = format!("unix://{}", socket.display());
+            let server = ttrpc::Server::new().bind(&address).unwrap();
+            let mut server = server.register_service(service::methods(pod));
+            server.start().unwrap();
+
+            let before = Arc::strong_count(&own);
+            let client = TaskClient::new(ttrpc::Client::connect(&address).unwrap());
+            let request = WaitRequest {
+                id: "p".into(),
+                ..WaitRequest::default()
+            };
+            let limited = ttrpc::context::with_timeout(500_000_000);
+            client.wait(limited, &request).unwrap_err();
+            assert!(Arc::strong_count(&own) > before);
+            drop(client);
+            let begin = Instant::now();
+            while Arc::strong_count(&own) > before {
+                assert!(begin.elapsed() < Duration::from_secs(30));
+                thread::sleep(Duration::from_millis(50));
+            }
+            server.shutdown();
+            std::fs::remove_file(socket).unwrap();
             pod.shutdown(true);
         });
     }
