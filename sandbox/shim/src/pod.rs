@@ -461,7 +461,7 @@ mod tests {
     fn with_pod(name: &str, act: impl FnOnce(&Arc<Pod>) + Send + 'static) {
         let namespace = format!("pericarp-test-{}", std::process::id());
         let directory = Directory::of(&namespace, name);
-        let (keeper, orders) = Keeper::new(directory.clone()).unwrap();
+        let (keeper, orders) = Keeper::new(directory.clone(), directory.join("socket")).unwrap();
         let events = Events::to(String::new(), namespace).unwrap();
         let pod = Pod::new(directory, orders, events);
         let acting = thread::spawn(move || {

@@ -34,6 +34,8 @@ use crate::scratch::Scratch;
 pub const STEP: Duration = Duration::from_secs(30);
 /// How long a node may live.
 const LIFETIME: Duration = Duration::from_secs(300);
+/// Says another number of seconds, for tests that are asked to make many pods.
+const SECONDS: &str = "PERICARP_NODE_SECONDS";
 /// Lines of containerd's log that a failed test shows.
 const SHOWN: usize = 60;
 /// The magic number of overlayfs.
@@ -270,7 +272,7 @@ fn keeper() -> (Process, i32) {
         .args(["--mount", "--net", "--pid", "--kill-child"])
         .args(["sh", "-c", INIT])
         .env("PATH", program_path(&[]));
-    let mut keeper = Process::start(&mut command, LIFETIME).expect("unshare can be started");
+    let mut keeper = Process::start(&mut command, lifetime()).expect("unshare can be started");
     let init = poll(STEP, || {
         let line = keeper.output().find("node is ")?;
         line.rsplit(' ').next()?.parse().ok()
@@ -296,7 +298,13 @@ fn containerd(dir: &Path, init: i32, path: &std::ffi::OsStr) -> Process {
         .arg(dir.join("root"))
         .env("PATH", path)
         .current_dir("/");
-    Process::start(&mut command, LIFETIME).expect("nsenter can be started")
+    Process::start(&mut command, lifetime()).expect("nsenter can be started")
+}
+
+fn lifetime() -> Duration {
+    let said = std::env::var(SECONDS).ok();
+    let seconds = said.and_then(|text| text.parse().ok());
+    seconds.map_or(LIFETIME, Duration::from_secs)
 }
 
 /// Has containerd know our handlers, as an operator does.
