@@ -33,6 +33,6 @@ pub use annotation::Pod;
 pub use config::{Config, ConfigPath, DEFAULT_PATH, DEFAULT_PROFILE, Profile};
 pub use explain::{Explanation, Value};
 pub use key::{Key, Maturity};
-pub use problem::{Place, Violation, Violations};
+pub use problem::{Place, Violation, Violations, nearest};
 pub use settings::{Settings, ShareCache};
 pub use value::CpuSet;
