@@ -3,7 +3,8 @@
 //!
 //! `demo` and `test` call this first, and `bench` installs by it what it needs. When all is there it prints two lines
 //! and changes nothing. It never installs a kernel or a boot entry on the host, and
-//! masks the service of a package before it installs it: nothing is started.
+//! masks the service of a package before it installs it: nothing is started. Where such a service is
+//! already there, though not its program, it installs nothing (`apt`).
 
 use std::process::{Command, Stdio};
 
