@@ -136,7 +136,12 @@ pub(crate) fn output(pipe: &OwnedFd, connection: &OwnedFd, over: &OwnedFd) -> io
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) => {
                 let [readable] = look([(pipe, PollFlags::IN)], Some(&NOW))?;
-                if readable.contains(PollFlags::IN) && !taker.wait()? {
+                if readable.contains(PollFlags::IN) {
+                    if !taker.wait()? {
+                        return Ok(());
+                    }
+                } else if left.is_some() {
+                    // Somebody who was left behind has read what was still to be handed over.
                     return Ok(());
                 }
             }
@@ -291,7 +296,7 @@ mod tests {
         net::Shutdown,
         os::unix::net::UnixStream,
         thread::{self, JoinHandle},
-        time::Duration,
+        time::{Duration, Instant},
     };
 
     use rustix::event::{EventfdFlags, eventfd};
@@ -374,6 +379,37 @@ mod tests {
         assert!(rig.process.write_all(b"late").is_err());
         all.truncate(seen.len());
         assert!(seen == all && !seen.is_empty(), "{}", seen.len());
+    }
+
+    #[test]
+    fn what_somebody_else_reads_from_the_pipe_is_not_waited_for() {
+        const HELD: usize = 1 << 20;
+        let (mut host, connection) = UnixStream::pair().unwrap();
+        connection.set_nonblocking(true).unwrap();
+        let (mut reader, mut writer) = io::pipe().unwrap();
+        // More than the connection takes, so that some of it is still to be handed over.
+        rustix::pipe::fcntl_setpipe_size(&writer, HELD).unwrap();
+        writer.write_all(&sample(HELD)).unwrap();
+        let over = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        end(&over);
+        // A child that was left behind may have opened it again (/proc/self/fd/1).
+        let ours = OwnedFd::from(reader.try_clone().unwrap());
+        let pump = thread::spawn(move || output(&ours, &connection.into(), &over));
+        thread::sleep(Duration::from_millis(200));
+        let left = rustix::io::ioctl_fionread(&reader).unwrap();
+        assert!(left > 0 && !pump.is_finished());
+        let mut piece = vec![0; usize::try_from(left).unwrap()];
+        reader.read_exact(&mut piece).unwrap();
+        // Now the connection takes more, and the pipe, whose writer is still there, has nothing.
+        host.set_nonblocking(true).unwrap();
+        let limit = Instant::now() + Duration::from_secs(20);
+        while !pump.is_finished() {
+            assert!(Instant::now() < limit, "it goes round and round");
+            if host.read(&mut piece).is_err() {
+                thread::sleep(Duration::from_millis(5));
+            }
+        }
+        pump.join().unwrap().unwrap();
     }
 
     #[test]
