@@ -67,6 +67,9 @@ pub struct Settings {
     /// left out, or seem to be part of it. An overlay takes no part of it below
     /// itself that is a mount of its own.
     pub alone: bool,
+    /// Mounts that come and go below the directory are passed on. Guests let go of
+    /// what lies on one as soon as they are done with it, so that it can go.
+    pub later_mounts: bool,
 }
 
 /// What a request keeps open until it ends.

@@ -1,6 +1,6 @@
 //! Whether something below a directory is served by another process or machine,
 //! from the kernel's table of mounts. `prepare` asks before the process is
-//! confined; what is mounted later it does not see anyway.
+//! confined, unless it follows what is mounted later: nobody knows what that will be.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;

@@ -56,3 +56,25 @@ fn promises(device: &DeviceOptions) -> String {
     );
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use super::*;
+    use crate::options::{Command, parse};
+
+    #[test]
+    fn both_sides_follow_later_mounts_or_neither() {
+        let promised = |more: &[&str]| {
+            let one = ["--socket-path", "/s", "--shared-dir", "/d", "--tag", "t"];
+            let line = one.iter().chain(more).map(OsString::from);
+            match parse(line).unwrap() {
+                Command::Serve(options) => promises(&options.devices[0]),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(promised(&[]), promised(&["--workers", "2"]));
+        assert_ne!(promised(&[]), promised(&["--later-mounts"]));
+    }
+}

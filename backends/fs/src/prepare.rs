@@ -99,7 +99,8 @@ fn open_tree(device: &DeviceOptions, share: u32) -> Result<(Tree, ShareOptions),
         posix_acl: device.posix_acl,
         direct_io: device.direct_io,
         file_handles: device.file_handles,
-        elsewhere: elsewhere::is_below(tree.path()),
+        // What will be mounted may be, too.
+        elsewhere: device.settings.later_mounts || elsewhere::is_below(tree.path()),
         locks: device.locks,
         uid_map: device.uid_map.clone(),
         gid_map: device.gid_map.clone(),
@@ -116,7 +117,7 @@ fn open_tree(device: &DeviceOptions, share: u32) -> Result<(Tree, ShareOptions),
         true => tree.alone(),
         false => tree,
     };
-    let tree = match device.later_mounts {
+    let tree = match device.settings.later_mounts {
         true => tree.following().map_err(|_| mistake(device, NOT_SHARED))?,
         false => tree,
     };

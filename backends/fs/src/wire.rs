@@ -108,6 +108,8 @@ pub(crate) mod open {
     pub(crate) const DIRECT_IO: u32 = 1 << 0;
     pub(crate) const KEEP_CACHE: u32 = 1 << 1;
     pub(crate) const CACHE_DIR: u32 = 1 << 3;
+    /// Closing it is not told (FLUSH). Linux before 5.16 tells it all the same.
+    pub(crate) const NO_FLUSH: u32 = 1 << 5;
     pub(crate) const PARALLEL_DIRECT_WRITES: u32 = 1 << 6;
     /// Of a request.
     pub(crate) const KILL_SUIDGID: u32 = 1 << 0;

@@ -62,6 +62,8 @@ pub struct Entry {
     pub attributes: Attributes,
     /// A directory on another file system or mount than its parent.
     pub submount: bool,
+    /// Anything on another mount than its parent.
+    pub crosses: bool,
 }
 
 /// A moment to set.

@@ -359,6 +359,8 @@ impl Share {
             generation: node.generation().into(),
             attributes: self.shown(stat, mount),
             submount: elsewhere && kind(stat) == FileType::Directory,
+            // Not by the device: an overlay's files have others than its directories.
+            crosses: identity.mount != within.mount,
         }
     }
 

@@ -39,7 +39,7 @@ fn ours(test: &str, parts: &[Part], options: Options) -> Option<Server> {
 }
 
 /// Has Linux do this in the directory, under User-mode Linux.
-fn linux(socket: PathBuf, work: &str) {
+pub(crate) fn linux(socket: PathBuf, work: &str) {
     let _cpu = OneCpu::turn();
     let script = format!("tag={TAG}\n{MOUNT}cd share\n{work}\ncd ..\numount share");
     let mut machine = Machine::new(&[], &script);

@@ -180,12 +180,15 @@ impl FsDevice {
                 Some(entry())
             }
             // What could not be opened again is opened as if it were new.
-            opcode::CREATE => match self.share.is_open(handle) {
-                true => Some(entry().map(|reply| self.opened(reply, handle))),
-                false => Some(self.created(asked)),
+            opcode::CREATE => match self.share.file(handle) {
+                Ok(file) => Some(entry().map(|reply| self.opened(reply, handle, &file))),
+                Err(_) => Some(self.created(asked)),
             },
-            opcode::OPEN | opcode::OPENDIR if !self.share.is_open(handle) => None,
-            opcode::OPEN => Some(Ok(self.opened(Reply::default(), handle))),
+            opcode::OPEN => {
+                let file = self.share.file(handle).ok()?;
+                Some(Ok(self.opened(Reply::default(), handle, &file)))
+            }
+            opcode::OPENDIR if !self.share.is_open(handle) => None,
             opcode::OPENDIR => Some(Ok(self.opened_dir(handle))),
             _ => Some(Ok(Reply::default())),
         }
@@ -250,7 +253,7 @@ impl FsDevice {
         let name = fields.name()?;
         let made = self.share.create_again(asked.caller, parent, name, flags);
         let (entry, opened) = made?;
-        Ok(self.opened(self.entry(&entry), opened.handle))
+        Ok(self.opened(self.entry(&entry), opened.handle, &opened.file))
     }
 
     /// Whether an attribute that was to be new has the value that it was to get.

@@ -4,7 +4,7 @@
 //! cannot lose track of what it has.
 
 use pericarp_ring::Chain;
-use pericarp_share::{Caller, Entry, Errno, Handle, NodeId, SetAttributes, Time, Xattr};
+use pericarp_share::{Caller, Entry, Errno, Handle, NodeId, OpenFile, SetAttributes, Time, Xattr};
 
 use super::again::{Asked, Recorded, renaming};
 use super::{Cache, FsDevice};
@@ -78,7 +78,7 @@ impl FsDevice {
                 let (flags, also) = (fields.u32()? as i32, fields.u32()?);
                 let kill = also & open::KILL_SUIDGID != 0;
                 let opened = self.share.open_file(node, flags, kill)?;
-                Ok(self.opened(Reply::with_capacity(OPENED), opened.handle))
+                Ok(self.opened(Reply::with_capacity(OPENED), opened.handle, &opened.file))
             }
             opcode::OPENDIR => {
                 let handle = self.share.open_dir(node)?;
@@ -169,12 +169,14 @@ impl FsDevice {
 
     pub(super) fn entry(&self, entry: &Entry) -> Reply {
         let mut reply = Reply::with_capacity(ENTRY + OPENED);
-        reply.entry(entry, self.validity(), self.session.has(feature::SUBMOUNTS));
+        let valid = (self.name_validity(entry), self.validity());
+        reply.entry(entry, valid, self.session.has(feature::SUBMOUNTS));
         reply
     }
 
-    pub(super) fn opened(&self, mut reply: Reply, handle: Handle) -> Reply {
-        reply.u64(handle.0).u32(self.file_flags()).u32(0);
+    pub(super) fn opened(&self, mut reply: Reply, handle: Handle, file: &OpenFile) -> Reply {
+        let flags = self.file_flags(file.traits());
+        reply.u64(handle.0).u32(flags).u32(0);
         reply
     }
 
@@ -275,7 +277,7 @@ impl FsDevice {
             self.share
                 .create(caller, parent, name, flags, mode, umask, kill)?
         };
-        Ok(self.opened(self.entry(&entry), opened.handle))
+        Ok(self.opened(self.entry(&entry), opened.handle, &opened.file))
     }
 
     fn rename(&self, code: u32, parent: NodeId, fields: &mut Fields<'_>) -> Result<Reply, Errno> {

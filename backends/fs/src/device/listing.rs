@@ -30,6 +30,7 @@ impl FsDevice {
                     }
                     match found {
                         Some(found) => {
+                            let valid = (self.name_validity(found), valid);
                             reply.entry(found, valid, submounts);
                         }
                         None => push_entry_bare(&mut reply),

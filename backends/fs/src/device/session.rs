@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use pericarp_share::{Errno, Share, State};
+use pericarp_share::{Entry, Errno, Share, State, Traits};
 
 use super::unopened::{OPENS_NOTHING, settled};
 use super::{Cache, FsDevice};
@@ -154,9 +154,25 @@ impl FsDevice {
         })
     }
 
-    /// What the guest may do with an open file.
-    pub(super) fn file_flags(&self) -> u32 {
-        open::PARALLEL_DIRECT_WRITES
+    /// How long it may keep this name. One that leads to another mount not at all, where mounts
+    /// come and go: Linux then lets go of it with its last user (`fuse_dentry_delete`), its FORGET
+    /// has us let go, and the host can unmount. What lies below keeps its time, and a guest that
+    /// stays there asks no more often; who comes from above asks at each step onto the mount.
+    pub(super) fn name_validity(&self, entry: &Entry) -> Validity {
+        match self.settings.later_mounts && entry.crosses {
+            true => Validity::default(),
+            false => self.validity(),
+        }
+    }
+
+    /// What the guest may do with an open file. Where some files are other machines', so that FLUSH
+    /// is answered, those that are not have no use for it: nothing of theirs is to be written back,
+    /// and a request for each close is spared. It ends locks, too.
+    pub(super) fn file_flags(&self, traits: &Traits) -> u32 {
+        let told = traits.waits || self.forwards_locks() || !self.share.options().elsewhere;
+        let flush = if told { 0 } else { open::NO_FLUSH };
+        flush
+            | open::PARALLEL_DIRECT_WRITES
             | match self.settings.cache {
                 Cache::Never => open::DIRECT_IO,
                 Cache::Auto => 0,

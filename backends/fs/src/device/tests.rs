@@ -487,6 +487,38 @@ fn only_who_owns_the_directory_is_told_of_names_that_are_not_there() {
 }
 
 #[test]
+fn closes_are_told_where_something_comes_of_it() {
+    let no_flush = u64::from(crate::wire::open::NO_FLUSH);
+    // Nothing is served from elsewhere: one answer is enough for the whole mount. Something may be,
+    // and this file is not; and locks end with a close.
+    for (elsewhere, locks, wanted, answer) in [
+        (false, false, 0, -libc::ENOSYS),
+        (true, false, no_flush, 0),
+        (true, true, 0, 0),
+    ] {
+        let options = ShareOptions {
+            elsewhere,
+            locks,
+            ..ShareOptions::default()
+        };
+        let mut guest = Guest::new(Settings::default(), options);
+        guest.init(u64::from(u32::MAX));
+        std::fs::write(guest.path("f"), b"x").unwrap();
+        let node = word(&guest.lookup(c"f").body, 0);
+        let opened = guest.ask(opcode::OPEN, node, &halves(&[libc::O_RDWR as u32, 0]), 16);
+        let (handle, flags) = (word(&opened.body, 0), word(&opened.body, 8));
+        assert_eq!(flags & no_flush, wanted & no_flush, "{elsewhere} {locks}");
+        // A helper makes the call where it may take long.
+        let flush = header(IN_HEADER + 24, opcode::FLUSH, node);
+        let flush = Header::parse(flush[..].try_into().unwrap());
+        let body = words(&[handle, 0, 0]);
+        let call = guest.device.call(&flush, &body, 0, None);
+        let told = call.map_or_else(|errno| -errno.raw_os_error(), |_| 0);
+        assert_eq!(told, answer, "{elsewhere} {locks}");
+    }
+}
+
+#[test]
 fn the_configuration_space_has_tag_and_queues() {
     let guest = Guest::mounted();
     let config = guest.device.config();

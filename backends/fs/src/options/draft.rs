@@ -153,6 +153,11 @@ impl Draft {
             let rule = "what is mounted below the directory is left out: leave one of them out";
             return Err(bad(&name("later-mounts"), "", rule));
         }
+        if on(self.later_mounts) && on(self.read_only) {
+            let rule = "what is mounted later is as writable as the host makes it: leave one of \
+                        them out";
+            return Err(bad(&name("later-mounts"), "", rule));
+        }
         if self.xattr_map.is_some() && !on(self.xattr) {
             let rule = "it maps extended attributes: turn on xattr, too";
             return Err(bad(&name("xattrmap"), "", rule));
@@ -176,12 +181,12 @@ impl Draft {
                 writeback: on(self.writeback),
                 dont_cache: on(self.dont_cache),
                 alone: self.submounts == Some(false),
+                later_mounts: on(self.later_mounts),
             },
             read_only: on(self.read_only),
             direct_io: on(self.direct_io),
             xattr: on(self.xattr),
             posix_acl: on(self.posix_acl),
-            later_mounts: on(self.later_mounts),
             file_handles: self.file_handles.unwrap_or(true),
             xattr_map: self.xattr_map,
             locks: on(self.locks),

@@ -65,7 +65,10 @@ one device:
   --no-submounts        leave out what is mounted below the directory; a user who may not
                         has it passed on as if it were part of it
   --later-mounts        pass on what is mounted below the directory later, too, and let go of
-                        what is unmounted there: the directory is a shared mount
+                        what is unmounted there: the directory is a shared mount. Such mounts
+                        keep the attributes they have (devices, too, which nobody opens here);
+                        while a guest uses one it is busy for umount, but not for umount -l.
+                        Not with --read-only, which such mounts would not keep to
   --uid-map RANGES      user ids of the guest's that are others on the host, such as
                         :0:100000:65536: (first in the guest, first on the host, how many;
                         more ranges follow: :0:100000:1000:1000:5:1:); others have no access
@@ -136,8 +139,6 @@ pub struct DeviceOptions {
     pub xattr_map: Option<XattrMap>,
     /// POSIX access control lists.
     pub posix_acl: bool,
-    /// Mounts that come and go below the directory are passed on.
-    pub later_mounts: bool,
     /// File handles in place of descriptors.
     pub file_handles: bool,
     /// Locks are the host's, too.

@@ -42,13 +42,13 @@ fn one_device_with_defaults() {
             writeback: false,
             dont_cache: false,
             alone: false,
+            later_mounts: false,
         },
         read_only: false,
         direct_io: false,
         xattr: false,
         xattr_map: None,
         posix_acl: false,
-        later_mounts: false,
         file_handles: true,
         locks: false,
         uid_map: IdMap::default(),
@@ -239,6 +239,10 @@ fn every_mistake_names_option_value_rule_and_cure() {
         (
             "--device id=a,socket=/s,dir=/d,tag=t,later-mounts=on,submounts=off",
             "--device later-mounts: what is mounted below the directory is left out: leave one of them out",
+        ),
+        (
+            "--socket-path /s --shared-dir /d --tag t --later-mounts --read-only",
+            "--later-mounts: what is mounted later is as writable as the host makes it: leave one of them out",
         ),
         (
             "--device id=a,socket=/a,dir=/d,tag=t --device id=a,socket=/b,dir=/d,tag=u",

@@ -39,15 +39,21 @@ impl Reply {
         self
     }
 
-    /// `fuse_entry_out`. With `submounts` the guest is told of those.
-    pub(crate) fn entry(&mut self, entry: &Entry, valid: Validity, submounts: bool) -> &mut Self {
+    /// `fuse_entry_out`, with how long its name is valid and its attributes. With `submounts` the
+    /// guest is told of those.
+    pub(crate) fn entry(
+        &mut self,
+        entry: &Entry,
+        (name, attributes): (Validity, Validity),
+        submounts: bool,
+    ) -> &mut Self {
         let submount = submounts && entry.submount;
         let flags = u32::from(submount) * ATTRIBUTE_SUBMOUNT;
         // Linux keeps no generation of what it mounts on (`fuse_iget`): any but 0 is another
         // than it has when it looks again, and takes down all that is mounted there.
         let generation = if submount { 0 } else { entry.generation };
         self.u64(entry.node.0).u64(generation);
-        self.validity(valid, valid);
+        self.validity(name, attributes);
         self.attributes(&entry.attributes, flags)
     }
 

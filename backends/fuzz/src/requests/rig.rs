@@ -134,6 +134,7 @@ impl Rig {
             writeback: mode == 7,
             dont_cache: mode == 6,
             alone: mode == 3,
+            later_mounts: mode == 4,
         };
         let limits = (options.descriptors, options.nodes, options.open_files);
         let root: OwnedFd = File::open(self.share()).expect("the directory").into();

@@ -69,9 +69,9 @@ fn a_mount_is_said_to_be_one_and_its_numbers_are_its_own() {
         let share = scratch.share();
         let entry = |parent, name| share.lookup(parent, name).unwrap();
         let (one, two) = (entry(ROOT, c"one"), entry(ROOT, c"two"));
-        assert!(one.submount && two.submount);
-        assert!(!entry(ROOT, c"plain").submount);
-        assert!(!entry(one.node, c"below").submount);
+        assert!(one.submount && two.submount && one.crosses);
+        let (plain, below) = (entry(ROOT, c"plain"), entry(one.node, c"below"));
+        assert!(!(plain.submount || plain.crosses || below.submount || below.crosses));
         let (f, g) = (entry(one.node, c"f"), entry(two.node, c"f"));
         // On the host both have the same number.
         let ino = |name| fs::metadata(scratch.path(name)).unwrap().ino();
@@ -125,6 +125,7 @@ fn a_file_that_something_is_mounted_on_is_that() {
         let share = scratch.share();
         let entry = share.lookup(ROOT, c"f").unwrap();
         assert_eq!((entry.attributes.size, entry.submount), (7, false));
+        assert!(entry.crosses);
         let opened = share.open_file(entry.node, libc::O_RDONLY, false).unwrap();
         let mut buffer = [0; 7];
         rustix::io::pread(&*opened.file, &mut buffer, 0).unwrap();
