@@ -8,7 +8,7 @@
 use std::{
     io,
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::process::ExitStatusExt,
     },
     process::{ExitStatus, Stdio},
@@ -150,6 +150,11 @@ impl Process {
     /// Whether it has been started and has ended, or could not be started.
     pub(crate) fn is_over(&self) -> bool {
         matches!(self.state().phase, Phase::Over(_))
+    }
+
+    /// A descriptor that is readable from its end on.
+    pub(crate) fn over(&self) -> BorrowedFd<'_> {
+        self.over.as_fd()
     }
 
     /// Waits for its end. False when it is not over after `limit`.

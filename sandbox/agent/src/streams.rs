@@ -89,10 +89,14 @@ fn attach(pod: &Pod, connection: OwnedFd, known: impl FnOnce()) -> io::Result<()
     known();
     let target = target?;
     if target.kind == StreamKind::OutOfMemory {
-        return match pod.container(&target.container) {
-            Ok(container) if target.process.is_empty() => {
+        let found = pod.container(&target.container).and_then(|container| {
+            // Not the container itself: it goes when it is removed, whoever still listens.
+            Ok((container.group().clone(), container.process("")?))
+        });
+        return match found {
+            Ok((group, own)) if target.process.is_empty() => {
                 connection.write_all(&[ATTACHED])?;
-                want::tell(container.group(), &connection)
+                want::tell(&group, own.over(), &connection)
             }
             _ => connection.write_all(&[NO_SUCH_STREAM]),
         };

@@ -6,7 +6,7 @@
 use std::{
     fs::File,
     io::{self, Write},
-    os::fd::AsFd,
+    os::fd::{AsFd, BorrowedFd},
 };
 
 use rustix::{
@@ -16,10 +16,13 @@ use rustix::{
 
 use crate::cgroup::Group;
 
-/// One byte for each time. Kills that come together may be one.
-pub(crate) fn tell(group: &Group, connection: &File) -> io::Result<()> {
+/// One byte for each time. Kills that come together may be one. `over` is readable from the end of
+/// the container's own process on, and nothing is told after it: who removes the group wakes nobody
+/// that polls its files.
+pub(crate) fn tell(group: &Group, over: BorrowedFd<'_>, connection: &File) -> io::Result<()> {
     let events = group.events()?;
     let mut told = 0;
+    let mut last = false;
     loop {
         // Reading is what a later change is compared with.
         let mut text = [0; 1024];
@@ -30,9 +33,13 @@ pub(crate) fn tell(group: &Group, connection: &File) -> io::Result<()> {
             let mut connection = connection;
             connection.write_all(&[1])?;
         }
+        if last {
+            return Ok(());
+        }
         let mut fds = [
             PollFd::from_borrowed_fd(events.as_fd(), PollFlags::PRI),
             PollFd::from_borrowed_fd(connection.as_fd(), PollFlags::RDHUP),
+            PollFd::from_borrowed_fd(over, PollFlags::IN),
         ];
         match poll(&mut fds, None) {
             Ok(_) | Err(Errno::INTR) => {}
@@ -41,5 +48,7 @@ pub(crate) fn tell(group: &Group, connection: &File) -> io::Result<()> {
         if !fds[1].revents().is_empty() {
             return Ok(());
         }
+        // What ended it may have been want of memory: the count is compared once more.
+        last = !fds[2].revents().is_empty();
     }
 }
