@@ -32,6 +32,7 @@ use crate::{
     reaper::{Reaper, Watch},
     root::{Root, Scratch},
     shares::{self, Shares},
+    signals,
     user::{self, User},
 };
 
@@ -318,9 +319,7 @@ impl Container {
         all: bool,
         reaper: &Reaper,
     ) -> Result<(), RequestError> {
-        let signal = i32::try_from(number)
-            .ok()
-            .and_then(Signal::from_named_raw)
+        let signal = signals::numbered(number)
             .ok_or_else(|| RequestError::Invalid(format!("there is no signal {number}")))?;
         let process = self.process(id)?;
         let gone = || RequestError::NotFound("the process is not running".into());

@@ -27,6 +27,7 @@ mod reaper;
 mod root;
 mod service;
 mod shares;
+mod signals;
 mod stats;
 mod streams;
 mod sysctl;
