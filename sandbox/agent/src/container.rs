@@ -64,6 +64,8 @@ pub(crate) struct Container {
     /// Of all containers.
     count: Arc<AtomicUsize>,
     removing: AtomicBool,
+    /// Its own process has ended, and the group is killed after that.
+    ended: Arc<AtomicBool>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -155,6 +157,7 @@ impl Container {
             processes: Mutex::default(),
             count: Arc::clone(count),
             removing: AtomicBool::new(false),
+            ended: Arc::default(),
         });
         let registered = container.register("", has_terminal, &streams, spec, program);
         if let Err(error) = registered {
@@ -295,18 +298,26 @@ impl Container {
             crun::Act::Exec { process: &spec }
         };
         let before = self.group.oom_kills();
-        let (group, ended) = (self.group.clone(), Arc::clone(process));
+        let (group, over) = (self.group.clone(), Arc::clone(&self.ended));
+        let ended = Arc::clone(process);
         let watch: Watch = Box::new(move |status| {
             let killed = status.signal() == Some(libc::SIGKILL);
             let out_of_memory = killed && group.oom_kills() > before;
             if is_own {
                 // A container is over with its own process, whether or not it had a process
                 // namespace, whose processes the kernel ends.
+                over.store(true, Ordering::SeqCst);
                 group.kill();
             }
             ended.end(status, out_of_memory);
         });
         let (pid, terminal) = crun::start(reaper, &self.id, &entry.program, &act, streams, watch)?;
+        // Who came into the group before the mark was there is killed with it; who came later sees
+        // the mark. Before the start is told: until then nobody removes the container, and the
+        // group is this one's.
+        if !is_own && self.ended.load(Ordering::SeqCst) {
+            self.group.kill();
+        }
         process.started(pid, terminal);
         Ok(pid)
     }
