@@ -29,6 +29,7 @@ use crate::{
     error::{RequestError, trying},
     inside::Inside,
     process::Process,
+    processes::First,
     reaper::{Reaper, Watch},
     root::{Root, Scratch},
     shares::{self, Shares},
@@ -66,6 +67,8 @@ pub(crate) struct Container {
     removing: AtomicBool,
     /// Its own process has ended, and the group is killed after that.
     ended: Arc<AtomicBool>,
+    /// Kept for as long as the configuration names its descriptor.
+    _processes: Option<Arc<First>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -79,7 +82,7 @@ impl Container {
         request: &CreateContainerRequest,
         scratch: Option<&Scratch>,
         shares: &Shares,
-        processes: Option<&Path>,
+        processes: Option<Arc<First>>,
         count: &Arc<AtomicUsize>,
     ) -> Result<Arc<Self>, RequestError> {
         let id = &request.container;
@@ -109,8 +112,8 @@ impl Container {
                 "the mounts of a container come from {MAX_SOURCES} places at most"
             )));
         }
-        if let Some(processes) = processes {
-            config.join_processes(processes)?;
+        if let Some(processes) = &processes {
+            config.join_processes(&processes.path())?;
         }
         shares::check(&request.shares)?;
         for share in &request.shares {
@@ -158,6 +161,7 @@ impl Container {
             count: Arc::clone(count),
             removing: AtomicBool::new(false),
             ended: Arc::default(),
+            _processes: processes,
         });
         let registered = container.register("", has_terminal, &streams, spec, program);
         if let Err(error) = registered {

@@ -143,10 +143,9 @@ impl Pod {
         scratch: Option<&Scratch>,
     ) -> Result<Arc<Container>, RequestError> {
         let processes = match request.shared_processes {
-            true => Some(self.processes.path(&self.reaper)?),
+            true => Some(self.processes.first(&self.reaper)?),
             false => None,
         };
-        let processes = processes.as_deref();
         Container::create(request, scratch, &self.shares, processes, &self.count)
     }
 

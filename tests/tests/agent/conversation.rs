@@ -26,6 +26,8 @@ pub(crate) struct Wish<'a> {
     pub(crate) writable_layer: bool,
     /// Shown as `/dev/data`.
     pub(crate) device: Option<&'a str>,
+    /// In the process namespace of the pod.
+    pub(crate) shared_processes: bool,
 }
 
 impl<'a> Wish<'a> {
@@ -40,6 +42,7 @@ impl<'a> Wish<'a> {
             disk: "root",
             writable_layer: true,
             device: None,
+            shared_processes: false,
         }
     }
 
@@ -78,6 +81,7 @@ impl<'a> Wish<'a> {
         }
         let namespaces: Vec<Value> = ["pid", "ipc", "uts", "mount", "cgroup"]
             .iter()
+            .filter(|kind| !(self.shared_processes && **kind == "pid"))
             .map(|kind| json!({"type": kind}))
             .collect();
         json!({
@@ -154,6 +158,7 @@ impl Machine {
             user: wish.user.into(),
             devices: devices.collect(),
             streams: wish.streams().into(),
+            shared_processes: wish.shared_processes,
             ..CreateContainerRequest::default()
         };
         self.client().create_container(limited(), &request)?;

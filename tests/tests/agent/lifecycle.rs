@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use pericarp_api::agent::{CreateContainerRequest, Empty};
-use pericarp_api::{ExitReport, hello};
+use pericarp_api::{ExitReport, StreamKind, hello};
 use pericarp_tests::bounded::poll;
 use ttrpc::Code;
 
@@ -256,7 +256,26 @@ pub(crate) fn signals_reach_one_or_all(machine: &Machine) {
     other.signal(15, false).unwrap();
     assert_eq!(other.report(), ExitReport::Code(3));
     assert_eq!(refused(other.signal(15, false)).0, Code::NOT_FOUND);
-    assert_eq!(refused(main.signal(99, false)).0, Code::INVALID_ARGUMENT);
+    for none in [0, 65, 99] {
+        assert_eq!(refused(main.signal(none, false)).0, Code::INVALID_ARGUMENT);
+    }
+    // Signals without a name, by which some images are stopped: SIGRTMIN+3, and the last.
+    for signal in [37, 64] {
+        let mut other = machine
+            .exec(
+                "kills",
+                &format!("real-time-{signal}"),
+                &Wish::run(&["sleep", "1000"]),
+            )
+            .unwrap();
+        other.start().unwrap();
+        other.signal(signal.into(), false).unwrap();
+        let report = ExitReport::Signal {
+            signal,
+            out_of_memory: false,
+        };
+        assert_eq!(other.report(), report);
+    }
     // All: the two shells, and not only the first.
     let mut other = machine
         .exec("kills", "another", &Wish::run(&["sh", "-c", script]))
@@ -333,6 +352,84 @@ pub(crate) fn running_out_of_memory_ends_one_container(machine: &Machine) {
     machine.remove("hungry");
     assert_eq!(neighbour.finish(b"still here").text(), "still here");
     machine.remove("neighbour");
+}
+
+/// No namespace of its own ends such a container's processes: the agent does, those that come in
+/// at that moment, too.
+pub(crate) fn a_container_among_shared_processes_ends_whole(machine: &Machine) {
+    let shared = |args: &[&'static str]| Wish {
+        shared_processes: true,
+        ..Wish::run(args)
+    };
+    let first = machine.run(
+        "first",
+        &shared(&["sh", "-c", "cat /proc/1/status; echo $$"]),
+    );
+    assert!(first.text().contains("NoNewPrivs:\t1\n"), "{first:?}");
+    let mut late = 0;
+    for pause in ["0.1", "0.2", "0.3", "0.4", "0.5", "0.6"] {
+        let own = machine.create("whole", &shared(&["sleep", pause])).unwrap();
+        own.start().unwrap();
+        let Ok(mut other) = machine.exec("whole", "other", &Wish::run(&["sleep", "1000"])) else {
+            machine.remove("whole");
+            continue;
+        };
+        // The container may be over before.
+        if other.start().is_ok() {
+            late += 1;
+            let killed = ExitReport::Signal {
+                signal: 9,
+                out_of_memory: false,
+            };
+            assert_eq!(other.report(), killed);
+        }
+        assert_eq!(own.finish(b"").report, ExitReport::Code(0));
+        let gone = poll(LIMIT, || {
+            (machine.stats("whole").container.processes == 0).then_some(())
+        });
+        assert!(gone.is_some());
+        machine.remove("whole");
+    }
+    println!("{late} processes came before the end");
+}
+
+/// Who listens for want of memory hears of the end of the container, and nothing of it stays.
+pub(crate) fn the_memory_of_a_removed_container_is_watched_by_nobody(machine: &Machine) {
+    let threads = || machine.stats("").agent_threads;
+    let process = machine
+        .create("watched", &Wish::run(&["sleep", "1000"]))
+        .unwrap();
+    process.start().unwrap();
+    let before = threads();
+    let listening: Vec<_> = (0..16)
+        .map(|_| machine.attach(StreamKind::OutOfMemory, "watched", ""))
+        .collect();
+    machine.remove("watched");
+    for mut one in &listening {
+        assert_eq!(one.read(&mut [0]).unwrap(), 0);
+    }
+    // The host's ends are still there.
+    let fewer = poll(LIMIT, || (threads() <= before).then_some(()));
+    assert!(fewer.is_some(), "{} threads, {before} before", threads());
+    drop(listening);
+    // What ends the container is told before the end is.
+    let wish = Wish {
+        memory: Some(16 * MIB),
+        ..Wish::run(&["sh", "-c", "read go; exec tail /dev/zero"])
+    };
+    let process = machine.create("hungry", &wish).unwrap();
+    process.start().unwrap();
+    let mut listens = machine.attach(StreamKind::OutOfMemory, "hungry", "");
+    let ended = process.finish(b"go\n");
+    let oom = ExitReport::Signal {
+        signal: 9,
+        out_of_memory: true,
+    };
+    assert_eq!(ended.report, oom);
+    let mut told = Vec::new();
+    listens.read_to_end(&mut told).unwrap();
+    assert_eq!(told, [1]);
+    machine.remove("hungry");
 }
 
 pub(crate) fn a_fork_bomb_leaves_the_agent_alone(machine: &Machine) {

@@ -30,6 +30,14 @@ const CHECKS: &[Check] = &[
     ("orphans", lifecycle::orphans_are_reaped),
     ("kills", lifecycle::signals_reach_one_or_all),
     ("oom", lifecycle::running_out_of_memory_ends_one_container),
+    (
+        "whole",
+        lifecycle::a_container_among_shared_processes_ends_whole,
+    ),
+    (
+        "unwatched",
+        lifecycle::the_memory_of_a_removed_container_is_watched_by_nobody,
+    ),
     ("bombs", lifecycle::a_fork_bomb_leaves_the_agent_alone),
     ("apart", streams::outputs_are_apart),
     ("bulk", streams::bulk_arrives_bit_exact),

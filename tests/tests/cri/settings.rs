@@ -2,7 +2,7 @@
 //! shares with others.
 
 use pericarp_tests::cri::proto::{Int64Value, KeyValue, NamespaceMode};
-use pericarp_tests::cri::{container, pod};
+use pericarp_tests::cri::{Container, Pod, container, pod};
 use protobuf::MessageField;
 
 use crate::stage::{IDLE, Stage, script};
@@ -162,12 +162,43 @@ pub(crate) fn containers_of_a_pod_share_what_they_should(stage: &mut Stage) {
     // Processes where both want to.
     client.shell("ps -o args | grep -q '^httpd -f'");
     apart.shell("ps -o args | grep -q '^httpd -f' && exit 1 || true");
-    // The first of them is the pod's.
-    client.shell("test $(readlink /proc/1/ns/net) = $(readlink /proc/self/ns/net)");
     assert_eq!(apart.shell("cat /proc/1/comm"), "sh");
+    // The first of them is the pod's.
+    if stage.subject.own_kernel {
+        the_first_process_has_nothing(&pod, &client);
+    } else {
+        client.shell("test $(readlink /proc/1/ns/net) = $(readlink /proc/self/ns/net)");
+    }
     client.shell("test $(cat /proc/sys/net/ipv4/ip_unprivileged_port_start) = 80");
     // And one that dies takes nobody with it.
     client.shell("kill -9 $(ps -o pid,args | awk '/[h]ttpd -f/ {print $1}')");
     assert_eq!(server.ended().exit_code, 137);
     assert_eq!(client.shell("echo here"), "here");
+}
+
+/// The first process of containers that share theirs has no rights and nothing to show, not even to
+/// root.
+fn the_first_process_has_nothing(pod: &Pod<'_>, root: &Container<'_>) {
+    let rights = "sed -n 's/^\\(Uid\\|Gid\\|Groups\\|CapPrm\\|CapBnd\\|NoNewPrivs\\):.//p' \
+                  /proc/1/status";
+    let seen = root.shell(rights);
+    let words: Vec<&str> = seen.split_whitespace().collect();
+    let (nobody, none) = (["65534"; 4], "0000000000000000");
+    let wanted = [&nobody[..], &nobody, &[none, none, "1"]].concat();
+    assert_eq!(words, wanted);
+    root.shell("test -z \"$(ls -A /proc/1/root/ 2>/dev/null)\"");
+    root.shell("! readlink /proc/1/ns/net");
+    // Who may trace it finds an empty root, and a program that stays as it is.
+    let mut config = container("tracer", &IDLE);
+    let linux = config.linux.mut_or_insert_default();
+    let security = linux.security_context.mut_or_insert_default();
+    let capabilities = security.capabilities.mut_or_insert_default();
+    capabilities.add_capabilities = vec!["SYS_PTRACE".into()];
+    let namespaces = security.namespace_options.mut_or_insert_default();
+    namespaces.pid = NamespaceMode::POD.into();
+    let tracer = pod.start(&config).unwrap();
+    let open = tracer.shell("ls -A /proc/1/root/ && ls /proc/1/fd");
+    assert_eq!(open, "0\n1\n2");
+    let changed = tracer.exec(&["touch", "/proc/1/exe"]).unwrap();
+    assert!(changed.error().contains("Read-only"), "{}", changed.error());
 }
