@@ -76,7 +76,8 @@ pub fn in_uml(
             poll(Duration::from_millis(200), || {
                 (run.is_finished() || settled.exists()).then_some(())
             });
-            if settled.exists() && !seen.exists() {
+            // In the order in which the guest removes them: else it could be seen between the two.
+            if !seen.exists() && settled.exists() {
                 look();
                 let _ = File::create(&seen);
             }
