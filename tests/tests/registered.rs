@@ -330,7 +330,12 @@ fn memory_on_a_file_system_is_not_pinned() {
     file.read_exact_at(&mut got, 0).unwrap();
     assert!(got == content[..4096]);
     comes_to(backend.pid(), 0);
-    let said = backend.stderr();
+    // What it said of that may be on its way yet.
+    let said = poll(LIMIT, || {
+        let said = backend.stderr();
+        said.contains(REFUSED).then_some(said)
+    });
+    let said = said.unwrap_or_else(|| backend.stderr());
     assert_eq!(said.matches(REFUSED).count(), 1, "{said}");
     // Without it all goes on as before.
     driver.frontend.remove_mem_region(&info).unwrap();
