@@ -1,7 +1,7 @@
 //! Every key there is, said once.
 //!
-//! A key whose user does not exist yet names the component that will read it; there is none that
-//! nobody is to read. Keys that a pod can say name neither files nor programs of the host.
+//! Each key names who reads it. One that cannot be kept yet says so, and a pod that it is for is
+//! refused: none is read and ignored. Keys that a pod can say name neither files nor programs of the host.
 
 use pericarp_hypervisor::{
     Wanted,
@@ -207,7 +207,7 @@ pub(crate) static KEYS: [Key; 18] = [
     Key {
         name: "share-cache",
         scope: Scope::Profile,
-        meaning: "What a guest keeps of the files of its volumes: never is nothing, auto is what was \
+        meaning: "What a guest keeps of the files of its volumes and roots: never is nothing, auto is what was \
                   right a second ago, always is for files that nobody else changes.",
         user: "the shim, when it starts the pod's pericarp-fs",
         unset: "auto",
@@ -223,7 +223,7 @@ pub(crate) static KEYS: [Key; 18] = [
         name: "volume-iops",
         scope: Scope::Profile,
         meaning: "Requests per second of each volume. A pod can set its own, up to this.",
-        user: "the shim, when it starts the pod's pericarp-block and pericarp-fs",
+        user: "the shim, which refuses such pods until it can limit volumes one by one",
         unset: "no limit",
         maturity: Maturity::Stable,
         annotation: Annotation::PerVolume("iops"),
@@ -239,7 +239,7 @@ pub(crate) static KEYS: [Key; 18] = [
         scope: Scope::Profile,
         meaning: "Bytes per second of each volume, read and written. A pod can set its own, up to \
                   this.",
-        user: "the shim, when it starts the pod's pericarp-block and pericarp-fs",
+        user: "the shim, which refuses such pods until it can limit volumes one by one",
         unset: "no limit",
         maturity: Maturity::Stable,
         annotation: Annotation::PerVolume("bandwidth"),
