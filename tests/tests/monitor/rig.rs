@@ -18,7 +18,7 @@ use serde_json::Value;
 pub(crate) fn life() -> Duration {
     let more = std::env::var("PERICARP_POKE_SECONDS").ok();
     let more = more.and_then(|seconds| seconds.parse().ok()).unwrap_or(0);
-    Duration::from_secs(300 + more)
+    Duration::from_secs(150 + more)
 }
 
 /// What a test begins with.
