@@ -1,10 +1,12 @@
 //! What the programs that race machine monitors have in common: they take a number of
-//! rounds, and run where KVM is backed by hardware. Used by `boot-compare` and
+//! rounds, and run where KVM is backed by hardware. Used by `boot-compare`, `pod-compare` and
 //! `front-compare`.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use pericarp_tests::lab::Lab;
+use serde_json::{Value, json};
 
 use crate::Outcome;
 
@@ -35,4 +37,26 @@ pub fn race(program: &str, default: usize, compare: fn(usize) -> Outcome<()>) ->
             ExitCode::FAILURE
         }
     }
+}
+
+/// A time as these programs print it.
+pub fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
+
+/// The smallest of some numbers and the largest.
+pub fn range(numbers: &[f64]) -> String {
+    let least = numbers.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = numbers.iter().copied().fold(0.0, f64::max);
+    format!("{least:.0} .. {most:.0}")
+}
+
+/// Prints the raw numbers as one line, since there is no place for a file in the laboratory.
+pub fn print_raw(results: &[Value]) {
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let cpu = cpu
+        .lines()
+        .find_map(|line| line.strip_prefix("model name\t: "));
+    let raw = json!({ "machine": { "cpu": cpu }, "results": results });
+    println!("\n{raw}");
 }

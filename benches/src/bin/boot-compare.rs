@@ -24,7 +24,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use pericarp_benches::Outcome;
-use pericarp_benches::laboratory::race;
+use pericarp_benches::laboratory::{millis, print_raw, race, range};
 use pericarp_benches::table::median;
 use pericarp_tests::guest::{Assets, pack};
 use pericarp_tests::parts::{Part, beside_us, search_path};
@@ -114,10 +114,6 @@ fn unpacked(kernels: &Path) -> Outcome<PathBuf> {
     let kept = fs::read_dir(kernels)?.flatten().map(|entry| entry.path());
     let mut kept = kept.filter(|path| path.extension().is_some_and(|kind| kind == "elf"));
     Ok(kept.next().ok_or("pericarp-vmm has kept no kernel")?)
-}
-
-fn millis(time: Duration) -> f64 {
-    time.as_secs_f64() * 1000.0
 }
 
 /// A first process that says so and switches off.
@@ -302,8 +298,6 @@ fn report(targets: &[(Target, &str)], boots: &[Boot]) {
     );
     for (_, name) in targets {
         let totals = total(name);
-        let least = totals.iter().copied().fold(f64::INFINITY, f64::min);
-        let most = totals.iter().copied().fold(0.0, f64::max);
         let set_up = median(of(name, &|boot| boot.set_up.map(millis)));
         let resident = median(of(name, &|boot| boot.resident.map(|kib| kib as f64)));
         let kernel = median(of(name, &|boot| boot.kernel.map(millis)));
@@ -315,7 +309,7 @@ fn report(targets: &[(Target, &str)], boots: &[Boot]) {
         println!(
             "{name:<28}{:>7.0}  {:>16}{:>8.2}{set_up:>11}{kernel:>11.0}{resident:>14.0}",
             median(totals.clone()),
-            format!("{least:.0} .. {most:.0}"),
+            range(&totals),
             median(totals) / base,
         );
     }
@@ -329,13 +323,6 @@ fn report(targets: &[(Target, &str)], boots: &[Boot]) {
             "resident_kib": boot.resident,
         })
     };
-    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let cpu = cpu
-        .lines()
-        .find_map(|line| line.strip_prefix("model name\t: "));
     let results: Vec<Value> = boots.iter().map(raw).collect();
-    println!(
-        "\n{}",
-        json!({ "machine": { "cpu": cpu }, "results": results })
-    );
+    print_raw(&results);
 }
