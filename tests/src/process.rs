@@ -18,6 +18,9 @@ use crate::parts::search_path;
 
 /// Lines kept of one process's output.
 const TAIL: usize = 400;
+/// How long the last words of a process that has ended may be on their way. Something that it
+/// started may have its pipe open for ever.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// The last lines a process wrote.
 #[derive(Clone, Debug, Default)]
@@ -144,10 +147,15 @@ impl Process {
         self.pid.as_raw_nonzero().get()
     }
 
-    /// How it ended, if it has.
+    /// How it ended, if it has. Its output is complete then, but for what others write who
+    /// have its pipe open a second later.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         if self.status.is_none() {
             self.status = self.child.try_wait().ok().flatten();
+            if self.status.is_some() {
+                let read = || self.readers.iter().all(JoinHandle::is_finished);
+                poll(LAST_WORDS, || read().then_some(()));
+            }
         }
         self.status
     }
@@ -160,7 +168,7 @@ impl Process {
         }
     }
 
-    /// Waits at most `limit` for it to end.
+    /// Waits at most `limit` for it to end, as [`ended`](Self::ended) has it.
     pub fn wait(&mut self, limit: Duration) -> Option<ExitStatus> {
         poll(limit, || self.ended())
     }
@@ -198,5 +206,35 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    fn shell(script: &str) -> Process {
+        let mut shell = command(Path::new("/bin/sh"));
+        Process::start(shell.args(["-c", script]), LIMIT).unwrap()
+    }
+
+    #[test]
+    fn what_it_wrote_is_there_when_it_has_ended() {
+        // The pipe is read to its end, which comes after that of the process here.
+        let mut process = shell("echo first; (sleep 0.1; echo last) & exit 3");
+        let status = process.wait(LIMIT).expect("an end");
+        assert_eq!(process.output().lines(), ["first", "last"]);
+        assert_eq!(status.code(), Some(3));
+    }
+
+    #[test]
+    fn whoever_keeps_the_pipe_open_keeps_nobody_waiting() {
+        let begin = std::time::Instant::now();
+        let mut process = shell("sleep 50 & echo said");
+        assert!(process.wait(LIMIT).is_some_and(|status| status.success()));
+        assert_eq!(process.output().lines(), ["said"]);
+        assert!(begin.elapsed() < Duration::from_secs(30));
     }
 }
