@@ -11,9 +11,11 @@ mod error;
 pub mod greeting;
 pub mod initramfs;
 pub mod network;
+pub mod power_off;
 pub mod process;
 pub mod pump;
 pub mod sidecar;
+pub mod spec;
 
 pub use assets::Assets;
 pub use error::{PodError, during};

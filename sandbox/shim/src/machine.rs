@@ -21,15 +21,16 @@ use std::{
 use pericarp_api::{agent, hello::last_words, host::Guest};
 use pericarp_config::Settings;
 use pericarp_hypervisor::{
-    CardSpec, ConsoleSpec, HostFacts, Machine, MachineError, MachineSpec, ShareSpec, VsockSpec,
-    select,
+    ConsoleSpec, HostFacts, Machine, MachineError, MachineSpec, VsockSpec, select,
 };
 use pericarp_network::{Attached, Namespace, attach};
 use pericarp_pod::{
     Assets, Greeting, Sidecar, assets, initramfs,
     network::message,
+    power_off::{POWER_OFF_LIMIT, power_off},
     process::{context, refused, unreachable},
-    sidecar::{Access, CARD_QUEUE_SIZE, Card, Share},
+    sidecar::{Access, Card, Share},
+    spec::{card_spec, share_spec},
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -51,9 +52,6 @@ const ASSETS_VARIABLE: &str = "PERICARP_ASSETS";
 const CMDLINE: &str = "panic=-1 loglevel=5";
 const GUEST_CID: u32 = 3;
 const MAX_QUEUES: u32 = 4;
-const SHARE_QUEUE_SIZE: u16 = 1024;
-/// How long a guest may take to end its containers and switch itself off.
-const POWER_OFF_LIMIT: Duration = Duration::from_secs(10);
 /// How often the processes are looked at while the guest boots.
 const LOOK: Duration = Duration::from_millis(50);
 /// When something has ended, how soon the cause shows if it is one of our processes.
@@ -365,26 +363,6 @@ fn join_network(
     ))
 }
 
-fn card_spec(card: &Card) -> CardSpec {
-    CardSpec {
-        id: card.id.clone(),
-        socket: card.socket.clone(),
-        mac: card.mac,
-        queue_pairs: u16::try_from(card.queues.len()).unwrap_or(1),
-        queue_size: CARD_QUEUE_SIZE,
-    }
-}
-
-fn share_spec(share: &Share) -> ShareSpec {
-    ShareSpec {
-        id: share.id.clone(),
-        socket: share.socket.clone(),
-        tag: share.id.clone(),
-        num_queues: share.queues,
-        queue_size: SHARE_QUEUE_SIZE,
-    }
-}
-
 enum Unanswered {
     Failed(ShimError),
     Late,
@@ -441,27 +419,4 @@ fn with_console(error: &MachineError, machine: &Machine) -> ShimError {
         Some(line) => ShimError::Machine(format!("{error}; last on its console: {line}")),
         None => no_machine(error),
     }
-}
-
-/// Asks the guest to end its containers and to switch itself off.
-fn power_off(guest: &Guest) -> Result<(), ShimError> {
-    // On a thread of its own: a guest may let us wait for an answer.
-    let (tell, told) = channel();
-    let guest = guest.clone();
-    let ask = move || {
-        let asked = guest.client().map_err(unreachable).and_then(|client| {
-            client
-                .power_off(context(), &agent::Empty::new())
-                .map_err(refused)
-        });
-        let _ = tell.send(asked);
-    };
-    thread::Builder::new()
-        .name("power-off".into())
-        .spawn(ask)
-        .map_err(during("a thread"))?;
-    let answer = told
-        .recv_timeout(POWER_OFF_LIMIT)
-        .map_err(|_| ShimError::Machine("it does not answer".into()))?;
-    Ok(answer.map(drop)?)
 }

@@ -9,17 +9,16 @@ mod start;
 use std::{
     path::Path,
     sync::{Arc, Mutex},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use pericarp_api::{agent, host::Guest, stream::ExitReport};
-use pericarp_hypervisor::{
-    CardSpec, ConsoleSpec, DiskSpec, MachineError, MachineSpec, ShareSpec, VsockSpec,
-};
+use pericarp_hypervisor::{CardSpec, ConsoleSpec, MachineError, MachineSpec, VsockSpec};
 use pericarp_pod::{
     Greeting, Sidecar, initramfs,
     process::Name,
-    sidecar::{Access, CARD_QUEUE_SIZE, Card, Device, Share},
+    sidecar::{Access, Device, Share},
+    spec::{card_spec, disk_spec, share_spec},
 };
 
 use crate::{
@@ -51,15 +50,10 @@ const CMDLINE: &str = "panic=-1 loglevel=5";
 const SPARE_SLOTS: u8 = 4;
 /// More queues than this help no guest of ours.
 const MAX_QUEUES: u32 = 4;
-const QUEUE_SIZE: u16 = 128;
-/// A request for a megabyte of a share takes 256 descriptors and a few.
-const SHARE_QUEUE_SIZE: u16 = 1024;
 /// Serial of the disk, or tag of the share, that the container's root comes from.
 const ROOT: &str = "root";
 /// Each machine has a vsock device of its own, so all guests can have the same context id.
 const GUEST_CID: u32 = 3;
-/// How long a guest may take to end its containers, write its disks back and switch itself off.
-const POWER_OFF_LIMIT: Duration = Duration::from_secs(10);
 
 /// What `run` hands over.
 pub(crate) struct Job<'a> {
@@ -310,33 +304,4 @@ pub(crate) fn run(
     drop(parts);
     drop(root);
     outcome
-}
-
-fn disk_spec(device: &Device) -> DiskSpec {
-    DiskSpec {
-        id: device.id.clone(),
-        socket: device.socket.clone(),
-        num_queues: device.queues,
-        queue_size: QUEUE_SIZE,
-    }
-}
-
-fn card_spec(card: &Card) -> CardSpec {
-    CardSpec {
-        id: card.id.clone(),
-        socket: card.socket.clone(),
-        mac: card.mac,
-        queue_pairs: u16::try_from(card.queues.len()).unwrap_or(1),
-        queue_size: CARD_QUEUE_SIZE,
-    }
-}
-
-fn share_spec(share: &Share) -> ShareSpec {
-    ShareSpec {
-        id: share.id.clone(),
-        socket: share.socket.clone(),
-        tag: share.id.clone(),
-        num_queues: share.queues,
-        queue_size: SHARE_QUEUE_SIZE,
-    }
 }

@@ -7,14 +7,14 @@ use std::{
         unix::net::UnixStream,
     },
     sync::PoisonError,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use pericarp_api::{agent, hello::last_words, host::Guest, stream::ExitReport};
+use pericarp_api::{hello::last_words, host::Guest, stream::ExitReport};
 use pericarp_hypervisor::{Machine, MachineError};
 use pericarp_pod::{
     Sidecar,
-    process::{context, refused, unreachable},
+    power_off::{POWER_OFF_LIMIT, power_off},
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -22,7 +22,7 @@ use crate::{
     failure::Failure,
     guest::session::{Ending, Surroundings},
     report,
-    vm::{POWER_OFF_LIMIT, start::HelloSlot},
+    vm::start::HelloSlot,
 };
 
 /// When the connection to the agent ends, how soon the cause shows if it is one of our processes.
@@ -76,7 +76,7 @@ impl Pod {
                 Ok(()) if self.machine.wait_for_power_off(POWER_OFF_LIMIT) => {}
                 Ok(()) => report::warn("the machine did not switch itself off and was stopped"),
                 // What the command wrote may be lost: that is no success.
-                Err(failure) => outcome = Err(failure),
+                Err(error) => outcome = Err(error.into()),
             }
         }
         drop(self.machine);
@@ -142,29 +142,4 @@ fn has_word(stream: &UnixStream) -> bool {
     };
     let mut fds = [PollFd::new(stream, PollFlags::IN)];
     poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
-}
-
-/// Asks the guest to end its containers, write its disks back and switch itself off.
-fn power_off(guest: &Guest) -> Result<(), Failure> {
-    // On a thread of its own: a guest may let us wait for an answer.
-    let (tell, told) = std::sync::mpsc::channel();
-    let guest = guest.clone();
-    let ask = move || {
-        let asked = guest.client().map_err(unreachable).and_then(|client| {
-            client
-                .power_off(context(), &agent::Empty::new())
-                .map_err(refused)
-        });
-        let _ = tell.send(asked);
-    };
-    let end = Instant::now() + POWER_OFF_LIMIT;
-    let silent = || Failure::Setup("it did not write its disks back in time".into());
-    std::thread::Builder::new()
-        .name("power-off".into())
-        .spawn(ask)
-        .map_err(crate::failure::during("a thread"))?;
-    told.recv_timeout(end.saturating_duration_since(Instant::now()))
-        .map_err(|_| silent())?
-        .map(drop)
-        .map_err(Failure::from)
 }
