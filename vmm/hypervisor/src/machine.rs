@@ -14,7 +14,7 @@ use crate::{
     monitor::Cause,
     process::Process,
     remote::{Order, Remote},
-    spec::{MachineSpec, SpecError},
+    spec::{DiskSpec, MachineSpec, SpecError},
 };
 
 /// A way to run virtual machines on this host.
@@ -181,6 +181,40 @@ impl Machine {
     /// The machine has ended, or does not answer.
     pub fn resume(&mut self) -> Result<(), MachineError> {
         self.control("go on", Order::Resume)
+    }
+
+    /// Adds a disk whose backend listens. The guest's kernel may have to be told to look for it.
+    ///
+    /// A backend that ends is dialled again until the disk is taken away.
+    ///
+    /// # Errors
+    ///
+    /// The description is invalid, there is no place left ([`MachineSpec::spare_slots`]), or the
+    /// machine or the backend does not answer.
+    pub fn add_disk(&mut self, disk: &DiskSpec) -> Result<(), MachineError> {
+        disk.check()?;
+        self.remote
+            .add_disk(disk, CONTROL_LIMIT)
+            .map_err(|error| MachineError::Control {
+                what: "take a disk",
+                reason: error.to_string(),
+            })
+    }
+
+    /// Takes a disk away that was added and that the guest has let go of. True once it is gone: a
+    /// guest may have to agree, and until it has, this is to be called again. The backend has to be
+    /// there until then.
+    ///
+    /// # Errors
+    ///
+    /// The machine has ended, or does not answer.
+    pub fn remove_disk(&mut self, id: &str) -> Result<bool, MachineError> {
+        self.remote
+            .remove_disk(id, CONTROL_LIMIT)
+            .map_err(|error| MachineError::Control {
+                what: "let go of a disk",
+                reason: error.to_string(),
+            })
     }
 
     fn control(&mut self, what: &'static str, order: Order) -> Result<(), MachineError> {

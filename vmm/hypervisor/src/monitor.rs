@@ -93,10 +93,31 @@ impl Monitor {
     ///
     /// It was not, or not in time.
     pub(crate) fn execute(&mut self, command: &str, limit: Duration) -> Result<(), MonitorError> {
+        let command = json!({ "execute": command });
+        self.carry_out(command, limit)
+    }
+
+    /// The same for a command with arguments.
+    ///
+    /// # Errors
+    ///
+    /// It was not, or not in time.
+    pub(crate) fn execute_with(
+        &mut self,
+        command: &str,
+        arguments: Value,
+        limit: Duration,
+    ) -> Result<(), MonitorError> {
+        let command = json!({ "execute": command, "arguments": arguments });
+        self.carry_out(command, limit)
+    }
+
+    fn carry_out(&mut self, mut command: Value, limit: Duration) -> Result<(), MonitorError> {
         let end = Instant::now() + limit;
         self.last += 1;
-        let line = format!("{}\n", json!({ "execute": command, "id": self.last }));
-        // A few dozen bytes: they fit into the socket unless QEMU has stopped reading.
+        command["id"] = self.last.into();
+        let line = format!("{command}\n");
+        // A few hundred bytes: they fit into the socket unless QEMU has stopped reading.
         self.stream
             .set_write_timeout(Some(limit.max(Duration::from_millis(1))))
             .and_then(|()| self.stream.write_all(line.as_bytes()))

@@ -4,10 +4,14 @@
 //! [`Hypervisor`]. The machine has no firmware devices beyond what the boot needs and no network.
 //! QEMU itself runs without capabilities, in an empty network namespace (where the caller may make
 //! one) and behind its own system call filter; it inherits its connections to the backends and to
-//! us, and opens none.
+//! us, and opens those to backends that may be started again: network cards, and disks that come
+//! later (`plug`).
 
 mod arguments;
+mod plug;
 mod set_up;
+
+pub(crate) use plug::Ports;
 
 use std::{
     io,
@@ -125,7 +129,7 @@ impl Hypervisor for Qemu {
         Ok(Machine {
             process,
             console,
-            remote: Remote::Qemu(monitor),
+            remote: Remote::Qemu(monitor, Ports::new(spec.spare_slots)),
         })
     }
 }

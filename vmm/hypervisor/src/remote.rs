@@ -1,5 +1,5 @@
-//! How a running machine is told to stand still or go on, and how its driver's program says what
-//! ended it. One form for each driver; [`crate::Machine`] does not know which.
+//! How a running machine is told to stand still or go on, or that a disk comes or leaves, and how
+//! its driver's program says what ended it. One form for each driver; [`crate::Machine`] does not know which.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -10,7 +10,11 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::monitor::{Cause, Monitor, MonitorError};
+use crate::{
+    monitor::{Cause, Monitor, MonitorError},
+    qemu::Ports,
+    spec::DiskSpec,
+};
 
 /// Longest answer that is read.
 const MAX_LINE: u64 = 64 * 1024;
@@ -29,8 +33,8 @@ pub(crate) enum Order {
 /// The way to a driver's program.
 #[derive(Debug)]
 pub(crate) enum Remote {
-    /// QMP.
-    Qemu(Monitor),
+    /// QMP, and where disks can be added.
+    Qemu(Monitor, Ports),
     /// The control socket of `pericarp-vmm`.
     Pericarp(Control),
 }
@@ -43,17 +47,65 @@ impl Remote {
     /// It was not, or not in time.
     pub(crate) fn carry_out(&mut self, order: Order, limit: Duration) -> Result<(), MonitorError> {
         match (self, order) {
-            (Self::Qemu(monitor), Order::Pause) => monitor.execute("stop", limit),
-            (Self::Qemu(monitor), Order::Resume) => monitor.execute("cont", limit),
+            (Self::Qemu(monitor, _), Order::Pause) => monitor.execute("stop", limit),
+            (Self::Qemu(monitor, _), Order::Resume) => monitor.execute("cont", limit),
             (Self::Pericarp(control), Order::Pause) => control.ask("pause", limit).map(drop),
             (Self::Pericarp(control), Order::Resume) => control.ask("resume", limit).map(drop),
+        }
+    }
+
+    /// Adds a disk whose backend listens.
+    ///
+    /// # Errors
+    ///
+    /// It was not added, or not in time.
+    pub(crate) fn add_disk(
+        &mut self,
+        disk: &DiskSpec,
+        limit: Duration,
+    ) -> Result<(), MonitorError> {
+        match self {
+            Self::Qemu(monitor, ports) => ports.add(monitor, disk, limit),
+            Self::Pericarp(control) => {
+                let request = json!({
+                    "op": "add-device",
+                    "kind": "disk",
+                    "id": disk.id,
+                    // Checked to be text by `DiskSpec::check`.
+                    "socket": disk.socket.to_string_lossy(),
+                    "queues": disk.num_queues,
+                    "queue-size": disk.queue_size,
+                });
+                control.request(&request, limit).map(drop)
+            }
+        }
+    }
+
+    /// Takes a disk away that was added. True once it is gone; until then it is asked for again.
+    ///
+    /// # Errors
+    ///
+    /// The driver's program does not answer, or not so.
+    pub(crate) fn remove_disk(&mut self, id: &str, limit: Duration) -> Result<bool, MonitorError> {
+        match self {
+            Self::Qemu(monitor, ports) => ports.remove(monitor, id, limit),
+            Self::Pericarp(control) => {
+                let request = json!({ "op": "remove-device", "id": id });
+                match control.request(&request, limit) {
+                    Ok(_) => Ok(true),
+                    Err(MonitorError::Refused(why)) if why.contains("there is no such device") => {
+                        Ok(true)
+                    }
+                    Err(error) => Err(error),
+                }
+            }
         }
     }
 
     /// True for an end that is the guest's doing.
     pub(crate) fn is_orderly(&self, status: ExitStatus) -> bool {
         match self {
-            Self::Qemu(_) => status.success(),
+            Self::Qemu(..) => status.success(),
             Self::Pericarp(_) => matches!(status.code(), Some(0 | RESET)),
         }
     }
@@ -61,7 +113,7 @@ impl Remote {
     /// What ended a machine whose program has ended so.
     pub(crate) fn cause(&mut self, status: ExitStatus) -> Option<Cause> {
         match self {
-            Self::Qemu(monitor) => monitor.cause(),
+            Self::Qemu(monitor, _) => monitor.cause(),
             Self::Pericarp(_) if status.code() == Some(RESET) => Some(Cause::Reset),
             Self::Pericarp(_) => Some(Cause::PowerOff),
         }
@@ -83,6 +135,10 @@ impl Control {
     ///
     /// No answer in time, or a refusal.
     pub(crate) fn ask(&mut self, operation: &str, limit: Duration) -> Result<Value, MonitorError> {
+        self.request(&json!({ "op": operation }), limit)
+    }
+
+    fn request(&mut self, request: &Value, limit: Duration) -> Result<Value, MonitorError> {
         let closed = |error: std::io::Error| match error.kind() {
             std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut => {
                 MonitorError::Silent(limit)
@@ -94,7 +150,7 @@ impl Control {
         stream
             .set_write_timeout(Some(limit_set))
             .and_then(|()| stream.set_read_timeout(Some(limit_set)))
-            .and_then(|()| writeln!(stream, "{}", json!({ "op": operation })))
+            .and_then(|()| writeln!(stream, "{request}"))
             .map_err(closed)?;
         let mut line = Vec::new();
         let mut source = self.0.by_ref().take(MAX_LINE);

@@ -3,7 +3,7 @@
 //! Filled in by the caller and checked as a whole by [`MachineSpec::check`] before a driver starts
 //! anything. Nothing here opens, reads or creates a file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
@@ -193,13 +193,9 @@ impl MachineSpec {
         if self.cards.len() > MAX_CARDS {
             return Err(SpecError::Cards(self.cards.len()));
         }
-        let usable = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         let mut names: Vec<&str> = Vec::new();
         for (name, _) in self.backends() {
-            if !name.starts_with(|c: char| c.is_ascii_alphabetic())
-                || !name.chars().all(usable)
-                || names.contains(&name)
-            {
+            if !is_name(name) || names.contains(&name) {
                 return Err(SpecError::Name(name.to_owned()));
             }
             names.push(name);
@@ -208,7 +204,7 @@ impl MachineSpec {
         for share in &self.shares {
             let tag = share.tag.as_str();
             if !(1..=MAX_TAG).contains(&tag.len())
-                || !tag.chars().all(usable)
+                || !tag.chars().all(is_usable)
                 || tags.contains(&tag)
             {
                 return Err(SpecError::Tag(tag.to_owned()));
@@ -222,8 +218,7 @@ impl MachineSpec {
         let cards = self.cards.iter();
         let cards = cards.map(|card| (&card.id, card.queue_pairs, card.queue_size));
         for (id, queues, size) in disks.chain(shares).chain(cards) {
-            let fits = (1..=64).contains(&queues) && (2..=1024).contains(&size);
-            if !fits || !size.is_power_of_two() {
+            if !are_queues(queues, size) {
                 return Err(SpecError::Queues(id.clone()));
             }
         }
@@ -236,20 +231,51 @@ impl MachineSpec {
         {
             return Err(SpecError::Cid(vsock.id.clone()));
         }
-        let long = |path: &&PathBuf| path.as_os_str().len() > MAX_SOCKET_PATH;
-        if let Some(socket) = self.backends().map(|(_, socket)| socket).find(long) {
-            return Err(SpecError::Path(socket.clone()));
+        for (_, socket) in self.backends() {
+            check_socket(socket)?;
         }
-        for path in [&self.kernel, &self.initramfs]
-            .into_iter()
-            .chain(self.backends().map(|(_, socket)| socket))
-        {
-            if path.to_str().is_none() {
-                return Err(SpecError::Path(path.clone()));
-            }
+        let files = [&self.kernel, &self.initramfs];
+        if let Some(path) = files.into_iter().find(|path| path.to_str().is_none()) {
+            return Err(SpecError::Path(path.clone()));
         }
         Ok(())
     }
+}
+
+impl DiskSpec {
+    /// Checks a disk that is to be added to a machine.
+    ///
+    /// # Errors
+    ///
+    /// The first thing found.
+    pub fn check(&self) -> Result<(), SpecError> {
+        if !is_name(&self.id) {
+            return Err(SpecError::Name(self.id.clone()));
+        }
+        if !are_queues(self.num_queues, self.queue_size) {
+            return Err(SpecError::Queues(self.id.clone()));
+        }
+        check_socket(&self.socket)
+    }
+}
+
+fn is_usable(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "-_.".contains(c)
+}
+
+fn is_name(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_alphabetic()) && name.chars().all(is_usable)
+}
+
+fn are_queues(count: u16, size: u16) -> bool {
+    (1..=64).contains(&count) && (2..=1024).contains(&size) && size.is_power_of_two()
+}
+
+fn check_socket(path: &Path) -> Result<(), SpecError> {
+    if path.as_os_str().len() > MAX_SOCKET_PATH || path.to_str().is_none() {
+        return Err(SpecError::Path(path.to_owned()));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -295,6 +321,26 @@ pub(crate) mod tests {
 
     fn vsock(spec: &mut MachineSpec) -> &mut VsockSpec {
         spec.vsock.as_mut().unwrap()
+    }
+
+    #[test]
+    fn a_disk_is_checked_by_the_same_rules() {
+        let disk = &sample().disks[0];
+        assert_eq!(disk.check(), Ok(()));
+        type Case = (fn(&mut DiskSpec), SpecError);
+        let cases: [Case; 3] = [
+            (|disk| disk.id = "a,b".into(), SpecError::Name("a,b".into())),
+            (|disk| disk.queue_size = 3, SpecError::Queues("root".into())),
+            (
+                |disk| disk.socket = "/".repeat(120).into(),
+                SpecError::Path("/".repeat(120).into()),
+            ),
+        ];
+        for (spoil, error) in cases {
+            let mut disk = disk.clone();
+            spoil(&mut disk);
+            assert_eq!(disk.check(), Err(error));
+        }
     }
 
     #[test]

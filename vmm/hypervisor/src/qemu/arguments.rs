@@ -92,8 +92,9 @@ pub(super) fn arguments(
     );
     option("mon", "chardev=control,mode=control".into());
     for (index, (disk, fd)) in spec.disks.iter().zip(&connections.disks).enumerate() {
-        // Without `reconnect`: nothing restarts a backend yet, so its death ends the run, and
-        // a guest that waits for a backend that never returns would hide that.
+        // Without `reconnect`: nothing restarts the backend of a disk that was there at the start,
+        // so its death ends the run, and a guest that waits for a backend that never returns would
+        // hide that.
         option("chardev", format!("socket,id=disk{index},fd={fd}"));
         option("device", disk_device(index, disk));
     }
@@ -116,7 +117,10 @@ pub(super) fn arguments(
     for slot in 1..=spec.spare_slots {
         option(
             "device",
-            format!("pcie-root-port,id=spare{slot},bus=pcie.0,chassis={slot},slot={slot}"),
+            format!(
+                "pcie-root-port,id={},bus=pcie.0,chassis={slot},slot={slot}",
+                spare_port(slot.into())
+            ),
         );
     }
     option(
@@ -131,6 +135,11 @@ pub(super) fn arguments(
         args.push(value.into());
     }
     args
+}
+
+/// What the spare port with this number is called, from 1 on.
+pub(super) fn spare_port(number: usize) -> String {
+    format!("spare{number}")
 }
 
 /// The option for a disk; QEMU repeats it in messages about the disk.
