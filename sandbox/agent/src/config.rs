@@ -14,6 +14,14 @@ use crate::{disks::Disk, error::RequestError, user::User};
 /// Permission bits of a disk's node, as udev sets them.
 const NODE_MODE: u32 = 0o660;
 
+/// The permission bits of a device's node.
+pub(crate) fn node_mode(device: &Device) -> u32 {
+    match device.mode & 0o777 {
+        0 => NODE_MODE,
+        mode => mode,
+    }
+}
+
 /// A parsed configuration of a container.
 pub(crate) struct Container(Map<String, Value>);
 
@@ -85,18 +93,39 @@ impl Container {
         Ok(())
     }
 
-    /// Shows a disk as a block device, and allows its use.
+    /// Shows a disk as a block device below `/dev`.
     pub(crate) fn add_device(&mut self, device: &Device, disk: &Disk) -> Result<(), RequestError> {
-        let linux = child(&mut self.0, "linux")?;
-        list(linux, "devices")?.push(json!({
+        list(child(&mut self.0, "linux")?, "devices")?.push(json!({
             "path": device.path,
             "type": "b",
             "major": disk.major,
             "minor": disk.minor,
-            "fileMode": NODE_MODE,
-            "uid": 0,
-            "gid": 0,
+            "fileMode": node_mode(device),
+            "uid": device.uid,
+            "gid": device.gid,
         }));
+        Ok(())
+    }
+
+    /// Shows the block device at `from` elsewhere: a root takes no nodes, and those on it cannot be
+    /// opened.
+    pub(crate) fn add_node(&mut self, device: &Device, from: &Path) -> Result<(), RequestError> {
+        list(&mut self.0, "mounts")?.push(json!({
+            "destination": device.path,
+            "type": "bind",
+            "source": from,
+            "options": ["bind", "rprivate", "nosuid", "noexec"],
+        }));
+        Ok(())
+    }
+
+    /// Allows the use of a disk as a block device.
+    pub(crate) fn allow_device(
+        &mut self,
+        device: &Device,
+        disk: &Disk,
+    ) -> Result<(), RequestError> {
+        let linux = child(&mut self.0, "linux")?;
         let access = if device.read_only { "rm" } else { "rwm" };
         list(child(linux, "resources")?, "devices")?.push(json!({
             "allow": true,
@@ -291,6 +320,8 @@ mod tests {
         let device = Device {
             path: "/dev/data".into(),
             read_only: true,
+            mode: 0o600,
+            uid: 7,
             ..Device::default()
         };
         let disk = Disk {
@@ -299,6 +330,12 @@ mod tests {
             minor: 16,
         };
         config.add_device(&device, &disk).unwrap();
+        config.allow_device(&device, &disk).unwrap();
+        let elsewhere = Device {
+            path: "/disk".into(),
+            ..Device::default()
+        };
+        config.add_node(&elsewhere, Path::new("/n/0")).unwrap();
         let share = Share {
             path: "/data".into(),
             read_only: true,
@@ -324,11 +361,20 @@ mod tests {
         assert_eq!(text["linux"]["cgroupsPath"], "/pericarp/a");
         let resources = &text["linux"]["resources"];
         assert_eq!(resources["devices"][1]["access"], "rm");
-        assert_eq!(text["linux"]["devices"][0]["minor"], 16);
+        let node = &text["linux"]["devices"][0];
+        assert_eq!((&node["minor"], &node["uid"]), (&json!(16), &json!(7)));
+        assert_eq!(node["fileMode"], 0o600);
+        assert_eq!(node_mode(&elsewhere), 0o660);
         assert_eq!(
             text["mounts"],
             json!([
                 {"destination": "/proc"},
+                {
+                    "destination": "/disk",
+                    "type": "bind",
+                    "source": "/n/0",
+                    "options": ["bind", "rprivate", "nosuid", "noexec"],
+                },
                 {
                     "destination": "/data",
                     "type": "bind",

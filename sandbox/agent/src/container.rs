@@ -19,7 +19,7 @@ use std::{
 use pericarp_api::{
     agent::{CreateContainerRequest, CreateProcessRequest, Streams},
     is_id,
-    share::MAX_SOURCES,
+    share::{MAX_SOURCES, check_node},
 };
 use rustix::process::{Pid, Signal};
 
@@ -31,9 +31,8 @@ use crate::{
     process::Process,
     processes::First,
     reaper::{Reaper, Watch},
-    root::{Root, Scratch},
-    shares::{self, Shares},
-    signals,
+    root::{Root, Scratch, Sources},
+    shares, signals,
     user::{self, User},
 };
 
@@ -81,7 +80,7 @@ impl Container {
     pub(crate) fn create(
         request: &CreateContainerRequest,
         scratch: Option<&Scratch>,
-        shares: &Shares,
+        from: Sources<'_>,
         processes: Option<Arc<First>>,
         count: &Arc<AtomicUsize>,
     ) -> Result<Arc<Self>, RequestError> {
@@ -98,14 +97,18 @@ impl Container {
                 "a container is shown {MAX_DEVICES} disks at most"
             )));
         }
+        let mut elsewhere = Vec::new();
         for device in &request.devices {
-            if !Path::new(&device.path).is_absolute() {
-                return Err(RequestError::Invalid(format!(
-                    "'{}' is no place for a device: it must be absolute",
-                    device.path
-                )));
+            let path = &device.path;
+            check_node(path).map_err(|error| {
+                RequestError::Invalid(format!("'{path}' is no place for a device: it {error}"))
+            })?;
+            let disk = disks::find(&device.disk)?;
+            config.allow_device(device, &disk)?;
+            match path.starts_with("/dev/") {
+                true => config.add_device(device, &disk)?,
+                false => elsewhere.push((device, disk)),
             }
-            config.add_device(device, &disks::find(&device.disk)?)?;
         }
         if request.sources.len() > MAX_SOURCES {
             return Err(RequestError::Invalid(format!(
@@ -117,20 +120,19 @@ impl Container {
         }
         shares::check(&request.shares)?;
         for share in &request.shares {
-            config.add_share(share, &shares.mount(&share.tag, share.read_only)?)?;
+            let place = from.shares.mount(&share.tag, share.read_only)?;
+            config.add_share(share, &place)?;
         }
 
-        let mut root = Root::mount(
-            id,
-            &request.root.clone().unwrap_or_default(),
-            scratch,
-            shares,
-        )?;
+        let mut root = Root::mount(id, &request.root.clone().unwrap_or_default(), scratch, from)?;
         let rootfs = root.rootfs();
         let mut finish = |root: &mut Root| -> Result<User, RequestError> {
             config.set_root(&rootfs.to_string_lossy())?;
             for source in &request.sources {
-                config.set_source(source.mount, &root.add_source(source, shares)?)?;
+                config.set_source(source.mount, &root.add_source(source, from)?)?;
+            }
+            for (device, disk) in &elsewhere {
+                config.add_node(device, &root.add_node(device, disk)?)?;
             }
             let inside = Inside::open(&rootfs).map_err(trying("the root"))?;
             let user = match request.user_in_spec {
@@ -147,7 +149,7 @@ impl Container {
             Ok(user) => user,
             Err(error) => {
                 // The first error is the one to tell.
-                let _ = root.remove(shares);
+                let _ = root.remove(from);
                 return Err(error);
             }
         };
@@ -165,7 +167,7 @@ impl Container {
         });
         let registered = container.register("", has_terminal, &streams, spec, program);
         if let Err(error) = registered {
-            let _ = lock(&container.root).remove(shares);
+            let _ = lock(&container.root).remove(from);
             return Err(error);
         }
         Ok(container)
@@ -419,10 +421,10 @@ impl Container {
     }
 
     /// Ends it and undoes everything.
-    pub(crate) fn remove(&self, reaper: &Reaper, shares: &Shares) -> Result<(), RequestError> {
+    pub(crate) fn remove(&self, reaper: &Reaper, from: Sources<'_>) -> Result<(), RequestError> {
         self.end()?;
         let deleted = crun::delete(reaper, &self.id);
-        let removed = lock(&self.root).remove(shares);
+        let removed = lock(&self.root).remove(from);
         deleted.and(removed)
     }
 

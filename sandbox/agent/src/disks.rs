@@ -1,7 +1,9 @@
 //! Finds the machine's disks by the serial their backends report.
 //!
 //! Device names such as `vda` depend on the order of probing; serials do not. Called when a disk
-//! is needed; the block driver has been loaded by then, and may still be probing.
+//! is needed; the block driver has been loaded by then, and may still be probing. A disk may have
+//! come to the machine a moment ago: QEMU tells the kernel of it (ACPI), `pericarp-vmm` does not, so
+//! the bus is looked at again for one that does not appear by itself.
 
 use std::{
     fs, io,
@@ -16,12 +18,18 @@ use rustix::{
     io::Errno,
 };
 
-use crate::error::RequestError;
+use crate::error::{RequestError, trying};
 
 const BLOCKS: &str = "/sys/block";
-/// How long a disk may take to appear.
-const LIMIT: Duration = Duration::from_secs(5);
+/// Has the kernel look for devices that it does not know.
+const LOOK_AGAIN: &str = "/sys/bus/pci/rescan";
+/// How long a disk may take to appear. On an emulated CPU, beside others.
+const LIMIT: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(5);
+/// How long it is waited for before the bus is looked at again.
+const PATIENCE: Duration = Duration::from_millis(50);
+/// How long before the next look at the bus.
+const LOOK_PAUSE: Duration = Duration::from_secs(1);
 
 /// A disk that is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,12 +42,10 @@ pub(crate) struct Disk {
 
 /// Waits for the disk with this serial.
 pub(crate) fn find(serial: &str) -> Result<Disk, RequestError> {
-    if serial.is_empty() || serial.len() > MAX_DISK_ID {
-        return Err(RequestError::Invalid(format!(
-            "'{serial}' is no serial of a disk: they have 1 to {MAX_DISK_ID} bytes"
-        )));
-    }
-    let end = Instant::now() + LIMIT;
+    check(serial)?;
+    let begin = Instant::now();
+    let end = begin + LIMIT;
+    let mut next_look = begin + PATIENCE;
     loop {
         if let Some(disk) = look(Path::new(BLOCKS), serial) {
             return Ok(disk);
@@ -49,8 +55,47 @@ pub(crate) fn find(serial: &str) -> Result<Disk, RequestError> {
                 "the disk '{serial}' did not appear; its backend must report that serial"
             )));
         }
+        if Instant::now() >= next_look {
+            // Where there is no bus, there is no disk either, which is said at the end.
+            let _ = fs::write(LOOK_AGAIN, "1");
+            next_look = Instant::now() + LOOK_PAUSE;
+        }
         thread::sleep(PAUSE);
     }
+}
+
+/// Has the kernel let go of the disk with this serial. One that is not there is no error.
+pub(crate) fn remove(serial: &str) -> Result<(), RequestError> {
+    check(serial)?;
+    let Some(disk) = look(Path::new(BLOCKS), serial) else {
+        return Ok(());
+    };
+    let let_go = || -> io::Result<()> {
+        // O_EXCL on a block device fails while it is mounted, open(2).
+        let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC;
+        rustix::fs::open(&disk.node, flags, Mode::empty())?;
+        let name = disk.node.file_name().unwrap_or_default();
+        let device = device_of(Path::new(BLOCKS), Path::new(name))?;
+        fs::write(device.join("remove"), "1")
+    };
+    let_go().map_err(trying(format!("the disk '{serial}' cannot be let go of")))
+}
+
+/// The function on the bus of this block device: its parent is a virtio device, and that one's is
+/// it.
+fn device_of(blocks: &Path, name: &Path) -> io::Result<PathBuf> {
+    let virtio = fs::canonicalize(blocks.join(name).join("device"))?;
+    let parent = virtio.parent().ok_or(io::ErrorKind::NotFound)?;
+    Ok(parent.to_owned())
+}
+
+fn check(serial: &str) -> Result<(), RequestError> {
+    if serial.is_empty() || serial.len() > MAX_DISK_ID {
+        return Err(RequestError::Invalid(format!(
+            "'{serial}' is no serial of a disk: they have 1 to {MAX_DISK_ID} bytes"
+        )));
+    }
+    Ok(())
 }
 
 /// The disk whose serial can be read now.
@@ -121,9 +166,24 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_is_on_the_bus_above_its_driver() {
+        let dir = std::env::temp_dir().join(format!("pericarp-bus-{}", std::process::id()));
+        let function = dir.join("pci0000:00/0000:01:00.0");
+        fs::create_dir_all(function.join("virtio3/block/vdb")).unwrap();
+        let place = dir.join("block/vdb");
+        fs::create_dir_all(&place).unwrap();
+        std::os::unix::fs::symlink(function.join("virtio3"), place.join("device")).unwrap();
+        let found = device_of(&dir.join("block"), Path::new("vdb")).unwrap();
+        assert_eq!(found, fs::canonicalize(&function).unwrap());
+        assert!(device_of(&dir.join("block"), Path::new("vdc")).is_err());
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
     fn a_serial_has_a_length() {
         for serial in ["", "123456789012345678901"] {
             assert!(matches!(find(serial), Err(RequestError::Invalid(_))));
+            assert!(matches!(remove(serial), Err(RequestError::Invalid(_))));
         }
     }
 }

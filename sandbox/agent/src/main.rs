@@ -19,6 +19,7 @@ mod inside;
 mod loopback;
 mod memory;
 mod network;
+mod ownership;
 mod pod;
 mod process;
 mod processes;
@@ -34,6 +35,7 @@ mod sysctl;
 mod terminal;
 mod trash;
 mod user;
+mod volumes;
 mod vsock;
 mod want;
 

@@ -23,9 +23,10 @@ use crate::{
     process::Process,
     processes::Shared,
     reaper::Reaper,
-    root::Scratch,
+    root::{Scratch, Sources},
     shares::Shares,
     sysctl,
+    volumes::Volumes,
 };
 
 const MAX_CONTAINERS: usize = 64;
@@ -39,6 +40,7 @@ pub(crate) struct Pod {
     pub(crate) reaper: Arc<Reaper>,
     state: Mutex<State>,
     shares: Shares,
+    volumes: Volumes,
     processes: Shared,
     /// Processes of all containers.
     count: Arc<AtomicUsize>,
@@ -60,6 +62,7 @@ impl Pod {
             reaper,
             state: Mutex::default(),
             shares: Shares::default(),
+            volumes: Volumes::default(),
             processes: Shared::default(),
             count: Arc::default(),
         }
@@ -146,7 +149,11 @@ impl Pod {
             true => Some(self.processes.first(&self.reaper)?),
             false => None,
         };
-        Container::create(request, scratch, &self.shares, processes, &self.count)
+        let from = Sources {
+            shares: &self.shares,
+            volumes: &self.volumes,
+        };
+        Container::create(request, scratch, from, processes, &self.count)
     }
 
     pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>, RequestError> {
@@ -167,7 +174,11 @@ impl Pod {
 
     pub(crate) fn remove(&self, id: &str) -> Result<(), RequestError> {
         let container = self.container(id)?;
-        container.remove(&self.reaper, &self.shares)?;
+        let from = Sources {
+            shares: &self.shares,
+            volumes: &self.volumes,
+        };
+        container.remove(&self.reaper, from)?;
         self.state().containers.remove(id);
         Ok(())
     }
@@ -193,6 +204,7 @@ impl Pod {
         for container in &containers {
             outcome = outcome.and(container.put_away());
         }
+        outcome = outcome.and(self.volumes.put_away());
         outcome = outcome.and(self.shares.put_away());
         let scratch = self.state().scratch.take();
         // Nobody else holds it: nothing is being created.

@@ -12,9 +12,11 @@
 //! /run/pericarp/containers/<id>/layer      a tmpfs that takes the layer when there is no scratch
 //! /run/pericarp/containers/<id>/rootfs     what the container sees
 //! /run/pericarp/containers/<id>/mounts/<n> where its bind mount n comes from
+//! /run/pericarp/containers/<id>/mounts/node<n>   the node of a disk that it has outside /dev
 //! ```
 
 use std::{
+    ffi::CStr,
     fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -24,21 +26,23 @@ use std::{
 };
 
 use pericarp_api::{
-    agent::{RootFs, Source},
+    agent::{Device, RootFs, Source},
     share::{is_part, is_tag},
 };
 use rustix::{
-    fs::{Gid, Mode, Uid, chmod, chown},
+    fs::{CWD, FileType, Gid, Mode, Uid, chmod, chown, mknodat},
     io::Errno,
     mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount},
 };
 
 use crate::{
     boot::STATE,
-    disks,
+    config::node_mode,
+    disks::{self, Disk},
     error::{RequestError, trying},
     shares::{self, Shares},
     trash,
+    volumes::Volumes,
 };
 
 /// Mounts of a dead container hold a file system for a moment.
@@ -52,7 +56,7 @@ impl Scratch {
     /// Mounts the ext4 file system on the disk with this serial.
     pub(crate) fn mount(serial: &str) -> Result<Self, RequestError> {
         let place = Path::new(STATE).join("scratch");
-        mount_disk(serial, "ext4", &place, MountFlags::NODEV)?;
+        mount_disk(serial, "ext4", &place, MountFlags::NODEV, None)?;
         Ok(Self(place))
     }
 
@@ -72,6 +76,15 @@ pub(crate) struct Root {
     layer: Option<(PathBuf, String)>,
     /// Parts of shares, by tag and path.
     parts: Vec<(String, String)>,
+    /// File systems on disks, by their serials.
+    volumes: Vec<String>,
+}
+
+/// What a container's mounts come from, of the machine.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sources<'a> {
+    pub(crate) shares: &'a Shares,
+    pub(crate) volumes: &'a Volumes,
 }
 
 impl Root {
@@ -80,7 +93,7 @@ impl Root {
         id: &str,
         wanted: &RootFs,
         scratch: Option<&Scratch>,
-        shares: &Shares,
+        from: Sources<'_>,
     ) -> Result<Self, RequestError> {
         check(wanted)?;
         let directory = Path::new(STATE).join("containers").join(id);
@@ -89,12 +102,13 @@ impl Root {
             mounts: Vec::new(),
             layer: None,
             parts: Vec::new(),
+            volumes: Vec::new(),
         };
-        match root.mount_all(wanted, scratch, shares) {
+        match root.mount_all(wanted, scratch, from.shares) {
             Ok(()) => Ok(root),
             Err(error) => {
                 // The first error is the one to tell.
-                let _ = root.remove(shares);
+                let _ = root.remove(from);
                 Err(error)
             }
         }
@@ -124,7 +138,7 @@ impl Root {
         } else {
             self.rootfs()
         };
-        mount_disk(&wanted.source, &wanted.fs_type, &place, flags)?;
+        mount_disk(&wanted.source, &wanted.fs_type, &place, flags, None)?;
         self.mounts.push((place.clone(), !wanted.read_only));
         if wanted.writable_layer {
             self.cover(&place, scratch)?;
@@ -193,15 +207,46 @@ impl Root {
     pub(crate) fn add_source(
         &mut self,
         source: &Source,
-        shares: &Shares,
+        from: Sources<'_>,
     ) -> Result<PathBuf, RequestError> {
+        if let Some(file_system) = source.file_system.as_ref() {
+            let place = from.volumes.show(file_system)?;
+            self.volumes.push(file_system.disk.clone());
+            return Ok(place);
+        }
         let place = self.directory.join(format!("mounts/{}", source.mount));
         if source.memory {
-            shares.show_memory(&place)?;
+            from.shares.show_memory(&place)?;
             self.mounts.push((place.clone(), false));
         } else {
-            self.show(shares, (&source.tag, &source.path), place.clone())?;
+            self.show(from.shares, (&source.tag, &source.path), place.clone())?;
         }
+        Ok(place)
+    }
+
+    /// Makes the node of a disk that the container has outside its `/dev`; returns where. It goes
+    /// with the container's directory.
+    pub(crate) fn add_node(
+        &mut self,
+        device: &Device,
+        disk: &Disk,
+    ) -> Result<PathBuf, RequestError> {
+        let places = self.directory.join("mounts");
+        let place = places.join(format!("node{}-{}", disk.major, disk.minor));
+        let make = || -> io::Result<()> {
+            fs::create_dir_all(&places)?;
+            let number = rustix::fs::makedev(disk.major, disk.minor);
+            let made = mknodat(CWD, &place, FileType::BlockDevice, Mode::empty(), number);
+            // The container has the same disk twice, with one node.
+            if made == Err(Errno::EXIST) {
+                return Ok(());
+            }
+            made?;
+            let (user, group) = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
+            chown(&place, Some(user), Some(group))?;
+            Ok(chmod(&place, Mode::from_raw_mode(node_mode(device)))?)
+        };
+        make().map_err(trying(format!("the node of '{}'", device.path)))?;
         Ok(place)
     }
 
@@ -217,10 +262,13 @@ impl Root {
 
     /// Writes everything back and undoes the mounts; what was written to the layer is gone.
     /// Nothing of the container may be running any more.
-    pub(crate) fn remove(&mut self, shares: &Shares) -> Result<(), RequestError> {
+    pub(crate) fn remove(&mut self, from: Sources<'_>) -> Result<(), RequestError> {
         self.put_away()?;
         for (tag, path) in self.parts.drain(..) {
-            shares.let_go(&tag, &path);
+            from.shares.let_go(&tag, &path);
+        }
+        while let Some(disk) = self.volumes.pop() {
+            from.volumes.let_go(&disk)?;
         }
         if let Some((place, name)) = &self.layer {
             trash::remove(place, name).map_err(trying("what a container wrote"))?;
@@ -305,22 +353,25 @@ fn copy_owner_and_mode(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn mount_disk(
+/// Mounts the file system on the disk with this serial at `place`, which is made. Used by `volumes`,
+/// too.
+pub(crate) fn mount_disk(
     serial: &str,
     kind: &str,
     place: &Path,
     flags: MountFlags,
+    data: Option<&CStr>,
 ) -> Result<(), RequestError> {
     let disk = disks::find(serial)?;
     fs::create_dir_all(place).map_err(trying(place.display().to_string()))?;
-    match mount(&disk.node, place, kind, flags, None) {
+    match mount(&disk.node, place, kind, flags, data) {
         Ok(()) => Ok(()),
         Err(Errno::ROFS) => Err(RequestError::Invalid(format!(
             "the disk '{serial}' is read-only, and its {kind} is to be written or was not \
              unmounted cleanly"
         ))),
         Err(Errno::INVAL | Errno::UCLEAN) => Err(RequestError::Invalid(format!(
-            "the disk '{serial}' holds no {kind} file system that can be mounted"
+            "the disk '{serial}' holds no {kind} file system that can be mounted so"
         ))),
         Err(error) => Err(trying(format!("the disk '{serial}' cannot be mounted"))(
             error,

@@ -8,16 +8,16 @@ use std::{os::fd::IntoRawFd, sync::Arc, thread, time::Duration};
 use pericarp_api::{
     AGENT_PORT,
     agent::{
-        ConfigureRequest, ContainerRequest, CreateContainerRequest, CreateProcessRequest, Empty,
-        FreezeRequest, ProcessRequest, ResizeRequest, SignalRequest, StartProcessResponse,
-        StatsRequest, StatsResponse, UpdateRequest,
+        ConfigureRequest, ContainerRequest, CreateContainerRequest, CreateProcessRequest,
+        DiskRequest, Empty, FreezeRequest, ProcessRequest, ResizeRequest, SignalRequest,
+        StartProcessResponse, StatsRequest, StatsResponse, UpdateRequest,
     },
     agent_ttrpc::{Agent, create_agent},
 };
 use ttrpc::{Server, TtrpcContext};
 
 use crate::{
-    boot,
+    boot, disks,
     error::{AgentError, RequestError, during},
     memory,
     pod::Pod,
@@ -135,6 +135,10 @@ impl Agent for Service {
     fn freeze_container(&self, _: &TtrpcContext, request: FreezeRequest) -> ttrpc::Result<Empty> {
         let container = answer(self.pod.container(&request.container))?;
         done(container.freeze(request.frozen))
+    }
+
+    fn remove_disk(&self, _: &TtrpcContext, request: DiskRequest) -> ttrpc::Result<Empty> {
+        done(disks::remove(&request.disk))
     }
 
     fn get_stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {

@@ -58,7 +58,7 @@ pub use hello::{Hello, HelloError};
 pub use stream::{ExitReport, StreamKind, StreamTarget};
 
 /// Version of everything in this crate; host and guest must agree exactly.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// Guest port of the ttrpc service.
 pub const AGENT_PORT: u32 = 1024;
@@ -77,6 +77,8 @@ pub const RESOLV_CONF: &str = "/resolv.conf";
 pub const MAX_ID: usize = 64;
 /// Largest serial a virtio disk can carry, which is how the guest tells its disks apart.
 pub const MAX_DISK_ID: usize = 20;
+/// The file systems that a guest mounts from a disk as a volume.
+pub const VOLUME_KINDS: [&str; 1] = ["ext4"];
 
 /// Whether `id` may name a container or a process.
 #[must_use]

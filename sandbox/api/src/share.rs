@@ -78,6 +78,27 @@ pub fn check_place(path: &str) -> Result<(), PlaceError> {
     }
 }
 
+/// Checks where a container is to have a block device: anywhere that a share may be, and below
+/// `/dev`.
+///
+/// # Errors
+///
+/// The rule that the path breaks.
+pub fn check_node(path: &str) -> Result<(), PlaceError> {
+    // The rest has to be a path of its own.
+    match path
+        .strip_prefix("/dev")
+        .filter(|rest| rest.starts_with('/'))
+    {
+        Some(rest) => match check_place(rest) {
+            Err(PlaceError::Kernel(_)) => Ok(()),
+            Err(PlaceError::Root) => Err(PlaceError::NotNormal),
+            other => other,
+        },
+        None => check_place(path),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,6 +159,23 @@ mod tests {
             (long.as_str(), PlaceError::Long),
         ] {
             assert_eq!(check_place(bad), Err(why), "{bad}");
+        }
+    }
+
+    #[test]
+    fn devices_are_below_dev_or_elsewhere() {
+        for good in ["/dev/xvda", "/dev/disks/a", "/data/disk", "/dev/proc"] {
+            assert_eq!(check_node(good), Ok(()), "{good}");
+        }
+        for (bad, why) in [
+            ("/dev", PlaceError::Kernel("/dev")),
+            ("/dev/", PlaceError::NotNormal),
+            ("/dev/../proc", PlaceError::NotNormal),
+            ("/sys/x", PlaceError::Kernel("/sys")),
+            ("dev/a", PlaceError::Relative),
+            ("/", PlaceError::Root),
+        ] {
+            assert_eq!(check_node(bad), Err(why), "{bad}");
         }
     }
 }
