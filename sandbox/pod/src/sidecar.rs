@@ -186,6 +186,22 @@ impl Sidecar {
         Self::start(BLOCK, command, &sockets, check)
     }
 
+    /// Starts a block backend for one disk, whose file is a path of the descriptor that it inherits,
+    /// and waits until its socket is there.
+    ///
+    /// # Errors
+    ///
+    /// [`PodError`], or what `check` says.
+    pub fn block_with<E: From<PodError>>(
+        device: &Device,
+        file: OwnedFd,
+        check: Check<'_, E>,
+    ) -> Result<Self, E> {
+        let mut command = program(BLOCK);
+        command.arg("--device").arg(device.argument());
+        Self::start_with(BLOCK, command, vec![file], &[&device.socket], check)
+    }
+
     /// Starts the file backend and waits until every share's socket is there.
     ///
     /// # Errors

@@ -4,26 +4,17 @@
 //! Kept by `machine`. Nothing that the guest was told is lost: the card's state is in the guest's
 //! memory, and packets that were on their way are sent again by whoever misses them.
 
-use std::{
-    collections::VecDeque,
-    fs,
-    os::fd::BorrowedFd,
-    time::{Duration, Instant},
-};
+use std::os::fd::BorrowedFd;
 
 use pericarp_config::CpuSet;
 use pericarp_pod::{PodError, Sidecar, sidecar::Card};
 
 use crate::{
     error::{ShimError, during},
-    oom::{self, Ordinary},
+    lives::{Lives, as_killable_as},
+    oom::Ordinary,
     pinned::Pinned,
 };
-
-/// How often it may die, within what time, before the pod is given up: something is wrong then that
-/// a new process does not mend.
-const MOST: usize = 5;
-const WITHIN: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub(crate) struct Cards {
@@ -31,7 +22,7 @@ pub(crate) struct Cards {
     /// With queues of their own of the same taps.
     cards: Vec<Card>,
     cpus: Option<CpuSet>,
-    deaths: VecDeque<Instant>,
+    lives: Lives,
 }
 
 impl Cards {
@@ -41,7 +32,7 @@ impl Cards {
             sidecar: launch(&cards)?,
             cards,
             cpus,
-            deaths: VecDeque::new(),
+            lives: Lives::default(),
         })
     }
 
@@ -63,20 +54,14 @@ impl Cards {
         let Some(death) = self.sidecar.death() else {
             return Ok(false);
         };
-        let now = Instant::now();
-        self.deaths.retain(|at| now.duration_since(*at) < WITHIN);
-        self.deaths.push_back(now);
-        if self.deaths.len() > MOST {
+        if !self.lives.spend() {
             return Err(death.into());
         }
         log::warn!("{death}; it is started again");
         let _ordinary = Ordinary::begin();
         let _pinned = self.cpus.as_ref().map(Pinned::to).transpose()?;
         self.sidecar = launch(&self.cards)?;
-        let score = fs::read_to_string(format!("/proc/{machine}/oom_score_adj"));
-        if let Some(score) = score.ok().and_then(|text| text.trim().parse().ok()) {
-            oom::set(&[self.pid()], score);
-        }
+        as_killable_as(machine, self.pid());
         Ok(true)
     }
 

@@ -13,6 +13,8 @@ use crate::error::ShimError;
 
 /// How long a guest may take to pass a signal on: its processes are asked for nothing.
 const SIGNAL_LIMIT: Duration = Duration::from_secs(15);
+/// How long a guest may take to let go of a disk that nobody in it uses.
+const DISK_LIMIT: Duration = Duration::from_secs(10);
 /// How long a guest may take to say how much a container uses. containerd asks for all containers
 /// of a node, one after the other.
 const STATS_LIMIT: Duration = Duration::from_secs(2);
@@ -76,6 +78,18 @@ pub(crate) fn remove(guest: &Guest, container: &str) -> Result<(), ShimError> {
         ..agent::ContainerRequest::default()
     };
     ask(guest, |client| client.remove_container(context(), &request)).map(drop)
+}
+
+/// Has the guest's kernel let go of a disk.
+pub(crate) fn remove_disk(guest: &Guest, id: &str) -> Result<(), ShimError> {
+    let request = agent::DiskRequest {
+        disk: id.to_owned(),
+        ..agent::DiskRequest::default()
+    };
+    let asked = ask_within(guest, DISK_LIMIT, |client, context| {
+        client.remove_disk(context, &request)
+    });
+    asked.map(drop)
 }
 
 /// Asks for numbers, and not for long.

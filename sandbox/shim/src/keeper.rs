@@ -1,4 +1,4 @@
-//! The thread that has the pod's machine: boots it, notices its end, ends it.
+//! The thread that has the pod's machine: boots it, adds disks to it, notices its end, ends it.
 //!
 //! It is the main thread, because the kernel ends a machine with the thread that started it. All
 //! others ask it, one after the other.
@@ -19,12 +19,19 @@ use rustix::{
 
 use crate::{
     directory::Directory,
+    disks::Backing,
     error::{ShimError, during},
     machine::{Booted, Plan, Running},
 };
 
 enum Order {
     Boot(Box<Plan>, Sender<Result<Booted, ShimError>>),
+    AddDisk(Backing, Sender<Result<(), ShimError>>),
+    RemoveDisk {
+        id: String,
+        must: bool,
+        tell: Sender<bool>,
+    },
     End(Sender<()>),
     Leave,
 }
@@ -52,6 +59,26 @@ impl Orders {
         self.give(Order::Boot(Box::new(plan), tell));
         told.recv()
             .map_err(|_| ShimError::State("the shim is leaving".into()))?
+    }
+
+    /// Has a disk served and added to the machine.
+    pub(crate) fn add_disk(&self, backing: Backing) -> Result<(), ShimError> {
+        let (tell, told) = channel();
+        self.give(Order::AddDisk(backing, tell));
+        told.recv()
+            .map_err(|_| ShimError::State("the shim is leaving".into()))?
+    }
+
+    /// Has a disk taken from the machine. True once that is done, as `Disks::remove` has it.
+    pub(crate) fn remove_disk(&self, id: &str, must: bool) -> bool {
+        let (tell, told) = channel();
+        self.give(Order::RemoveDisk {
+            id: id.to_owned(),
+            must,
+            tell,
+        });
+        // A keeper that has gone has taken the machine along.
+        told.recv().unwrap_or(true)
     }
 
     /// Has the machine ended in good order, if there is one, and its directory removed.
@@ -115,6 +142,17 @@ impl Keeper {
                 match order {
                     Order::Boot(plan, tell) => {
                         let _ = tell.send(self.boot(&plan));
+                    }
+                    Order::AddDisk(backing, tell) => {
+                        let _ = tell.send(match &mut self.running {
+                            Some(running) => running.add_disk(backing),
+                            None => Err(ShimError::State("the pod has no machine".into())),
+                        });
+                    }
+                    Order::RemoveDisk { id, must, tell } => {
+                        let running = self.running.as_mut();
+                        // Its disks have ended with a machine.
+                        let _ = tell.send(running.is_none_or(|it| it.remove_disk(&id, must)));
                     }
                     Order::End(tell) => {
                         self.end();

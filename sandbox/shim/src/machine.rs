@@ -38,6 +38,7 @@ use crate::{
     cards::Cards,
     cgroup::Entered,
     directory::Directory,
+    disks::{self, Backing, Disks},
     error::{ShimError, during},
     oom::Ordinary,
     pinned::Pinned,
@@ -94,6 +95,7 @@ pub(crate) struct Running {
     // In the order in which they end.
     machine: Machine,
     sidecars: Vec<Sidecar>,
+    disks: Disks,
     cards: Option<Cards>,
     network: Option<Attached>,
     guest: Guest,
@@ -159,7 +161,7 @@ impl Running {
                 socket,
                 guest_cid: GUEST_CID,
             }),
-            spare_slots: 0,
+            spare_slots: disks::MOST,
             console: ConsoleSpec::default(),
         };
         let hypervisor = choice.hypervisor();
@@ -208,21 +210,47 @@ impl Running {
                 return Err(with_console(&MachineError::BootTimeout(limit), &machine));
             }
         };
-        let processes = [machine.pid()]
-            .into_iter()
-            .chain(sidecars.iter().map(Sidecar::pid))
-            .chain(cards.iter().map(Cards::pid))
-            .collect();
-        Ok(Self {
-            processes: Arc::new(Mutex::new(processes)),
+        let running = Self {
+            processes: Processes::default(),
             machine,
             sidecars,
+            disks: Disks::new(directory.clone(), queues, settings.cpus.clone()),
             cards,
             network,
             guest,
             hello,
             _group: group,
-        })
+        };
+        running.tell_processes();
+        Ok(running)
+    }
+
+    /// Has others know the processes that there are now.
+    fn tell_processes(&self) {
+        let all = [self.machine.pid()]
+            .into_iter()
+            .chain(self.sidecars.iter().map(Sidecar::pid))
+            .chain(self.disks.pids())
+            .chain(self.cards.iter().map(Cards::pid));
+        let mut told = self
+            .processes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *told = all.collect();
+    }
+
+    /// Serves a disk and adds it.
+    pub(crate) fn add_disk(&mut self, backing: Backing) -> Result<(), ShimError> {
+        let added = self.disks.add(&mut self.machine, backing);
+        self.tell_processes();
+        added
+    }
+
+    /// Takes a disk away, as `Disks::remove` has it.
+    pub(crate) fn remove_disk(&mut self, id: &str, must: bool) -> bool {
+        let removed = self.disks.remove(&mut self.machine, id, must);
+        self.tell_processes();
+        removed
     }
 
     pub(crate) fn booted(&self) -> Booted {
@@ -237,16 +265,18 @@ impl Running {
     pub(crate) fn exit_fds(&self) -> Vec<BorrowedFd<'_>> {
         let sidecars = self.sidecars.iter().map(Sidecar::exit_fd);
         sidecars
+            .chain(self.disks.exit_fds())
             .chain(self.cards.iter().map(Cards::exit_fd))
             .chain([self.machine.exit_fd(), self.hello.as_fd()])
             .collect()
     }
 
-    /// What has ended and must not, in one line. A card's sidecar is started again.
+    /// What has ended and must not, in one line. The sidecars of cards and of disks are started again.
     pub(crate) fn ended(&mut self) -> Option<String> {
         {
             let processes = self.sidecars.iter().map(Sidecar::exit_fd);
             let mut fds: Vec<PollFd<'_>> = processes
+                .chain(self.disks.exit_fds())
                 .chain(self.cards.iter().map(Cards::exit_fd))
                 .chain([self.machine.exit_fd()])
                 .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
@@ -261,20 +291,15 @@ impl Running {
             let death = self.machine.death();
             return Some(with_console(&death, &self.machine).to_string());
         }
-        if let Some(cards) = &mut self.cards {
-            let before = cards.pid();
-            match cards.revive(self.machine.pid()) {
-                Ok(false) => {}
-                Ok(true) => {
-                    let mut all = self
-                        .processes
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner);
-                    all.retain(|pid| *pid != before);
-                    all.push(cards.pid());
-                }
-                Err(error) => return Some(error.to_string()),
-            }
+        let machine = self.machine.pid();
+        let cards = match &mut self.cards {
+            Some(cards) => cards.revive(machine),
+            None => Ok(false),
+        };
+        match cards.and_then(|cards| Ok(self.disks.revive(machine)? || cards)) {
+            Ok(false) => {}
+            Ok(true) => self.tell_processes(),
+            Err(error) => return Some(error.to_string()),
         }
         let mut fds = [PollFd::new(&self.hello, PollFlags::IN)];
         if !poll(&mut fds, Some(&NOW)).is_ok_and(|ready| ready > 0) {
@@ -302,6 +327,7 @@ impl Running {
         for sidecar in self.sidecars {
             sidecar.end();
         }
+        self.disks.end();
         if let Some(cards) = self.cards {
             cards.end();
         }

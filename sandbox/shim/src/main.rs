@@ -6,16 +6,21 @@
 //! cleans up behind one that is dead. This file knows the actions and nothing else.
 
 mod arguments;
+mod blocks;
 mod bootstrap;
 mod bundle;
 mod cards;
 mod cgroup;
 mod cleanup;
+mod devices;
+mod direct;
 mod directory;
+mod disks;
 mod error;
 mod events;
 mod guest;
 mod keeper;
+mod lives;
 mod log;
 mod machine;
 mod mounts;

@@ -27,6 +27,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::Value;
 
 use crate::{
+    blocks::Blocks,
     bundle::{Bundle, Kind, refused},
     cgroup,
     directory::Directory,
@@ -38,7 +39,7 @@ use crate::{
     oom,
     process::{Exit, LOST, Process},
     profile,
-    rootfs::Places,
+    rootfs::{OfPod, Places},
     spec,
     stdio::Stdio,
     task::{Task, guest_id},
@@ -48,7 +49,8 @@ use crate::{
 pub(crate) struct Pod {
     directory: Directory,
     volumes: Arc<Volumes>,
-    orders: Orders,
+    blocks: Arc<Blocks>,
+    orders: Arc<Orders>,
     pub(crate) events: Arc<Events>,
     /// The highest oom_score_adj of the containers so far.
     score: AtomicI32,
@@ -142,8 +144,10 @@ impl Processes {
 
 impl Pod {
     pub(crate) fn new(directory: Directory, orders: Orders, events: Arc<Events>) -> Arc<Self> {
+        let orders = Arc::new(orders);
         Arc::new(Self {
             volumes: Volumes::new(directory.clone()),
+            blocks: Blocks::new(Arc::clone(&orders)),
             directory,
             orders,
             events,
@@ -304,16 +308,24 @@ impl Pod {
         let own = Process::create(name, stdio)?;
         let mut places = Places::make(&self.directory, &own.name.container)?;
         let root = places.root(&request.rootfs, bundle)?;
+        let of_pod = OfPod {
+            volumes: &self.volumes,
+            blocks: &self.blocks,
+            booted: &booted,
+        };
         let mut sources = Vec::new();
         for (index, source) in &prepared.sources {
-            sources.push(places.source(*index, source, &self.volumes)?);
+            sources.push(places.source(*index, source, of_pod)?);
         }
+        let nodes = prepared.nodes.iter();
+        let devices: Result<_, _> = nodes.map(|node| places.node(node, of_pod)).collect();
         let wanted = agent::CreateContainerRequest {
             container: own.name.container.clone(),
             root: MessageField::some(root),
             spec: prepared.spec.to_string().into_bytes(),
             streams: MessageField::some(own.wiring().streams()),
             sources,
+            devices: devices?,
             user_in_spec: true,
             shared_processes: prepared.shared_processes,
             ..agent::CreateContainerRequest::default()

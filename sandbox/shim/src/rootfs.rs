@@ -1,16 +1,20 @@
 //! What a container is shown of the host: its root and its bind mounts, put where the guest sees
-//! them, below the pod's shared directory.
+//! them, below the pod's shared directory; and its disks, which the machine gets.
 
 use std::{fs, path::PathBuf, sync::Arc};
 
 use containerd_shim_protos::api::Mount;
 use pericarp_api::agent;
+use protobuf::MessageField;
 
 use crate::{
+    blocks::{Block, Blocks, Place, Purpose, Wanted},
     bundle::Bundle,
+    devices::Node,
+    direct::Direct,
     directory::{CONTAINERS, Directory},
     error::{ShimError, during},
-    machine::POD_SHARE,
+    machine::{Booted, POD_SHARE},
     mounts,
     spec::{Bind, Source},
     volumes::{Volume, Volumes},
@@ -23,6 +27,15 @@ pub(crate) struct Places {
     root: (PathBuf, PathBuf),
     name: String,
     volumes: Vec<Volume>,
+    disks: Vec<Block>,
+}
+
+/// What the containers of a pod share of what they are shown.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OfPod<'a> {
+    pub(crate) volumes: &'a Arc<Volumes>,
+    pub(crate) blocks: &'a Arc<Blocks>,
+    pub(crate) booted: &'a Booted,
 }
 
 impl Places {
@@ -35,6 +48,7 @@ impl Places {
             root,
             name: name.to_owned(),
             volumes: Vec::new(),
+            disks: Vec::new(),
         })
     }
 
@@ -73,7 +87,7 @@ impl Places {
         &mut self,
         index: usize,
         source: &Source,
-        volumes: &Arc<Volumes>,
+        pod: OfPod<'_>,
     ) -> Result<agent::Source, ShimError> {
         let mut told = agent::Source {
             mount: u32::try_from(index).unwrap_or(u32::MAX),
@@ -82,12 +96,67 @@ impl Places {
         match source {
             Source::Memory => told.memory = true,
             Source::Host(bind, recursive) => {
-                let volume = volumes.show(bind, *recursive)?;
+                let volume = pod.volumes.show(bind, *recursive)?;
                 told.tag = POD_SHARE.into();
                 told.path = volume.path();
                 self.volumes.push(volume);
             }
+            Source::Direct(direct) => {
+                let file_system = self.file_system(direct, pod)?;
+                told.file_system = MessageField::some(file_system);
+            }
         }
+        Ok(told)
+    }
+
+    /// Has the machine have the disk of a volume that the guest mounts.
+    fn file_system(
+        &mut self,
+        direct: &Direct,
+        pod: OfPod<'_>,
+    ) -> Result<agent::FileSystem, ShimError> {
+        let wanted = Wanted {
+            field: &format!("{}: device", direct.file.display()),
+            place: Place::Path(direct.device.clone()),
+            read_only: direct.read_only(),
+            purpose: Purpose::FileSystem,
+        };
+        let disk = pod.blocks.attach(&wanted, pod.booted)?;
+        let group = direct.group.map(|(id, only_on_mismatch)| agent::Group {
+            id,
+            only_on_mismatch,
+            ..agent::Group::default()
+        });
+        let told = agent::FileSystem {
+            disk: disk.id().to_owned(),
+            type_: direct.kind.clone(),
+            options: direct.options.clone(),
+            group: group.into(),
+            ..agent::FileSystem::default()
+        };
+        self.disks.push(disk);
+        Ok(told)
+    }
+
+    /// Has the machine have a block device of the container.
+    pub(crate) fn node(&mut self, node: &Node, pod: OfPod<'_>) -> Result<agent::Device, ShimError> {
+        let wanted = Wanted {
+            field: &node.field(),
+            place: Place::Number(node.major, node.minor),
+            read_only: node.read_only,
+            purpose: Purpose::Device,
+        };
+        let disk = pod.blocks.attach(&wanted, pod.booted)?;
+        let told = agent::Device {
+            disk: disk.id().to_owned(),
+            path: node.path.clone(),
+            read_only: node.read_only,
+            mode: node.mode,
+            uid: node.uid,
+            gid: node.gid,
+            ..agent::Device::default()
+        };
+        self.disks.push(disk);
         Ok(told)
     }
 }

@@ -1,7 +1,8 @@
 //! A container's configuration as the guest gets it: without what is the host's, and with its bind
 //! mounts named, so that `rootfs` can put what they show where the guest sees it.
 //!
-//! Text in, text out; nothing here touches the system but for a look at the sources of mounts.
+//! Text in, text out; nothing here touches the system but for a look at the sources of mounts and
+//! at what is said of them (`direct`).
 
 use std::{
     fs,
@@ -13,6 +14,8 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     bundle::{Bundle, Kind, SANDBOX, refused},
+    devices::{self, Node},
+    direct::{self, Direct},
     error::{ShimError, during},
 };
 
@@ -23,6 +26,8 @@ pub(crate) enum Source {
     Host(Bind, bool),
     /// Memory of the guest's that all containers share.
     Memory,
+    /// A file system that the guest mounts.
+    Direct(Direct),
 }
 
 /// What a bind mount shows.
@@ -40,6 +45,8 @@ pub(crate) struct Prepared {
     pub(crate) spec: Value,
     /// With the index of the mount.
     pub(crate) sources: Vec<(usize, Source)>,
+    /// Block devices that it has.
+    pub(crate) nodes: Vec<Node>,
     /// It shares the processes of its pod.
     pub(crate) shared_processes: bool,
 }
@@ -86,10 +93,11 @@ pub(crate) fn prepare(bundle: &Bundle) -> Result<Prepared, ShimError> {
     let Some(linux) = linux.as_object_mut() else {
         return Err(refused("linux", "is no object"));
     };
-    linux_part(bundle, linux, namespaces)?;
+    let nodes = linux_part(bundle, linux, namespaces)?;
     Ok(Prepared {
         spec,
         sources,
+        nodes,
         shared_processes: matches!(bundle.namespace("pid"), Some(Some(_))),
     })
 }
@@ -185,6 +193,8 @@ fn mounts(bundle: &Bundle, mounts: &mut Value) -> Result<Vec<(usize, Source)>, S
             Some(Source::Memory)
         } else if lies_in_kernel(&source) {
             None
+        } else if let Some(direct) = direct::find(&source)? {
+            Some(Source::Direct(direct))
         } else {
             let what = || format!("mounts: {}", source.display());
             let there = fs::metadata(&source).map_err(during(what()))?;
@@ -239,7 +249,7 @@ fn linux_part(
     bundle: &Bundle,
     linux: &mut Map<String, Value>,
     namespaces: Value,
-) -> Result<(), ShimError> {
+) -> Result<Vec<Node>, ShimError> {
     for field in ["uidMappings", "gidMappings"] {
         if let Some(list) = linux.remove(field)
             && list.as_array().is_some_and(|list| !list.is_empty())
@@ -256,10 +266,10 @@ fn linux_part(
         .into_iter()
         .flatten()
         .any(|rule| rule["allow"] == true && rule["type"].as_str().is_none_or(|kind| kind == "a"));
-    if !privileged && let Some(device) = devices.as_array().and_then(|all| all.first()) {
-        let rule = format!("{} is the host's, which no guest can have", device["path"]);
-        return Err(refused("linux.devices", &rule));
-    }
+    let nodes = match privileged {
+        true => Vec::new(),
+        false => devices::nodes(&devices, &resources["devices"])?,
+    };
     for field in [
         "cgroupsPath",
         "intelRdt",
@@ -285,7 +295,7 @@ fn linux_part(
     };
     linux.insert("resources".into(), limits);
     linux.insert("namespaces".into(), namespaces);
-    Ok(())
+    Ok(nodes)
 }
 
 /// What a guest can hold a container to, of `linux.resources`. Negative ones are none, which an
@@ -494,6 +504,7 @@ mod tests {
         .unwrap();
         let linux = &prepared.spec["linux"];
         assert!(linux.get("devices").is_none());
+        assert_eq!(prepared.nodes, []);
         assert_eq!(linux["resources"]["devices"][0]["allow"], true);
         assert_eq!(prepared.spec["hostname"], "own");
         assert_eq!(linux["namespaces"][2], json!({"type": "uts"}));

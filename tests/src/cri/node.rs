@@ -145,6 +145,11 @@ impl Node {
         &self.scratch
     }
 
+    /// Its root directory, as we reach it.
+    pub fn root(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root", self.init))
+    }
+
     /// The cgroup that all pods' are in, by its name in each hierarchy.
     pub fn parent(&self) -> String {
         let name = self.scratch.dir().file_name().unwrap_or_default();

@@ -39,7 +39,7 @@ enum Phase {
 
 /// A process by its command line and, for all but the shim, by that one as its parent.
 #[derive(Clone, Copy)]
-struct Victim {
+pub(crate) struct Victim {
     words: &'static str,
     is_shim: bool,
     /// A pod goes on without it, which is started again, once it runs.
@@ -69,7 +69,7 @@ fn processes() -> Vec<Seen> {
 
 impl Victim {
     /// The process, of the node that keeps its files in `node`.
-    fn find(self, node: &str) -> Option<Pid> {
+    pub(crate) fn find(self, node: &str) -> Option<Pid> {
         let all = processes();
         let serves = |seen: &&Seen| {
             let line = seen.line.trim_end();
@@ -87,7 +87,7 @@ impl Victim {
     }
 
     /// Kills it as soon as it is there and this time has passed. Whether it was ever there.
-    fn kill(self, node: &str, after: Duration) -> bool {
+    pub(crate) fn kill(self, node: &str, after: Duration) -> bool {
         let end = Instant::now() + LIMIT;
         while Instant::now() < end {
             if self.find(node).is_some() {
@@ -176,7 +176,7 @@ pub(crate) fn the_shim_is_killed_at_any_moment(stage: &mut Stage) {
     killed_in_each_phase(stage, victim);
 }
 
-fn child(words: &'static str) -> Victim {
+pub(crate) fn child(words: &'static str) -> Victim {
     Victim {
         words,
         is_shim: false,

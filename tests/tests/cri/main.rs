@@ -6,6 +6,7 @@
 //! Kubernetes where that fits.
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
+mod blocks;
 mod kills;
 mod lifecycle;
 mod limits;
@@ -54,6 +55,7 @@ cases! {
     volumes::a_config_map_changes_under_the_container,
     volumes::containers_meet_in_a_volume,
     volumes::directories_and_single_files_are_mounted,
+    blocks::a_block_volume_is_a_device,
     limits::limits_are_set_and_changed,
     limits::a_container_beyond_its_memory_is_killed_alone,
     limits::statistics_grow,
@@ -85,6 +87,10 @@ machines! {
     machines::a_killed_vsock_ends_the_pod,
     machines::a_killed_machine_ends_the_pod,
     machines::a_guest_that_ends_nothing_is_ended,
+    blocks::a_disk_comes_and_goes_with_its_containers,
+    blocks::a_block_server_is_started_again,
+    blocks::a_direct_volume_is_mounted_in_the_guest,
+    blocks::a_direct_volume_may_be_an_image_and_its_file_must_be_right,
     kills::the_shim_is_killed_at_any_moment,
     kills::the_file_server_is_killed_at_any_moment,
     kills::the_network_card_is_killed_at_any_moment,

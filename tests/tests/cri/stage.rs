@@ -40,6 +40,7 @@ pub(crate) const PERICARP: Subject = Subject {
     parts: &[
         Part::Ours("containerd-shim-pericarp-v2"),
         Part::Ours("pericarp-vmm"),
+        Part::PERICARP_BLOCK,
         Part::PERICARP_FS,
         Part::PERICARP_NET,
         Part::PERICARP_VSOCK,

@@ -1,0 +1,327 @@
+//! The disks that a pod's containers have: each is in the machine once, however many containers have
+//! it, from the first to the last.
+//!
+//! Made by `pod`, asked by `rootfs`. What is on the disk is the guest's from then on: it is given
+//! away as it is, and nothing of it is read on the host. Two devices in one guest on one disk would
+//! each have a cache of their own of it; so containers that are to have the same disk get the same
+//! device.
+
+use std::{
+    collections::HashMap,
+    fs,
+    os::fd::OwnedFd,
+    path::{Component, Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use pericarp_api::host::Guest;
+use rustix::fs::{FileType, Mode, OFlags, fstat, makedev};
+
+use crate::{
+    bundle::refused,
+    disks::Backing,
+    error::{ShimError, during},
+    guest,
+    keeper::Orders,
+    machine::Booted,
+};
+
+/// Where the kernel says what a device's number is called.
+const NUMBERS: &str = "/sys/dev/block";
+const NODES: &str = "/dev";
+/// How long a guest may take to give a device up after it has said that it has let go.
+const GIVEN_UP: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// What a disk is to a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// A device that it reads and writes itself.
+    Device,
+    /// A file system that the guest mounts.
+    FileSystem,
+}
+
+/// Where it is on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// A block device by its number, which is all that a configuration says.
+    Number(u32, u32),
+    /// A block device, or an image.
+    Path(PathBuf),
+}
+
+/// A disk that a container is to have.
+#[derive(Debug)]
+pub(crate) struct Wanted<'a> {
+    /// What of the container's configuration says so.
+    pub(crate) field: &'a str,
+    pub(crate) place: Place,
+    pub(crate) read_only: bool,
+    pub(crate) purpose: Purpose,
+}
+
+/// All of a pod's.
+#[derive(Debug)]
+pub(crate) struct Blocks {
+    orders: Arc<Orders>,
+    had: Mutex<Had>,
+}
+
+#[derive(Debug, Default)]
+struct Had {
+    next: u64,
+    all: HashMap<Key, Shared>,
+}
+
+/// By what two of them are the same: the machine, and the number of the device, or that of the
+/// file's file system with its own.
+type Key = (u32, u64, Option<u64>);
+
+#[derive(Debug)]
+struct Shared {
+    id: String,
+    read_only: bool,
+    purpose: Purpose,
+    users: usize,
+}
+
+/// One, as long as a container has it.
+#[derive(Debug)]
+pub(crate) struct Block {
+    blocks: Arc<Blocks>,
+    key: Key,
+    id: String,
+    guest: Guest,
+}
+
+impl Blocks {
+    pub(crate) fn new(orders: Arc<Orders>) -> Arc<Self> {
+        Arc::new(Self {
+            orders,
+            had: Mutex::default(),
+        })
+    }
+
+    /// Adds the disk to the machine, unless it is there already.
+    pub(crate) fn attach(
+        self: &Arc<Self>,
+        wanted: &Wanted<'_>,
+        booted: &Booted,
+    ) -> Result<Block, ShimError> {
+        let (file, number) = open(wanted)?;
+        let key = (booted.pid, number.0, number.1);
+        let block = |id: &str| Block {
+            blocks: Arc::clone(self),
+            key,
+            id: id.to_owned(),
+            guest: booted.guest.clone(),
+        };
+        // Held to the end: another container may want the same one.
+        let mut had = self.had();
+        if let Some(shared) = had.all.get_mut(&key) {
+            shared.check(wanted)?;
+            shared.users += 1;
+            return Ok(block(&shared.id));
+        }
+        had.next += 1;
+        let id = format!("disk{}", had.next);
+        let backing = Backing {
+            id: id.clone(),
+            file,
+            read_only: wanted.read_only,
+        };
+        self.orders
+            .add_disk(backing)
+            .map_err(|error| ShimError::Machine(format!("{}: {error}", wanted.field)))?;
+        let shared = Shared {
+            id: id.clone(),
+            read_only: wanted.read_only,
+            purpose: wanted.purpose,
+            users: 1,
+        };
+        had.all.insert(key, shared);
+        Ok(block(&id))
+    }
+
+    /// Has the guest let go of it, takes it from the machine, and lets go of the host's device.
+    fn detach(&self, guest: &Guest, id: &str) {
+        if let Err(error) = guest::remove_disk(guest, id) {
+            log::warn!("the guest does not let go of the disk '{id}': {error}");
+        }
+        let end = Instant::now() + GIVEN_UP;
+        while !self.orders.remove_disk(id, Instant::now() >= end) {
+            thread::sleep(PAUSE);
+        }
+    }
+
+    fn had(&self) -> MutexGuard<'_, Had> {
+        self.had.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shared {
+    fn check(&self, wanted: &Wanted<'_>) -> Result<(), ShimError> {
+        if self.purpose != wanted.purpose {
+            let rule = "another container of the pod has it as a device and this one as a file \
+                        system, or the other way round: two would write to one disk";
+            return Err(refused(wanted.field, rule));
+        }
+        if self.read_only && !wanted.read_only {
+            let rule = "another container of the pod may only read it, and has it already: give \
+                        both the same access";
+            return Err(refused(wanted.field, rule));
+        }
+        Ok(())
+    }
+}
+
+impl Block {
+    /// Its serial in the guest.
+    pub(crate) fn id(&self) -> &str {
+        &self.id
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        // Held to the end: who wants the same one waits until it is gone, and has a new one.
+        let mut had = self.blocks.had();
+        if let Some(shared) = had.all.get_mut(&self.key) {
+            shared.users -= 1;
+            if shared.users > 0 {
+                return;
+            }
+            had.all.remove(&self.key);
+        }
+        self.blocks.detach(&self.guest, &self.id);
+    }
+}
+
+/// Opens it by its place, so that it is not another one by the time it is served, and says by what
+/// it is known.
+fn open(wanted: &Wanted<'_>) -> Result<(OwnedFd, (u64, Option<u64>)), ShimError> {
+    let path = match &wanted.place {
+        Place::Number(major, minor) => node(Path::new(NUMBERS), *major, *minor)
+            .ok_or_else(|| no_device(wanted.field, *major, *minor))?,
+        Place::Path(path) => path.clone(),
+    };
+    let what = || format!("{}: {}", wanted.field, path.display());
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let file = rustix::fs::open(&path, flags, Mode::empty()).map_err(during(what()))?;
+    let there = fstat(&file).map_err(during(what()))?;
+    match (FileType::from_raw_mode(there.st_mode), &wanted.place) {
+        (FileType::BlockDevice, Place::Number(major, minor))
+            if there.st_rdev != makedev(*major, *minor) =>
+        {
+            Err(no_device(wanted.field, *major, *minor))
+        }
+        (FileType::BlockDevice, _) => Ok((file, (there.st_rdev, None))),
+        (FileType::RegularFile, Place::Path(_)) => Ok((file, (there.st_dev, Some(there.st_ino)))),
+        (_, Place::Number(major, minor)) => Err(no_device(wanted.field, *major, *minor)),
+        (_, Place::Path(_)) => Err(refused(
+            &what(),
+            "is neither a block device nor an image file",
+        )),
+    }
+}
+
+fn no_device(field: &str, major: u32, minor: u32) -> ShimError {
+    let rule = format!("there is no block device {major}:{minor} with a node in {NODES}");
+    refused(field, &rule)
+}
+
+/// The node of the device with this number, as the kernel calls it.
+fn node(numbers: &Path, major: u32, minor: u32) -> Option<PathBuf> {
+    let about = numbers.join(format!("{major}:{minor}/uevent"));
+    let text = fs::read_to_string(about).ok()?;
+    let name = text
+        .lines()
+        .find_map(|line| line.strip_prefix("DEVNAME="))?;
+    let plain = |part| matches!(part, Component::Normal(_));
+    let is_plain = !name.is_empty() && Path::new(name).components().all(plain);
+    is_plain.then(|| Path::new(NODES).join(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(place: Place) -> Wanted<'static> {
+        Wanted {
+            field: "linux.devices: /dev/x",
+            place,
+            read_only: false,
+            purpose: Purpose::Device,
+        }
+    }
+
+    #[test]
+    fn a_number_leads_to_a_node() {
+        let dir = std::env::temp_dir().join(format!("pericarp-numbers-{}", std::process::id()));
+        let say = |number: &str, text: &str| {
+            fs::create_dir_all(dir.join(number)).unwrap();
+            fs::write(dir.join(number).join("uevent"), text).unwrap();
+        };
+        say("7:1", "MAJOR=7\nMINOR=1\nDEVNAME=loop1\nDEVTYPE=disk\n");
+        say("7:2", "DEVNAME=../etc\n");
+        say("7:3", "DEVNAME=\n");
+        assert_eq!(node(&dir, 7, 1), Some("/dev/loop1".into()));
+        for minor in 2..5 {
+            assert_eq!(node(&dir, 7, minor), None, "{minor}");
+        }
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn what_is_no_disk_is_refused() {
+        let said = |place| open(&wanted(place)).unwrap_err().to_string();
+        assert_eq!(
+            said(Place::Number(4095, 7)),
+            "linux.devices: /dev/x: there is no block device 4095:7 with a node in /dev"
+        );
+        for (path, rule) in [
+            ("/dev/null", "is neither a block device nor an image file"),
+            ("/tmp", "is neither a block device nor an image file"),
+            ("/no/where", "No such file"),
+        ] {
+            let error = said(Place::Path(path.into()));
+            assert!(error.contains(path) && error.contains(rule), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_image_is_known_by_its_file() {
+        let image = std::env::temp_dir().join(format!("pericarp-image-{}", std::process::id()));
+        fs::write(&image, [0; 512]).unwrap();
+        let linked = image.with_extension("link");
+        std::os::unix::fs::symlink(&image, &linked).unwrap();
+        let number = |path: &Path| open(&wanted(Place::Path(path.into()))).unwrap().1;
+        assert_eq!(number(&image), number(&linked));
+        assert!(number(&image).1.is_some());
+        fs::remove_file(&linked).unwrap();
+        fs::remove_file(&image).unwrap();
+    }
+
+    #[test]
+    fn containers_agree_on_what_a_disk_is() {
+        let mut shared = Shared {
+            id: "disk1".into(),
+            read_only: true,
+            purpose: Purpose::Device,
+            users: 1,
+        };
+        let mut other = wanted(Place::Number(7, 0));
+        let error = shared.check(&other).unwrap_err().to_string();
+        assert!(error.contains("may only read it"), "{error}");
+        shared.read_only = false;
+        shared.check(&other).unwrap();
+        other.read_only = true;
+        shared.check(&other).unwrap();
+        other.purpose = Purpose::FileSystem;
+        let error = shared.check(&other).unwrap_err().to_string();
+        assert!(error.contains("two would write to one disk"), "{error}");
+    }
+}
