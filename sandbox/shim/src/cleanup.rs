@@ -188,8 +188,11 @@ mod tests {
             sleep(Path::new("/bin/sh"), "pod/a.sock"),
             sleep(&program, "other/a.sock"),
         ];
+        // Whoever waits closes it, and the shell would end by itself.
+        let input = ours.stdin.take();
         let reaped = thread::spawn(move || ours.wait().unwrap());
         end_processes(&[within(&directory)]);
+        drop(input);
         assert!(!reaped.join().unwrap().success());
         for mut other in others {
             assert!(other.try_wait().unwrap().is_none());
