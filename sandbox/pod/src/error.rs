@@ -25,9 +25,22 @@ pub enum PodError {
         /// Where it should come from.
         cure: &'static str,
     },
-    /// A sidecar ended, or never listened.
+    /// A sidecar ended.
     #[error("a sidecar of the machine died ({0})")]
     Sidecar(String),
+    /// A sidecar never listened.
+    #[error("a sidecar of the machine does not come up ({0})")]
+    Silent(String),
+    /// A sidecar that is started again when it dies has died too often.
+    #[error("a sidecar of the machine died ({end}), {times} times within {seconds} s")]
+    KeepsDying {
+        /// The last time.
+        end: String,
+        /// How often it has died.
+        times: usize,
+        /// Within what time.
+        seconds: u64,
+    },
 }
 
 /// Names what was tried.

@@ -6,7 +6,9 @@
 //! give up.
 
 pub mod assets;
+mod cards;
 mod cpio;
+mod deaths;
 mod error;
 pub mod greeting;
 pub mod initramfs;
@@ -18,6 +20,8 @@ pub mod sidecar;
 pub mod spec;
 
 pub use assets::Assets;
+pub use cards::Cards;
+pub use deaths::Deaths;
 pub use error::{PodError, during};
 pub use greeting::Greeting;
 pub use sidecar::Sidecar;

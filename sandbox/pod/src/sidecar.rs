@@ -291,7 +291,7 @@ impl Sidecar {
                     "{name}: did not listen within {} s: {words}",
                     START_LIMIT.as_secs()
                 );
-                return Err(PodError::Sidecar(said).into());
+                return Err(PodError::Silent(said).into());
             }
             std::thread::sleep(PAUSE);
         }
@@ -312,12 +312,13 @@ impl Sidecar {
 
     /// What to report if it has ended, which it never should by itself.
     pub fn death(&mut self) -> Option<PodError> {
+        self.how_it_ended().map(PodError::Sidecar)
+    }
+
+    /// The same without the sentence around it.
+    pub fn how_it_ended(&mut self) -> Option<String> {
         self.process.exited()?;
-        Some(PodError::Sidecar(format!(
-            "{}: {}",
-            self.name,
-            self.process.describe_end()
-        )))
+        Some(format!("{}: {}", self.name, self.process.describe_end()))
     }
 
     /// Ends it in an orderly way.

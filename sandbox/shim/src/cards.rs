@@ -1,77 +1,61 @@
-//! The sidecar of a pod's network cards, which is started again when it dies: the taps are still
-//! there, and the machine finds it where it was.
+//! The sidecar of a pod's network cards, as `pericarp_pod::Cards` keeps it: another one is on the
+//! pod's CPUs, too, and as killable as the machine is.
 //!
-//! Kept by `machine`. Nothing that the guest was told is lost: the card's state is in the guest's
-//! memory, and packets that were on their way are sent again by whoever misses them.
+//! Kept by `machine`.
 
 use std::os::fd::BorrowedFd;
 
 use pericarp_config::CpuSet;
-use pericarp_pod::{PodError, Sidecar, sidecar::Card};
+use pericarp_pod::{PodError, sidecar::Card};
 
 use crate::{
-    error::{ShimError, during},
-    lives::{Lives, as_killable_as},
-    oom::Ordinary,
+    error::ShimError,
+    oom::{Ordinary, as_killable_as},
     pinned::Pinned,
 };
 
 #[derive(Debug)]
 pub(crate) struct Cards {
-    sidecar: Sidecar,
-    /// With queues of their own of the same taps.
-    cards: Vec<Card>,
+    served: pericarp_pod::Cards,
     cpus: Option<CpuSet>,
-    lives: Lives,
 }
 
 impl Cards {
     /// Starts it. The caller's CPUs and score are the sidecar's.
     pub(crate) fn start(cards: Vec<Card>, cpus: Option<CpuSet>) -> Result<Self, ShimError> {
-        Ok(Self {
-            sidecar: launch(&cards)?,
-            cards,
-            cpus,
-            lives: Lives::default(),
-        })
+        let served = pericarp_pod::Cards::start(cards, &mut || Ok::<(), ShimError>(()))?;
+        Ok(Self { served, cpus })
     }
 
     pub(crate) fn pid(&self) -> u32 {
-        self.sidecar.pid()
+        self.served.pid()
     }
 
     pub(crate) fn exit_fd(&self) -> BorrowedFd<'_> {
-        self.sidecar.exit_fd()
+        self.served.exit_fd()
     }
 
     /// What to report if it has ended.
     pub(crate) fn death(&mut self) -> Option<PodError> {
-        self.sidecar.death()
+        self.served.death()
     }
 
     /// Starts it again if it has ended. An error is for the pod to end with. Whether it was started.
     pub(crate) fn revive(&mut self, machine: u32) -> Result<bool, ShimError> {
-        let Some(death) = self.sidecar.death() else {
+        if self.served.death().is_none() {
             return Ok(false);
-        };
-        if !self.lives.spend() {
-            return Err(death.into());
         }
-        log::warn!("{death}; it is started again");
         let _ordinary = Ordinary::begin();
         let _pinned = self.cpus.as_ref().map(Pinned::to).transpose()?;
-        self.sidecar = launch(&self.cards)?;
+        let death = self.served.revive()?;
+        if let Some(death) = death {
+            log::warn!("{death}; it was started again");
+        }
         as_killable_as(machine, self.pid());
         Ok(true)
     }
 
     pub(crate) fn end(self) {
-        self.sidecar.end();
+        self.served.end();
     }
-}
-
-fn launch(cards: &[Card]) -> Result<Sidecar, ShimError> {
-    let copies: Result<_, _> = cards.iter().map(Card::try_clone).collect();
-    let copies = copies.map_err(during("the queues of a tap"))?;
-    Sidecar::net(copies, &mut || Ok::<(), ShimError>(()))
 }

@@ -13,13 +13,12 @@ use std::{
 
 use pericarp_config::CpuSet;
 use pericarp_hypervisor::{DiskSpec, Machine};
-use pericarp_pod::{Sidecar, sidecar::Device};
+use pericarp_pod::{Deaths, PodError, Sidecar, sidecar::Device};
 
 use crate::{
     directory::Directory,
     error::{ShimError, during},
-    lives::{Lives, as_killable_as},
-    oom::Ordinary,
+    oom::{Ordinary, as_killable_as},
     pinned::Pinned,
 };
 
@@ -50,7 +49,7 @@ struct One {
     backing: Backing,
     socket: PathBuf,
     sidecar: Sidecar,
-    lives: Lives,
+    deaths: Deaths,
 }
 
 impl Disks {
@@ -87,7 +86,7 @@ impl Disks {
             backing,
             socket,
             sidecar,
-            lives: Lives::default(),
+            deaths: Deaths::default(),
         };
         if let Err(error) = machine.add_disk(&spec) {
             let death = one.sidecar.death();
@@ -143,12 +142,10 @@ impl Disks {
         let mut any = false;
         for index in 0..self.all.len() {
             let one = &mut self.all[index];
-            let Some(death) = one.sidecar.death() else {
+            let Some(end) = one.sidecar.how_it_ended() else {
                 continue;
             };
-            if !one.lives.spend() {
-                return Err(death.into());
-            }
+            let death = PodError::Sidecar(one.deaths.another(end)?);
             log::warn!("{death}; it is started again");
             let one = &self.all[index];
             let sidecar = self.launch(&one.backing, &one.socket)?;

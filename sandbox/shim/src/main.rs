@@ -20,7 +20,6 @@ mod error;
 mod events;
 mod guest;
 mod keeper;
-mod lives;
 mod log;
 mod machine;
 mod mounts;

@@ -45,6 +45,14 @@ pub(crate) fn set(processes: &[u32], score: i32) {
     }
 }
 
+/// A process that came later is as killable as the machine's others.
+pub(crate) fn as_killable_as(machine: u32, process: u32) {
+    let score = fs::read_to_string(format!("/proc/{machine}/oom_score_adj"));
+    if let Some(score) = score.ok().and_then(|text| text.trim().parse().ok()) {
+        set(&[process], score);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::process::Command;

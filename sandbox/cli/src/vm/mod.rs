@@ -15,7 +15,7 @@ use std::{
 use pericarp_api::{agent, host::Guest, stream::ExitReport};
 use pericarp_hypervisor::{CardSpec, ConsoleSpec, MachineError, MachineSpec, VsockSpec};
 use pericarp_pod::{
-    Greeting, Sidecar, initramfs,
+    Cards, Greeting, Sidecar, initramfs,
     process::Name,
     sidecar::{Access, Device, Share},
     spec::{card_spec, disk_spec, share_spec},
@@ -159,9 +159,10 @@ pub(crate) fn run(
         sidecars.push(Sidecar::fs(&shares, &mut || signals.check())?);
     }
     let card_specs: Vec<CardSpec> = cards.iter().map(card_spec).collect();
-    if !cards.is_empty() {
-        sidecars.push(Sidecar::net(cards, &mut || signals.check())?);
-    }
+    let mut cards = match cards.is_empty() {
+        true => None,
+        false => Some(Cards::start(cards, &mut || signals.check())?),
+    };
     let vsock_socket = run_dir.join("vsock.sock");
     let host_side = guest_socket(run_dir.path());
     std::fs::create_dir(run_dir.join("vsock")).map_err(during("a directory for sockets"))?;
@@ -204,15 +205,14 @@ pub(crate) fn run(
     let begun = Instant::now();
     let machine = hypervisor.start(&machine_spec).map_err(|error| {
         // QEMU fails without its devices; then the cause is a sidecar.
-        sidecars
-            .iter_mut()
-            .find_map(Sidecar::death)
+        let dead = sidecars.iter_mut().find_map(Sidecar::death);
+        dead.or_else(|| cards.as_mut().and_then(Cards::death))
             .map(Failure::from)
             .unwrap_or_else(|| describe(error, Vec::new()))
     })?;
     timing.mark("machine");
     let hello = Arc::new(Mutex::new(None));
-    let mut pod = Pod::new(machine, sidecars, Arc::clone(&hello));
+    let mut pod = Pod::new(machine, sidecars, cards, Arc::clone(&hello));
 
     let limit = plan
         .boot_timeout

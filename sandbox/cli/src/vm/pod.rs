@@ -13,7 +13,7 @@ use std::{
 use pericarp_api::{hello::last_words, host::Guest, stream::ExitReport};
 use pericarp_hypervisor::{Machine, MachineError};
 use pericarp_pod::{
-    Sidecar,
+    Cards, Sidecar,
     power_off::{POWER_OFF_LIMIT, power_off},
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -35,6 +35,7 @@ const CAUSE_LIMIT: Timespec = Timespec {
 pub(crate) struct Pod {
     machine: Machine,
     sidecars: Vec<Sidecar>,
+    cards: Option<Cards>,
     hello: HelloSlot,
     /// The same connection, to wait for its end.
     hello_end: Option<OwnedFd>,
@@ -42,10 +43,16 @@ pub(crate) struct Pod {
 
 impl Pod {
     /// `hello` is filled by the thread that waits for the agent's greeting.
-    pub(crate) fn new(machine: Machine, sidecars: Vec<Sidecar>, hello: HelloSlot) -> Self {
+    pub(crate) fn new(
+        machine: Machine,
+        sidecars: Vec<Sidecar>,
+        cards: Option<Cards>,
+        hello: HelloSlot,
+    ) -> Self {
         Self {
             machine,
             sidecars,
+            cards,
             hello,
             hello_end: None,
         }
@@ -83,13 +90,19 @@ impl Pod {
         for sidecar in self.sidecars {
             sidecar.end();
         }
+        if let Some(cards) = self.cards {
+            cards.end();
+        }
         outcome
     }
 
     /// The processes of ours that can end.
     fn process_fds(&self) -> Vec<BorrowedFd<'_>> {
         let sidecars = self.sidecars.iter().map(Sidecar::exit_fd);
-        sidecars.chain([self.machine.exit_fd()]).collect()
+        sidecars
+            .chain(self.cards.iter().map(Cards::exit_fd))
+            .chain([self.machine.exit_fd()])
+            .collect()
     }
 }
 
@@ -118,6 +131,12 @@ impl Surroundings for Pod {
         }
         if self.machine.has_ended() {
             return Some(Ending::Machine(self.machine.death()));
+        }
+        // The machine finds another where this one was.
+        match self.cards.as_mut().map(Cards::revive) {
+            None | Some(Ok(None)) => {}
+            Some(Ok(Some(death))) => report::warn(&format!("{death}; it was started again")),
+            Some(Err(error)) => return Some(error.into()),
         }
         let mut slot = self.hello.lock().unwrap_or_else(PoisonError::into_inner);
         let stream = slot.take_if(|stream| has_word(stream))?;
