@@ -51,6 +51,8 @@ pub enum Part {
     Cni,
     /// Passes ports on for these.
     Iptables,
+    /// Shows all rules there are, whoever made them.
+    Nft,
     /// Sends through a network what it can carry.
     Iperf3,
     /// What Kubernetes' nodes run pods with, by way of CRI.
@@ -101,6 +103,7 @@ impl Part {
             Part::Ip => "ip",
             Part::Cni => "/usr/lib/cni/ptp",
             Part::Iptables => "iptables",
+            Part::Nft => "nft",
             Part::Iperf3 => "iperf3",
             Part::Containerd => "containerd",
             Part::Ctr => "ctr",
@@ -130,6 +133,7 @@ impl Part {
             Part::Ip => "iproute2",
             Part::Cni => "containernetworking-plugins",
             Part::Iptables => "iptables",
+            Part::Nft => "nftables",
             Part::Iperf3 => "iperf3",
             Part::Containerd | Part::Ctr => "containerd",
             Part::Unshare | Part::Nsenter => "util-linux",

@@ -87,6 +87,11 @@ const NEEDS: &[Need] = &[
         why: "passes ports on for these plugins",
     },
     Need {
+        program: "nft",
+        package: "nftables",
+        why: "shows whether they leave a rule, in tests",
+    },
+    Need {
         program: "iperf3",
         package: "iperf3",
         why: "measures what a guest's network carries",

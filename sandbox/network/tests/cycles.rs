@@ -26,10 +26,14 @@ fn configuration(first: Value) -> Value {
     json!({"cniVersion": "0.4.0", "name": first["type"], "plugins": [first, limits, ports]})
 }
 
+/// What was looked at, and what was there.
+type State = Vec<(String, String)>;
+
 /// What `program` says in the node's namespace, if it is there.
-fn said(node: &Space, program: &str, words: &str) -> String {
+fn said(node: &Space, program: &str, words: &str) -> (String, String) {
+    let name = format!("{program} {words}");
     let Some(path) = search_path(program) else {
-        return String::new();
+        return (name, String::new());
     };
     let mut command = Command::new(path);
     command.args(words.split_whitespace());
@@ -39,26 +43,33 @@ fn said(node: &Space, program: &str, words: &str) -> String {
     let text = String::from_utf8_lossy(&output.stdout);
     // Dates, in what iptables reads from nft.
     let lines = text.lines().filter(|line| !line.starts_with('#'));
-    let lines: Vec<&str> = lines.collect();
-    format!("{program} {words}\n{}\n", lines.join("\n"))
+    (name, lines.collect::<Vec<_>>().join("\n"))
 }
 
 /// All that could stay behind, in the node's namespace and in this process.
-fn state(node: &Space, addresses: &Path) -> String {
-    let mut state = node.snapshot();
+fn state(node: &Space, addresses: &Path) -> State {
+    let mut state = vec![("links and filters".to_owned(), node.snapshot())];
     for words in ["-o link", "route", "-6 route", "rule", "netns"] {
-        state += &said(node, "ip", words);
+        state.push(said(node, "ip", words));
     }
-    state += &said(node, "nft", "list ruleset");
+    for link in node.ip("-o link").lines() {
+        let name = link.split([':', '@']).nth(1).expect("a name").trim();
+        for side in ["root", "ingress"] {
+            state.push(said(node, "tc", &format!("filter show dev {name} {side}")));
+        }
+    }
+    // Without what its rules have counted.
+    state.push(said(node, "nft", "-s list ruleset"));
     for program in ["iptables", "ip6tables"] {
         for table in ["filter", "nat", "mangle", "raw"] {
-            state += &said(node, program, &format!("-t {table} -S"));
+            state.push(said(node, program, &format!("-t {table} -S")));
         }
     }
     let taken = fs::read_dir(addresses).into_iter().flatten().flatten();
-    let mut taken: Vec<_> = taken.map(|entry| entry.file_name()).collect();
-    taken.retain(|name| !name.to_string_lossy().starts_with("last"));
+    let taken = taken.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let mut taken: Vec<_> = taken.filter(|name| !name.starts_with("last")).collect();
     taken.sort();
+    state.push(("addresses taken".to_owned(), taken.join("\n")));
     let open = fs::read_dir("/proc/self/fd")
         .expect("descriptors")
         .flatten();
@@ -71,13 +82,21 @@ fn state(node: &Space, addresses: &Path) -> String {
         .filter(|line| !line.contains("/proc/"))
         .collect();
     open.sort();
-    format!("{state}{taken:?}\n{}\n", open.join("\n"))
+    state.push(("open descriptors".to_owned(), open.join("\n")));
+    state
+}
+
+/// How much of everything there was.
+fn counted(state: &State) -> String {
+    let count =
+        |(what, text): &(String, String)| format!("  {what}: {} lines", text.lines().count());
+    state.iter().map(count).collect::<Vec<_>>().join("\n")
 }
 
 #[test]
 fn networks_that_come_and_go_leave_nothing() {
     let test = "networks_that_come_and_go_leave_nothing";
-    if !have(test, &[Part::Ip, Part::Cni, Part::Iptables]) {
+    if !have(test, &[Part::Ip, Part::Cni, Part::Iptables, Part::Nft]) {
         return;
     }
     let Some(node) = Space::new(test) else {
@@ -161,18 +180,22 @@ fn networks_that_come_and_go_leave_nothing() {
         for number in 1..=cycles {
             let during = cycle(number);
             assert_ne!(during.as_ref(), Some(&before), "{kind}: nothing was there");
+            if let Some(during) = during {
+                println!("{kind}, while a network is there:\n{}", counted(&during));
+            }
         }
         // A link goes a moment after its namespace.
         let clean = poll(Duration::from_secs(10), || {
             (state(&node, &dir.join("leases").join(kind)) == before).then_some(())
         });
+        let after = state(&node, &dir.join("leases").join(kind));
         if clean.is_none() {
-            assert_eq!(
-                state(&node, &dir.join("leases").join(kind)),
-                before,
-                "{kind}"
-            );
+            assert_eq!(after, before, "{kind}");
         }
+        println!(
+            "{kind}, as before after {cycles} networks:\n{}",
+            counted(&after)
+        );
     }
     fs::remove_dir_all(dir).expect("to be removed");
 }

@@ -63,7 +63,7 @@ impl Host {
         parts: &[Part],
         plugins: impl FnOnce(&Rig) -> Vec<Value>,
     ) -> Option<Self> {
-        let more = [Part::PERICARP_NET, Part::Cni, Part::Iptables];
+        let more = [Part::PERICARP_NET, Part::Cni, Part::Iptables, Part::Nft];
         let network = Network::empty(test, &more)?;
         let rig = Rig::new(test, parts)?;
         let plugins = plugins(&rig);
@@ -116,7 +116,8 @@ impl Host {
             let name = link.split([':', '@']).nth(1).unwrap_or_default().trim();
             state += &said("tc", &format!("filter show dev {name} ingress"));
         }
-        state += &said("nft", "list ruleset");
+        // Without what its rules have counted.
+        state += &said("nft", "-s list ruleset");
         for program in ["iptables", "ip6tables"] {
             for table in ["filter", "nat", "mangle", "raw"] {
                 state += &said(program, &format!("-t {table} -S"));
