@@ -162,22 +162,9 @@ pub fn initramfs(
     for dir in ["bin", "dev", "proc", "sys", "tmp", "mnt", "modules", "etc"] {
         fs::create_dir_all(root.join(dir))?;
     }
-    let missing = |what: &str| io::Error::new(io::ErrorKind::NotFound, what.to_owned());
     let busybox = Part::Busybox.find().ok_or_else(|| missing("busybox"))?;
     fs::copy(busybox, root.join("bin/busybox"))?;
-    let mut files = BTreeSet::new();
-    for &tool in tools {
-        let program = search_path(tool).ok_or_else(|| missing(tool))?;
-        let name = program.file_name().ok_or_else(|| missing(tool))?;
-        fs::copy(&program, root.join("bin").join(name))?;
-        files.extend(libraries(&program)?);
-    }
-    for file in files {
-        // At the path the loader looks for, whatever links lead there here.
-        let place = root.join(file.strip_prefix("/").unwrap_or(&file));
-        fs::create_dir_all(place.parent().unwrap_or(&root))?;
-        fs::copy(&file, place)?;
-    }
+    programs(&root, tools)?;
     let mut loads = String::new();
     for module in assets.modules()? {
         let name = module
@@ -212,6 +199,32 @@ pub fn initramfs(
     fs::set_permissions(root.join("init"), fs::Permissions::from_mode(0o755))?;
 
     pack(scratch, &root)
+}
+
+fn missing(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, what.to_owned())
+}
+
+/// Copies programs of the host, by name or path, into the `bin` of a tree, and the libraries that
+/// they load.
+///
+/// # Errors
+/// When one is missing or the disk is full.
+pub fn programs(root: &Path, tools: &[&str]) -> io::Result<()> {
+    let mut files = BTreeSet::new();
+    for &tool in tools {
+        let program = search_path(tool).ok_or_else(|| missing(tool))?;
+        let name = program.file_name().ok_or_else(|| missing(tool))?;
+        fs::copy(&program, root.join("bin").join(name))?;
+        files.extend(libraries(&program)?);
+    }
+    for file in files {
+        // At the path the loader looks for, whatever links lead there here.
+        let place = root.join(file.strip_prefix("/").unwrap_or(&file));
+        fs::create_dir_all(place.parent().unwrap_or(root))?;
+        fs::copy(&file, place)?;
+    }
+    Ok(())
 }
 
 /// Makes an initramfs of a tree, which is removed.

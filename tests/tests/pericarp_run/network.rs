@@ -3,6 +3,7 @@
 
 mod ends;
 mod host;
+mod iperf;
 mod kinds;
 mod load;
 

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use pericarp_tests::guest;
 use pericarp_tests::oci;
 use pericarp_tests::parts::{Part, beside_us, have, skip};
 use pericarp_tests::scratch::Scratch;
@@ -74,14 +75,16 @@ impl Rig {
         let rig = Self {
             scratch: Scratch::new(),
         };
-        rig.make_root();
+        let more = parts.contains(&Part::Iperf3).then_some("iperf3");
+        rig.make_root(more.as_slice());
         Some(rig)
     }
 
-    /// A tree with busybox, and an image of it.
-    pub(crate) fn make_root(&self) {
+    /// A tree with busybox and these programs of the host, and an image of it.
+    pub(crate) fn make_root(&self, programs: &[&str]) {
         let tree = self.tree();
         oci::busybox(&tree, oci::ALL_TOOLS);
+        guest::programs(&tree, programs).unwrap();
         fs::write(tree.join("etc/not-executable"), "text").unwrap();
         let image = self.scratch.sparse("root.img", 32 * MIB);
         let made = Command::new(Part::MkfsExt4.find().unwrap())

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread::{self, JoinHandle};
@@ -181,10 +181,10 @@ pub(crate) fn dial(to: SocketAddr) -> TcpStream {
     stream
 }
 
-/// MiB of a transfer: `PERICARP_NETWORK_MIB`, or 8.
+/// MiB of a transfer: `PERICARP_NETWORK_MIB`, or 16.
 pub(crate) fn mebibytes() -> usize {
     let asked = std::env::var("PERICARP_NETWORK_MIB");
-    asked.map_or(8, |text| text.parse().expect("a number of MiB"))
+    asked.map_or(16, |text| text.parse().expect("a number of MiB"))
 }
 
 /// A sum that goes along with a stream.
@@ -210,6 +210,31 @@ impl Sum {
         // The shell takes one of the two spaces.
         text.split_whitespace().collect::<Vec<_>>().join(" ")
     }
+}
+
+/// Sends so many MiB to somebody who sends them back, and sees that they come back. Their sum.
+pub(crate) fn echoed(to: SocketAddr, mebibytes: usize) -> String {
+    let mut stream = dial(to);
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
+    let mut sending = stream.try_clone().unwrap();
+    let sender = thread::spawn(move || {
+        let (mut sum, mut chunk) = (Sum::new(), noise(MIB as usize));
+        for turn in 0..mebibytes {
+            chunk[..8].copy_from_slice(&turn.to_le_bytes());
+            sending.write_all(&chunk).unwrap();
+            sum.add(&chunk);
+        }
+        sending.shutdown(Shutdown::Write).unwrap();
+        sum.end()
+    });
+    let mut back = Sum::new();
+    let mut buffer = vec![0; 1 << 16];
+    while let count @ 1.. = stream.read(&mut buffer).unwrap() {
+        back.add(&buffer[..count]);
+    }
+    let (back, sum) = (back.end(), sender.join().unwrap());
+    assert_eq!(back, sum, "what came back from {to}");
+    sum
 }
 
 /// What a guest does with [`Exchange`]: it takes the bytes and says their sum, and takes them

@@ -1,5 +1,6 @@
-//! The plugins that nodes have: bridge, macvlan, and bandwidth behind ptp. Bytes go both ways over
-//! both families and are compared by their sums; `PERICARP_NETWORK_MIB` says how many.
+//! The plugins that nodes have: ptp, portmap, bridge, macvlan, and bandwidth behind ptp. Bytes go both
+//! ways over both families and are compared by their sums, and iperf3 sends as many both ways;
+//! `PERICARP_NETWORK_MIB` says how many.
 
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
@@ -9,6 +10,7 @@ use pericarp_tests::parts::{Part, search_path};
 use serde_json::json;
 
 use super::host::*;
+use super::iperf::{self, SERVE, both_ways};
 use crate::rig::*;
 
 /// The sum of so many bytes of a word, repeated.
@@ -44,17 +46,62 @@ fn exchange(mebibytes: usize) -> [Exchanged; 2] {
 const BOTH: &str = "exchange four 10.88.0.1; exchange six fd88::1";
 const LINK: &str = r"busybox ip -o link show eth0 | sed 's/.*mtu \([0-9]*\).*/mtu=\1/'";
 
-fn assert_exchanged(run: &Ended, exchanged: &[Exchanged; 2]) {
+fn assert_exchanged(name: &str, run: &Ended, exchanged: &[Exchanged; 2]) {
     let seen = run.values();
     for (key, one) in ["four", "six"].into_iter().zip(exchanged) {
         assert_eq!(seen.get(key), Some(&one.sum), "{key} in {}", run.text());
+        println!("{name}: {key}: to the machine and back, {one:?}");
     }
+}
+
+/// A machine with iperf3 in it.
+fn parts(more: &[Part]) -> Vec<Part> {
+    [&VM[..], &[Part::Iperf3], more].concat()
+}
+
+#[test]
+fn a_machine_sends_through_ptp_and_ports_of_the_host() {
+    let test = "a_machine_sends_through_ptp_and_ports_of_the_host";
+    let Some(host) = Host::new(test, &parts(&[Part::Runc])) else {
+        return;
+    };
+    // The plugins' chains of rules stay.
+    let ports = ["-p", "8080:80", "-p", "5202:5201"];
+    let first = host.start(&[&["--runtime", "runc"][..], &ports].concat(), "exit 0");
+    let first = first.wait();
+    assert_eq!(first.code, 0, "{}", first.stderr);
+    let before = host.idle();
+    let script = format!(
+        "{EXCHANGE}; {LINK}; {BOTH}
+        {SERVE}
+        busybox nc -ll -p 80 -e /bin/cat &
+        echo ready; busybox nc -l -p 82; exit 0"
+    );
+    let running = host.start(&ports, &script);
+    let exchanged = exchange(mebibytes());
+    running.wait_for("ready");
+    let machine = |port: u16| SocketAddr::from(([10, 88, 0, 3], port));
+    both_ways("ptp", machine(iperf::PORT), mebibytes());
+    let port_of_host = |port: u16| SocketAddr::from((GATEWAY, port));
+    both_ways("portmap", port_of_host(5202), mebibytes());
+    let sum = echoed(port_of_host(8080), mebibytes());
+    println!(
+        "portmap: to the machine and back, {} MiB: {sum}",
+        mebibytes()
+    );
+    drop(dial(machine(82)));
+    let run = running.wait();
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    assert_exchanged("ptp", &run, &exchanged);
+    assert_eq!(run.values()["mtu"], MTU.to_string());
+    host.assert_state(&before);
+    host.rig.assert_clean();
 }
 
 #[test]
 fn a_machine_and_a_container_share_a_bridge() {
     let test = "a_machine_and_a_container_share_a_bridge";
-    let host = Host::with(test, &[&VM[..], &[Part::Runc]].concat(), |rig| {
+    let host = Host::with(test, &parts(&[Part::Runc]), |rig| {
         let ipam = addresses(rig);
         let bridge = json!({"type": "bridge", "bridge": "pods0", "isGateway": true, "ipMasq": true, "ipam": ipam});
         vec![bridge, ports()]
@@ -70,6 +117,7 @@ fn a_machine_and_a_container_share_a_bridge() {
         "{EXCHANGE}; {LINK}; {BOTH}
         busybox nc -ll -p 80 -e /bin/md5sum &
         busybox nc -ll -p 81 -e /bin/sh -c 'yes machine | head -c {bytes}' &
+        {SERVE}
         echo ready; busybox nc -l -p 82; exit 0"
     );
     let running = host.start(&[], &script);
@@ -80,6 +128,7 @@ fn a_machine_and_a_container_share_a_bridge() {
     for port in [80, 81] {
         drop(dial(machine(port)));
     }
+    both_ways("bridge", machine(iperf::PORT), mebibytes());
     let script = format!(
         "to() {{ yes container | head -c {bytes} | busybox nc $1 80; }}
         echo to4=$(to 10.88.0.3)
@@ -102,7 +151,7 @@ fn a_machine_and_a_container_share_a_bridge() {
     drop(dial(machine(82)));
     let run = running.wait();
     assert_eq!(run.code, 0, "{}", run.stderr);
-    assert_exchanged(&run, &exchanged);
+    assert_exchanged("bridge", &run, &exchanged);
     assert_eq!(run.values()["mtu"], "1500");
     host.assert_state(&before);
     host.rig.assert_clean();
@@ -111,7 +160,7 @@ fn a_machine_and_a_container_share_a_bridge() {
 #[test]
 fn a_machine_has_a_macvlan_with_large_packets() {
     let test = "a_machine_has_a_macvlan_with_large_packets";
-    let host = Host::with(test, &VM, |rig| {
+    let host = Host::with(test, &parts(&[]), |rig| {
         vec![json!({"type": "macvlan", "master": "wire0", "mtu": 9000, "ipam": addresses(rig)})]
     });
     let Some(host) = host else { return };
@@ -126,7 +175,8 @@ fn a_machine_has_a_macvlan_with_large_packets() {
         host.network.ip(words);
     }
     let before = host.idle();
-    let script = format!("{EXCHANGE}; {LINK}; {BOTH}; echo ready; busybox nc -l -p 82; exit 0");
+    let script =
+        format!("{EXCHANGE}; {LINK}; {BOTH}; {SERVE} echo ready; busybox nc -l -p 82; exit 0");
     let running = host.start(&[], &script);
     let exchanged = exchange(mebibytes());
     running.wait_for("ready");
@@ -141,10 +191,12 @@ fn a_machine_has_a_macvlan_with_large_packets() {
     for what in ["ReasmReqds", "FragCreates"] {
         assert_eq!(packets(what), 0, "{what}");
     }
-    drop(dial(SocketAddr::from(([10, 88, 0, 2], 82))));
+    let machine = |port: u16| SocketAddr::from(([10, 88, 0, 2], port));
+    both_ways("macvlan", machine(iperf::PORT), mebibytes());
+    drop(dial(machine(82)));
     let run = running.wait();
     assert_eq!(run.code, 0, "{}", run.stderr);
-    assert_exchanged(&run, &exchanged);
+    assert_exchanged("macvlan", &run, &exchanged);
     assert_eq!(run.values()["mtu"], "9000");
     host.assert_state(&before);
     host.rig.assert_clean();
@@ -152,25 +204,26 @@ fn a_machine_has_a_macvlan_with_large_packets() {
 
 #[test]
 fn limits_of_the_plugin_bandwidth_hold_for_a_machine() {
-    /// Bits a second, and what may come at once.
-    const TO: u64 = 40_000_000;
-    const FROM: u64 = 10_000_000;
+    /// What may come at once, in bits.
     const BURST: u64 = 1_000_000;
-    const MEBIBYTES: usize = 4;
     let test = "limits_of_the_plugin_bandwidth_hold_for_a_machine";
-    let host = Host::with(test, &VM, |rig| {
+    // Bits a second, to the machine and from it. Who sends much has not for ever.
+    let [to, from] = [80_000_000, 40_000_000].map(|rate| rate * (1 + mebibytes() as u64 / 100));
+    let host = Host::with(test, &parts(&[]), |rig| {
         let limits = json!({
             "type": "bandwidth",
-            "ingressRate": TO, "ingressBurst": BURST,
-            "egressRate": FROM, "egressBurst": BURST,
+            "ingressRate": to, "ingressBurst": BURST,
+            "egressRate": from, "egressBurst": BURST,
         });
         vec![json!({"type": "ptp", "ipam": addresses(rig)}), limits]
     });
     let Some(host) = host else { return };
     let before = host.state();
-    let running = host.start(&[], &format!("{EXCHANGE}; echo ready; {BOTH}; exit 0"));
-    let four = Exchange::begin(GATEWAY.into(), MEBIBYTES);
-    let six = Exchange::begin(GATEWAY6.parse().unwrap(), MEBIBYTES);
+    let script =
+        format!("{EXCHANGE}; echo ready; {BOTH}; {SERVE} echo over; busybox nc -l -p 82; exit 0");
+    let running = host.start(&[], &script);
+    let four = Exchange::begin(GATEWAY.into(), mebibytes());
+    let six = Exchange::begin(GATEWAY6.parse().unwrap(), mebibytes());
     running.wait_for("ready");
     // What comes from the pod is limited on its way into an interface of its own.
     let shown = Command::new(search_path("tc").unwrap())
@@ -183,17 +236,25 @@ fn limits_of_the_plugin_bandwidth_hold_for_a_machine() {
     }
     assert_eq!((links("veth").len(), links("ifb").len()), (1, 1));
     let exchanged = [four.end(), six.end()];
+    running.wait_for("over");
+    let machine = |port: u16| SocketAddr::from(([10, 88, 0, 2], port));
+    let streamed = both_ways("bandwidth", machine(iperf::PORT), mebibytes());
+    drop(dial(machine(82)));
     let run = running.wait();
     assert_eq!(run.code, 0, "{}", run.stderr);
-    assert_exchanged(&run, &exchanged);
+    assert_exchanged("bandwidth", &run, &exchanged);
     // No machine is too slow for this: more time is no failure.
-    let least = |rate: u64| {
-        let bits = MEBIBYTES as u64 * MIB * 8 - BURST;
+    let least = |bytes: u64, rate: u64| {
+        let bits = (bytes * 8).saturating_sub(BURST);
         Duration::from_secs_f64(bits as f64 / rate as f64)
     };
+    let all = mebibytes() as u64 * MIB;
     for one in &exchanged {
-        assert!(one.down >= least(TO), "{one:?}");
-        assert!(one.up >= least(FROM), "{one:?}");
+        assert!(one.down >= least(all, to), "{one:?}");
+        assert!(one.up >= least(all, from), "{one:?}");
+    }
+    for (one, rate) in streamed.iter().zip([to, from]) {
+        assert!(one.took >= least(one.bytes, rate), "{one:?} at {rate}");
     }
     host.assert_state(&before);
     host.rig.assert_clean();
