@@ -171,6 +171,35 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_disk_is_asked_for_and_gone_when_it_is_not_there() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut remote = Remote::Pericarp(Control::new(ours));
+        let limit = Duration::from_secs(10);
+        theirs
+            .write_all(
+                b"{\"ok\":true,\"address\":\"0000:00:05.0\"}\n\
+                  {\"ok\":false,\"error\":\"id: root: there is no such device\"}\n\
+                  {\"ok\":false,\"error\":\"not now\"}\n",
+            )
+            .unwrap();
+        let disk = &crate::spec::tests::sample().disks[0];
+        remote.add_disk(disk, limit).unwrap();
+        assert_eq!(remote.remove_disk("root", limit), Ok(true));
+        let refused = remote.remove_disk("root", limit);
+        assert_eq!(refused, Err(MonitorError::Refused("not now".into())));
+        drop(remote);
+        let mut asked = BufReader::new(theirs).lines();
+        let first: Value = serde_json::from_str(&asked.next().unwrap().unwrap()).unwrap();
+        let wanted = json!({
+            "op": "add-device", "kind": "disk", "id": "root", "queues": 2, "queue-size": 128,
+            "socket": "/run/x/root,1.sock",
+        });
+        assert_eq!(first, wanted);
+        let second: Value = serde_json::from_str(&asked.next().unwrap().unwrap()).unwrap();
+        assert_eq!(second, json!({"op": "remove-device", "id": "root"}));
+    }
+
+    #[test]
     fn answers_are_understood() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let mut control = Control::new(ours);
