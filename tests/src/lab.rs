@@ -1,7 +1,7 @@
 //! A place where KVM is backed by hardware, for tests of what needs it. Where this
 //! machine is none, that is a virtual machine with an emulated CPU that has AMD's
 //! virtualization: slow, but its `/dev/kvm` is a real one. It sees the files of
-//! this machine, read-only, at the same paths; `/tmp`, `/run` and `/var/tmp` are
+//! this machine, read-only, at the same paths; `/tmp`, `/run`, `/var/tmp` and `/var/cache` are
 //! its own, and [`OUT`] is a directory of this machine's.
 //!
 //! Used by `tests/lab.rs` and by the program `pericarp-lab`, which
@@ -364,7 +364,7 @@ fn initramfs(scratch: &Scratch, assets: &Assets, script: &str) -> io::Result<Pat
          {loads}\
          mount -t virtiofs -o ro host /host\n\
          for dir in proc sys dev; do mount -o move /$dir /host/$dir; done\n\
-         for dir in tmp run var/tmp dev/shm; do\n\
+         for dir in tmp run var/tmp var/cache dev/shm; do\n\
              mkdir -p /host/$dir 2>/dev/null\n\
              mount -t tmpfs -o mode=1777 tmpfs /host/$dir\n\
          done\n\
