@@ -301,12 +301,17 @@ fn report(starts: &[Start]) {
     );
     for (_, name) in TARGETS {
         let totals = total(name);
+        let end = median(of(name, &|start| start.end.map_or(f64::NAN, millis)));
         println!(
-            "{name:<26}{:>8.0}  {:>16}{:>12.2}{:>10.0}",
+            "{name:<26}{:>8.0}  {:>16}{:>12.2}{:>10}",
             median(totals.clone()),
             range(&totals),
             median(totals) / base,
-            median(of(name, &|start| start.end.map_or(f64::NAN, millis))),
+            if end.is_nan() {
+                "-".into()
+            } else {
+                format!("{end:.0}")
+            },
         );
     }
     let mine = starts.iter().filter(|start| start.target == TARGETS[0].1);
