@@ -9,6 +9,7 @@
 pub mod cpu;
 pub mod disk;
 pub mod fio;
+pub mod frames;
 pub mod laboratory;
 pub mod options;
 pub mod plot;

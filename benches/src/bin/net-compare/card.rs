@@ -29,6 +29,8 @@ const PAGES: u16 = 17;
 pub(crate) enum Buffers {
     Small,
     Large,
+    /// Large, of a driver that has each packet in one chain.
+    Chains,
 }
 
 /// A card.
@@ -50,7 +52,10 @@ impl Card {
         let setup = Setup {
             queues: 2,
             queue_size: ENTRIES,
-            extra: WANTED,
+            extra: match buffers {
+                Buffers::Chains => WANTED & !MRG_RXBUF,
+                _ => WANTED,
+            },
             limit: Duration::from_secs(10),
             ..Setup::default()
         };
@@ -58,7 +63,7 @@ impl Card {
         let merges = driver.features & MRG_RXBUF != 0;
         let (buffer, chain) = match (merges, buffers) {
             (true, Buffers::Small) => (FRAME, 1),
-            (true, Buffers::Large) => (PAGE, 1),
+            (true, _) => (PAGE, 1),
             (false, _) => (PAGE, PAGES),
         };
         let ring = &mut driver.rings[0];

@@ -12,42 +12,13 @@ use std::time::Instant;
 
 use libc::{c_int, c_void, iovec, mmsghdr, sockaddr_ll};
 use pericarp_benches::Outcome;
-use pericarp_tests::network::{GUEST_MAC, TAP, datagram, headers};
+use pericarp_benches::frames::HEADER;
+use pericarp_tests::network::{GUEST_MAC, TAP};
 
-/// Bytes of virtio's header before a packet of the guest's, and of a packet socket's.
-const HEADER: usize = 12;
+/// Bytes of a packet socket's header before a packet.
 const SHORT: usize = 10;
 /// The most packets of one call.
 const MANY: usize = 32;
-
-/// A frame behind virtio's header, to an address that nobody has: it ends at once.
-fn to_nobody(frame: Vec<u8>) -> Vec<u8> {
-    let mut packet = [vec![0; HEADER], frame].concat();
-    packet[HEADER + 5] = 9;
-    packet
-}
-
-/// A UDP frame of so many bytes.
-pub(crate) fn frame(len: usize) -> Vec<u8> {
-    to_nobody(datagram(9, &vec![0; len - 42]))
-}
-
-/// A TCP segment with so much payload, to be cut by whoever has to, behind a header that
-/// says so.
-pub(crate) fn large(payload: usize) -> Vec<u8> {
-    let len = 54 + payload;
-    let mut frame = headers(len, 6);
-    frame.extend([0, 7, 0, 9, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0xff, 0xff]);
-    frame.resize(len, 0);
-    let mut packet = to_nobody(frame);
-    // NEEDS_CSUM, TCPv4; 54 bytes of headers, pieces of 1448, the checksum of TCP.
-    packet[0] = 1;
-    packet[1] = 1;
-    for (at, field) in [(2, 54u16), (4, 1448), (6, 34), (8, 16)] {
-        packet[at..at + 2].copy_from_slice(&field.to_le_bytes());
-    }
-    packet
-}
 
 /// The socket.
 pub(crate) struct Host {

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use pericarp_benches::frames::{frame, large};
 use pericarp_benches::{Outcome, cpu};
 use pericarp_tests::bounded::poll;
 use pericarp_tests::network::{HOST, Network, TAP, dotted, mac};
@@ -11,7 +12,7 @@ use pericarp_tests::process::{Process, command};
 use pericarp_tests::scratch::Scratch;
 
 use crate::card::{Buffers, Card};
-use crate::host::{Host, frame, large};
+use crate::host::Host;
 
 /// How long a backend may take to listen.
 const STEP: Duration = Duration::from_secs(10);
@@ -78,10 +79,10 @@ fn turn(program: &Path, case: &str, length: Duration, more: &[String]) -> Outcom
     }
     poll(STEP, || Network::is_up().then_some(())).ok_or("the tap stays down")?;
     let large = case.ends_with("64k");
-    let buffers = if large {
-        Buffers::Large
-    } else {
-        Buffers::Small
+    let buffers = match case {
+        "in-chains-64k" => Buffers::Chains,
+        _ if large => Buffers::Large,
+        _ => Buffers::Small,
     };
     let mut card = Card::connect(&socket, buffers)?;
     let mut host = Host::open(large, case.starts_with("echo"))?;
@@ -143,7 +144,7 @@ fn run(case: &str, card: &mut Card, host: &mut Host, length: Duration) -> Outcom
     host.load(&out);
     let (sends, receives) = match case {
         "out-64" | "out-64k" => (true, false),
-        "in-64" | "in-64k" => (false, true),
+        "in-64" | "in-64k" | "in-chains-64k" => (false, true),
         _ => (true, true),
     };
     let mut done = Done::default();
