@@ -119,10 +119,10 @@
 //! for [`Measure::Trees`] and [`Measure::Landlock`].
 //!
 //! What the host mounts below a tree later is not seen; what it unmounts there
-//! stays until the server ends. A tree that is [`Tree::following`] sees both: it is
-//! the slave of a shared mount, and the host's other mounts stay private. Whoever
-//! mounts there keeps devices out (nodev), since the image of a container may have
-//! the node of a disk.
+//! stays until the server ends. A tree that is [`Tree::following`] sees both, from the
+//! moment on at which the process gets mounts of its own: it is the slave of a shared
+//! mount, and all that is not below a tree goes with the old root. Whoever mounts there
+//! keeps devices out (nodev), since the image of a container may have the node of a disk.
 //!
 //! ```no_run
 //! use pericarp_confine::{Namespaces, Profile, Sharing, Tree, enter_sharing};

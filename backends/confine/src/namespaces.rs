@@ -194,21 +194,27 @@ fn map_self(uid: Uid, gid: Gid) -> io::Result<()> {
 
 /// Swaps the root for a read-only tmpfs that never held a file. The sockets'
 /// directories and the shared ones live on as mounts without a place in the tree, but for those
-/// that follow the host's mounts: they are copied while these are still told of each other, and
-/// get places below the new root.
+/// that follow the host's mounts and get places below the new root. For their sake the mounts of our
+/// namespace, which began as a copy of the host's, are told what happens at their originals until
+/// they go with the old root; what has no place is told nothing.
 fn empty_root(kept: &mut Kept<'_>) -> Result<(), ConfineError> {
-    for tree in kept.trees.iter_mut().filter(|tree| tree.follows()) {
-        tree.detach()?;
-    }
-    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    step(MAKE_PRIVATE, mount_change("/", private))?;
+    let own = match kept.trees.iter().any(Tree::follows) {
+        true => MountPropagationFlags::DOWNSTREAM,
+        false => MountPropagationFlags::PRIVATE,
+    };
+    let changed = mount_change("/", own | MountPropagationFlags::REC);
+    step(MAKE_PRIVATE, changed)?;
     for socket in &mut *kept.sockets {
         socket.detach()?;
     }
     for tree in kept.trees.iter_mut().filter(|tree| !tree.follows()) {
         tree.detach()?;
     }
-    let followers: Vec<&Tree> = kept.trees.iter().filter(|tree| tree.follows()).collect();
+    let followers: Vec<&mut Tree> = kept
+        .trees
+        .iter_mut()
+        .filter(|tree| tree.follows())
+        .collect();
     if let Some((descriptors, detached)) = &mut kept.descriptors {
         *detached = detach_descriptors(descriptors)?;
     }
@@ -237,6 +243,18 @@ fn empty_root(kept: &mut Kept<'_>) -> Result<(), ConfineError> {
     let moved = move_mount(&root, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH);
     step("mount the tmpfs on the root", moved)?;
     step("enter the new root", fchdir(&root))?;
+    if !followers.is_empty() {
+        let places: Vec<String> = (0..followers.len()).map(|n| n.to_string()).collect();
+        for name in &places {
+            step("make a directory", mkdirat(&root, name, 0o555.into()))?;
+        }
+        // Before anything is mounted below it.
+        let fixed = set_attributes(root.as_fd(), libc::MOUNT_ATTR_RDONLY);
+        step("make the root read-only", fixed)?;
+        for (tree, name) in followers.into_iter().zip(&places) {
+            tree.attach(name)?;
+        }
+    }
     match pivot_root(".", ".") {
         // `.` is now the old root, stacked upon the new one.
         Ok(()) => step("detach the old root", unmount(".", UnmountFlags::DETACH))?,
@@ -254,18 +272,6 @@ fn empty_root(kept: &mut Kept<'_>) -> Result<(), ConfineError> {
             step: "change the root",
             source,
         });
-    }
-    if followers.is_empty() {
-        return Ok(());
-    }
-    let places: Vec<String> = (0..followers.len()).map(|n| n.to_string()).collect();
-    for name in &places {
-        step("make a directory", mkdirat(&root, name, 0o555.into()))?;
-    }
-    let fixed = set_attributes(root.as_fd(), libc::MOUNT_ATTR_RDONLY);
-    step("make the root read-only", fixed)?;
-    for (tree, name) in followers.into_iter().zip(&places) {
-        tree.attach(root.as_fd(), name)?;
     }
     Ok(())
 }

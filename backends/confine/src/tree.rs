@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, statat};
 use rustix::io::Errno;
-use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+use rustix::mount::{OpenTreeFlags, mount_bind_recursive, open_tree};
 
 use crate::socket::id;
 use crate::{ConfineError, step};
@@ -202,7 +202,7 @@ impl Tree {
     /// Replaces the descriptor by a mount of this directory and, unless it is to be
     /// alone, what is mounted below it, without a parent and without a place in any namespace.
     pub(crate) fn detach(&mut self) -> Result<(), ConfineError> {
-        let whole = whole_file_systems(&self.path);
+        let whole = whole_file_systems(&self.path).unwrap_or(false);
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let recursive = flags | OpenTreeFlags::AT_RECURSIVE;
         let clone = match self.alone {
@@ -213,8 +213,23 @@ impl Tree {
             },
             false => open_tree(CWD, &self.path, recursive),
         };
-        let clone = step("mount the shared directory", clone)?;
-        let seen = rustix::fs::fstat(&clone);
+        self.settle(step("mount the shared directory", clone)?, whole)
+    }
+
+    /// The same for one that follows its host: it gets a place in the working directory, which is the
+    /// empty root and has a directory of this name. Copied and placed in one step, it misses nothing
+    /// that is mounted meanwhile.
+    pub(crate) fn attach(&mut self, name: &str) -> Result<(), ConfineError> {
+        let bound = mount_bind_recursive(&self.path, name);
+        step("mount the shared directory below the new root", bound)?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let opened = openat(CWD, name, flags, Mode::empty());
+        self.settle(step("open the shared directory", opened)?, false)
+    }
+
+    /// From here on it is this mount, without devices, and read-only if it is to be so.
+    fn settle(&mut self, mount: OwnedFd, whole: bool) -> Result<(), ConfineError> {
+        let seen = rustix::fs::fstat(&mount);
         if id(&step("look at the shared directory", seen)?) != self.id {
             return Err(ConfineError::ReplacedTree {
                 path: self.path.clone(),
@@ -230,21 +245,11 @@ impl Tree {
         }
         self.state = State {
             detached: true,
-            attributes: set_attributes(clone.as_fd(), attributes).err(),
-            whole: whole.unwrap_or(false),
+            attributes: set_attributes(mount.as_fd(), attributes).err(),
+            whole,
         };
-        if self.follows {
-            step("follow the host's mounts", follow(clone.as_fd()))?;
-        }
-        self.file = clone;
+        self.file = mount;
         Ok(())
-    }
-
-    /// Gives a tree that follows its host a place below `root`, the empty root directory.
-    pub(crate) fn attach(&self, root: BorrowedFd<'_>, name: &str) -> Result<(), ConfineError> {
-        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-        let moved = move_mount(&self.file, "", root, name, flags);
-        step("mount the shared directory below the new root", moved)
     }
 }
 
@@ -256,19 +261,10 @@ impl AsFd for Tree {
 
 /// Adds attributes to a mount and all below it.
 pub(crate) fn set_attributes(mount: BorrowedFd<'_>, attributes: u64) -> io::Result<()> {
-    change(mount, attributes, 0)
-}
-
-/// Has a mount and all below it receive what is mounted at their originals, and tell them nothing.
-fn follow(mount: BorrowedFd<'_>) -> io::Result<()> {
-    change(mount, 0, libc::MS_SLAVE)
-}
-
-fn change(mount: BorrowedFd<'_>, attributes: u64, propagation: u64) -> io::Result<()> {
     let attributes = libc::mount_attr {
         attr_set: attributes,
         attr_clr: 0,
-        propagation,
+        propagation: 0,
         userns_fd: 0,
     };
     // SAFETY: the path is empty and static, and the kernel reads as many bytes
