@@ -34,6 +34,10 @@ const WAITING: [i64; 8] = [
     0x5346_414f, // AFS
 ];
 
+/// Overlayfs: the first change of a file copies it, and so do some that change nothing. Device and
+/// inode number stay.
+pub(crate) const OVERLAY: i64 = 0x794c_7630;
+
 /// Those known to take buffered writes without waiting, where it cannot be
 /// tried: XFS, btrfs.
 const NOWAIT_WRITES: [i64; 2] = [0x5846_5342, 0x9123_683e];
@@ -147,6 +151,11 @@ impl Mount {
     /// Any call on it may wait for somebody else.
     pub(crate) fn waits(&self) -> bool {
         WAITING.contains(&self.magic)
+    }
+
+    /// Its files say another time of their making once they have been changed.
+    pub(crate) fn copies_up(&self) -> bool {
+        self.magic == OVERLAY
     }
 
     /// Whether reads of this file can be told not to wait (RWF_NOWAIT), as all

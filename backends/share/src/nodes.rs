@@ -201,6 +201,11 @@ impl Nodes {
         if self.table.state().is_some() && mount.has_handles() {
             noted.handle = handle_of(&*held).ok();
         }
+        if mount.copies_up()
+            && let Some(id) = self.table.find(&identity)
+        {
+            self.table.set_born(id, born);
+        }
         let mut interned = self.table.intern(&record, None, &noted)?;
         if interned == Interned::Compare {
             let handle = handle_of(&*held);

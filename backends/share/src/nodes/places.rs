@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, openat2, statx};
 use rustix::io::Errno;
 
 use super::{Found, Nodes};
-use crate::attributes::{WANTED, born, identity, kind};
+use crate::attributes::{WANTED, born, identity};
 use crate::share::CONFINED;
 use crate::state::{Move, Spot};
 use crate::table::{Held, Hold, Identity, NodeId};
@@ -106,7 +106,7 @@ impl Nodes {
             let stat = statx(&file, c"", AtFlags::EMPTY_PATH, WANTED)?;
             let is = identity(&stat);
             if (is.device, is.ino) != (known.device, known.ino)
-                || !self.table.still(id, kind(&stat), born(&stat))
+                || !self.still(id, &stat, file.as_fd())
             {
                 return Err(Errno::STALE);
             }

@@ -4,15 +4,16 @@
 //! file system says it, the time of its making are.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, openat2, statx};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx, fstatfs, openat2, statx};
 use rustix::io::Errno;
 
 use super::{Found, Nodes};
 use crate::attributes::{WANTED, born, identity, kind};
+use crate::mounts::OVERLAY;
 use crate::share::CONFINED;
 use crate::state::{Spot, State, Stored};
 use crate::table::{Held, Hold, Identity, NodeId, Record};
@@ -107,7 +108,7 @@ impl Nodes {
         };
         let is = identity(&stat);
         let same = (is.device, is.ino) == (record.identity.device, record.identity.ino)
-            && self.table.still(node, kind(&stat), born(&stat));
+            && self.still(node, &stat, parent.as_fd());
         if same && let Some(state) = self.table.state() {
             // The move stands beside it until all are settled.
             state.put_spot(node.index(), spot);
@@ -186,7 +187,7 @@ impl Nodes {
         let stat = statx(&file, c"", AtFlags::EMPTY_PATH, WANTED)?;
         let is = identity(&stat);
         if (is.device, is.ino) != (record.identity.device, record.identity.ino)
-            || !self.table.still(id, kind(&stat), born(&stat))
+            || !self.still(id, &stat, file.as_fd())
         {
             return Err(Errno::STALE);
         }
@@ -203,6 +204,20 @@ impl Nodes {
             mount,
             held,
         })
+    }
+
+    /// Whether a file that has a node's device and inode number is the node's, by its kind and the
+    /// time of its making, which of some files is another by now. `near` is on the same file system.
+    pub(super) fn still(&self, id: NodeId, stat: &Statx, near: BorrowedFd<'_>) -> bool {
+        if self.table.still(id, kind(stat), born(stat)) {
+            return true;
+        }
+        let overlay = fstatfs(near).is_ok_and(|figures| figures.f_type == OVERLAY);
+        let same = overlay && self.table.still(id, kind(stat), 0);
+        if same {
+            self.table.set_born(id, born(stat));
+        }
+        same
     }
 
     /// The state, if there is one.

@@ -17,7 +17,7 @@ use crate::scratch::{Scratch, me, open, root, share};
 const ROOT: NodeId = NodeId::ROOT;
 
 /// On a thread whose mounts are its own.
-fn with_own_mounts(test: impl FnOnce() + Send + 'static) {
+pub(crate) fn with_own_mounts(test: impl FnOnce() + Send + 'static) {
     if !root() {
         return;
     }
@@ -33,11 +33,11 @@ fn with_own_mounts(test: impl FnOnce() + Send + 'static) {
     }
 }
 
-fn mount(source: &str, target: &Path, kind: &str, flags: u64) {
+pub(crate) fn mount(source: &str, target: &Path, kind: &str, flags: u64) {
     mount_with(source, target, kind, flags, "");
 }
 
-fn mount_with(source: &str, target: &Path, kind: &str, flags: u64, options: &str) {
+pub(crate) fn mount_with(source: &str, target: &Path, kind: &str, flags: u64, options: &str) {
     let [source, target, kind, options] =
         [source, target.to_str().unwrap(), kind, options].map(|s| CString::new(s).unwrap());
     // SAFETY: four strings that outlive the call.
@@ -51,6 +51,12 @@ fn mount_with(source: &str, target: &Path, kind: &str, flags: u64, options: &str
         )
     };
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+}
+
+pub(crate) fn unmount(target: &Path) {
+    let target = CString::new(target.to_str().unwrap()).unwrap();
+    // SAFETY: a string that outlives the call.
+    unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
 }
 
 #[test]
@@ -232,9 +238,7 @@ fn a_share_of_tmpfs_has_handles_too() {
                 .all(|node| on_tmpfs.attributes(*node, None).is_ok())
         );
         drop(on_tmpfs);
-        let target = CString::new(scratch.root().to_str().unwrap()).unwrap();
-        // SAFETY: a string that outlives the call.
-        unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
+        unmount(&scratch.root());
     });
 }
 
@@ -278,8 +282,6 @@ fn a_file_that_is_copied_up_is_found_again() {
         press();
         assert_eq!(share.attributes(nodes[3], None).map(|a| a.size), Ok(3));
         share.reset();
-        let target = CString::new(scratch.root().to_str().unwrap()).unwrap();
-        // SAFETY: a string that outlives the call.
-        unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
+        unmount(&scratch.root());
     });
 }

@@ -9,6 +9,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 
 use pericarp_share::{Errno, Handle, NodeId, Restored, Share, ShareOptions, State, StateError};
 
+use crate::mounts::{mount_with, unmount, with_own_mounts};
 use crate::scratch::{Scratch, me, open};
 
 const SHAPE: (u16, u16) = (2, 16);
@@ -149,6 +150,41 @@ fn what_a_guest_knows_and_has_open_comes_back_by_name() {
 #[test]
 fn what_a_guest_knows_and_has_open_comes_back_by_handle() {
     all_comes_back(true);
+}
+
+/// A container's root: its first change gives a file another time of its making.
+#[test]
+fn what_an_overlay_copies_up_is_the_same_file() {
+    with_own_mounts(|| {
+        let scratch = Scratch::new();
+        let [lower, upper, work] = ["lower", "upper", "work"].map(|name| scratch.outside(name));
+        for dir in [&lower.join("dir"), &upper, &work] {
+            fs::create_dir_all(dir).unwrap();
+        }
+        fs::write(lower.join("dir/file"), "below").unwrap();
+        let [lower, upper, work] = [lower, upper, work].map(|dir| dir.display().to_string());
+        let options = format!("lowerdir={lower},upperdir={upper},workdir={work}");
+        mount_with("overlay", &scratch.root(), "overlay", 0, &options);
+        let born = || fs::metadata(scratch.path("dir/file")).unwrap().created();
+        let (share, _) = kept(&scratch, false);
+        let dir = share.lookup(ROOT, c"dir").unwrap().node;
+        let file = share.lookup(dir, c"file").unwrap().node;
+        let before = born().unwrap();
+        let open = |flags| share.open_file(file, flags, false).unwrap().handle;
+        let handles = [open(libc::O_RDONLY), open(libc::O_RDWR)];
+        assert_ne!(born().unwrap(), before);
+        drop(share);
+        for round in 1..3 {
+            let (share, restored) = kept(&scratch, false);
+            assert_eq!((restored.open, restored.lost), (2, 0));
+            assert_eq!(shown(&share, file), Ok(ino(&scratch, "dir/file")));
+            assert_eq!(share.lookup(dir, c"file").unwrap().node, file, "{round}");
+            for handle in handles {
+                assert_eq!(read(&share, handle), b"below");
+            }
+        }
+        unmount(&scratch.root());
+    });
 }
 
 #[test]
