@@ -30,6 +30,8 @@ use thiserror::Error;
 
 /// How long a process that was killed may need to be gone.
 const DYING: Duration = Duration::from_secs(2);
+/// Where a process finds what it has open.
+const DESCRIPTORS: &str = "/proc/self/fd";
 
 /// The lock on the memory of records.
 #[derive(Debug)]
@@ -110,7 +112,7 @@ impl Reopener {
     /// The kernel's refusal, where there is no `/proc`.
     pub fn new() -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(Self(openat(CWD, "/proc/self/fd", flags, Mode::empty())?))
+        Ok(Self(openat(CWD, DESCRIPTORS, flags, Mode::empty())?))
     }
 
     /// Goes through an open `/proc/self/fd`, of a process that is confined.
@@ -195,7 +197,7 @@ impl InflightFile {
             Ok(()) | Err(Errno::OPNOTSUPP) => {}
             Err(errno) => return Err(InflightFileError::Use(errno.into())),
         }
-        let fence = opening().open(path).map_err(InflightFileError::Open)?;
+        let fence = opening(path).open(path).map_err(InflightFileError::Open)?;
         let again = fence.metadata().map_err(InflightFileError::Open)?;
         if (again.dev(), again.ino()) != (found.dev(), found.ino()) {
             return Err(InflightFileError::Open(Errno::STALE.into()));
@@ -263,13 +265,15 @@ impl InflightFile {
     }
 }
 
-fn opening() -> OpenOptions {
+fn opening(path: &Path) -> OpenOptions {
     let mut options = OpenOptions::new();
-    options
-        .read(true)
-        .write(true)
-        // Nothing that could wait, and no link that somebody laid there.
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW);
+    // Nothing that could wait, and no link that somebody laid there: the kernel's to a descriptor of
+    // our own is as good as that, such as one of memory without a name.
+    let flags = match path.parent() == Some(Path::new(DESCRIPTORS)) {
+        true => libc::O_NONBLOCK,
+        false => libc::O_NONBLOCK | libc::O_NOFOLLOW,
+    };
+    options.read(true).write(true).custom_flags(flags);
     options
 }
 
@@ -279,7 +283,7 @@ fn opening() -> OpenOptions {
 /// # Errors
 /// [`InflightFileError`]; a file that exists is unchanged then.
 pub fn own_file(path: &Path, total: u64) -> Result<File, InflightFileError> {
-    let owner = opening().create(true).mode(0o600).open(path);
+    let owner = opening(path).create(true).mode(0o600).open(path);
     let owner = owner.map_err(|e| match e.raw_os_error() {
         Some(libc::EISDIR | libc::ELOOP | libc::ENXIO) => InflightFileError::NotAFile,
         _ => InflightFileError::Open(e),

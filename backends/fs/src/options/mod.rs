@@ -93,8 +93,8 @@ the process:
                         and one for each request done, at most N, 0 to 1000 (default 20)
   --state-file PATH     keep there what guests know and have open, for the successor of a
                         killed process, to whom front ends reconnect; made if missing,
-                        best on a memory file system such as /run: up to 400 bytes of it
-                        for each file that a guest knows
+                        best on a memory file system such as /run, or memory that is passed
+                        (/proc/self/fd/N): up to 400 bytes for each file that a guest knows
   --inflight-file PATH  keep requests in flight there, for front ends that keep none
                         themselves; goes with --state-file
   --io-engine ENGINE    auto (default), uring or sync
