@@ -25,6 +25,10 @@ pub trait Hypervisor {
     /// How long a guest may take to report itself before its boot counts as failed.
     fn boot_timeout(&self) -> Duration;
 
+    /// Whether a share goes on when its backend has ended and another one listens in its place. A
+    /// card does with every driver, and so does a disk that was added later.
+    fn finds_shares_again(&self) -> bool;
+
     /// Starts a machine. Call from a thread that lives as long as the machine should: the kernel
     /// kills the machine when that thread ends. The backends of its disks must be listening.
     ///
@@ -138,6 +142,8 @@ fn cure(error: &io::Error) -> &'static str {
 
 /// How long a machine may take to carry out what it is told.
 const CONTROL_LIMIT: Duration = Duration::from_secs(10);
+/// The same for a disk, whose backend has ten seconds of that to say what it is.
+const ADD_LIMIT: Duration = Duration::from_secs(15);
 
 /// A running machine. Dropping it kills and reaps its process.
 #[derive(Debug)]
@@ -194,7 +200,7 @@ impl Machine {
     pub fn add_disk(&mut self, disk: &DiskSpec) -> Result<(), MachineError> {
         disk.check()?;
         self.remote
-            .add_disk(disk, CONTROL_LIMIT)
+            .add_disk(disk, ADD_LIMIT)
             .map_err(|error| MachineError::Control {
                 what: "take a disk",
                 reason: error.to_string(),

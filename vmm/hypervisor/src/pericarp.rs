@@ -52,6 +52,10 @@ impl Hypervisor for Pericarp {
         Duration::from_secs(20)
     }
 
+    fn finds_shares_again(&self) -> bool {
+        true
+    }
+
     fn start(&self, spec: &MachineSpec) -> Result<Machine, MachineError> {
         spec.check()?;
         let host = |what: &str| {

@@ -77,6 +77,11 @@ impl Hypervisor for Qemu {
         })
     }
 
+    /// `vhost-user-fs` takes no connection that is made again.
+    fn finds_shares_again(&self) -> bool {
+        false
+    }
+
     fn start(&self, spec: &MachineSpec) -> Result<Machine, MachineError> {
         spec.check()?;
         set_up::look(self.accelerator, spec)?;
