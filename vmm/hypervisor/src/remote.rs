@@ -2,10 +2,10 @@
 //! its driver's program says what ended it. One form for each driver; [`crate::Machine`] does not know which.
 
 use std::{
-    io::{BufRead, BufReader, Read, Write},
+    io::{BufRead, BufReader, ErrorKind, Write},
     os::unix::net::UnixStream,
     process::ExitStatus,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Longest answer that is read.
-const MAX_LINE: u64 = 64 * 1024;
+const MAX_LINE: usize = 64 * 1024;
 /// The exit code of `pericarp-vmm` when its guest reset itself.
 const RESET: i32 = 3;
 
@@ -120,13 +120,24 @@ impl Remote {
     }
 }
 
-/// A connection to the control socket of `pericarp-vmm`: a JSON object a line each way.
+/// A connection to the control socket of `pericarp-vmm`: a JSON object a line each way, answered one
+/// after the other.
 #[derive(Debug)]
-pub(crate) struct Control(BufReader<UnixStream>);
+pub(crate) struct Control {
+    stream: BufReader<UnixStream>,
+    /// Requests that were given up: their answers come first.
+    late: usize,
+    /// What has come of an answer so far.
+    line: Vec<u8>,
+}
 
 impl Control {
     pub(crate) fn new(stream: UnixStream) -> Self {
-        Self(BufReader::new(stream))
+        Self {
+            stream: BufReader::new(stream),
+            late: 0,
+            line: Vec::new(),
+        }
     }
 
     /// Asks for an operation without arguments.
@@ -139,22 +150,24 @@ impl Control {
     }
 
     fn request(&mut self, request: &Value, limit: Duration) -> Result<Value, MonitorError> {
-        let closed = |error: std::io::Error| match error.kind() {
-            std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut => {
-                MonitorError::Silent(limit)
-            }
+        let end = Instant::now() + limit;
+        let failed = |error: std::io::Error| match error.kind() {
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => MonitorError::Silent(limit),
             _ => MonitorError::Closed,
         };
-        let stream = self.0.get_mut();
-        let limit_set = limit.max(Duration::from_millis(1));
+        let stream = self.stream.get_mut();
         stream
-            .set_write_timeout(Some(limit_set))
-            .and_then(|()| stream.set_read_timeout(Some(limit_set)))
+            .set_write_timeout(Some(left_until(end)))
             .and_then(|()| writeln!(stream, "{request}"))
-            .map_err(closed)?;
-        let mut line = Vec::new();
-        let mut source = self.0.by_ref().take(MAX_LINE);
-        source.read_until(b'\n', &mut line).map_err(closed)?;
+            .map_err(failed)?;
+        self.late += 1;
+        let line = loop {
+            let line = self.answer(end).map_err(failed)?;
+            self.late -= 1;
+            if self.late == 0 {
+                break line;
+            }
+        };
         let answer: Value = serde_json::from_slice(&line).map_err(|_| MonitorError::Closed)?;
         match answer["ok"].as_bool() {
             Some(true) => Ok(answer),
@@ -164,6 +177,35 @@ impl Control {
             }
         }
     }
+
+    /// The next answer, of which half may have come before.
+    fn answer(&mut self, end: Instant) -> std::io::Result<Vec<u8>> {
+        while !self.line.ends_with(b"\n") {
+            if self.line.len() >= MAX_LINE {
+                return Err(ErrorKind::InvalidData.into());
+            }
+            let left = left_until(end);
+            self.stream.get_mut().set_read_timeout(Some(left))?;
+            let bytes = match self.stream.fill_buf() {
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                other => other?,
+            };
+            if bytes.is_empty() {
+                return Err(ErrorKind::UnexpectedEof.into());
+            }
+            let length = bytes.iter().position(|byte| *byte == b'\n');
+            let length = length.map_or(bytes.len(), |at| at + 1);
+            self.line.extend_from_slice(&bytes[..length]);
+            self.stream.consume(length);
+        }
+        Ok(std::mem::take(&mut self.line))
+    }
+}
+
+/// What a timeout on a socket may be, which is never nothing.
+fn left_until(end: Instant) -> Duration {
+    let left = end.saturating_duration_since(Instant::now());
+    left.max(Duration::from_millis(1))
 }
 
 #[cfg(test)]
@@ -218,6 +260,13 @@ mod tests {
             control.ask("pause", short),
             Err(MonitorError::Silent(short))
         );
+        // The late answer comes in two parts, and is nobody else's.
+        theirs.write_all(b"{\"ok\":true,\"state\":\"pau").unwrap();
+        let given_up = control.ask("resume", short);
+        assert_eq!(given_up, Err(MonitorError::Silent(short)));
+        let rest = b"sed\"}\n{\"ok\":true}\n{\"ok\":true,\"state\":\"ending\"}\n";
+        theirs.write_all(rest).unwrap();
+        assert_eq!(control.ask("status", limit).unwrap()["state"], "ending");
         drop(theirs);
         assert_eq!(control.ask("pause", limit), Err(MonitorError::Closed));
     }
