@@ -7,6 +7,7 @@
 //! rescans the bus (`/sys/bus/pci/rescan`); one that the guest has let go of
 //! (`remove` beside it) can be taken away.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use crate::layout;
@@ -27,6 +28,8 @@ type Shared = Arc<Mutex<Function>>;
 pub struct Bus {
     bridge: Config,
     places: RwLock<[Option<Shared>; PLACES]>,
+    /// Where a device was put last.
+    last: AtomicUsize,
 }
 
 impl Default for Bus {
@@ -42,22 +45,28 @@ impl Default for Bus {
         Self {
             bridge,
             places: RwLock::default(),
+            last: AtomicUsize::new(0),
         }
     }
 }
 
 impl Bus {
-    /// The first free place, for a device to be made there.
+    /// The next free place, for a device to be made there. All have their turn: a guest that has not
+    /// let go of a device takes whoever comes to its place for that one, and does not see another.
     pub fn free_place(&self) -> Option<u8> {
         let places = self.places.read().unwrap_or_else(PoisonError::into_inner);
-        let free = (1..PLACES).find(|place| places[*place].is_none())?;
+        let last = self.last.load(Ordering::Relaxed);
+        let mut turn = (last + 1..PLACES).chain(1..=last);
+        let free = turn.find(|place| places[*place].is_none())?;
         Some(free as u8)
     }
 
     /// Puts a device at its place.
     pub fn add(&self, place: u8, function: Shared) {
         let mut places = self.places.write().unwrap_or_else(PoisonError::into_inner);
-        places[usize::from(place) % PLACES] = Some(function);
+        let place = usize::from(place) % PLACES;
+        places[place] = Some(function);
+        self.last.store(place, Ordering::Relaxed);
     }
 
     /// Takes the device from its place.
@@ -191,5 +200,9 @@ mod tests {
         assert!(!bus.write(layout::WINDOW64, &[0; 8]));
         assert!(bus.write(layout::ECAM, &[0; 4]));
         assert_eq!(bus.free_place(), Some(1));
+        for (last, next) in [(1, 2), (30, 31), (31, 1)] {
+            bus.last.store(last, Ordering::Relaxed);
+            assert_eq!(bus.free_place(), Some(next));
+        }
     }
 }
