@@ -6,12 +6,12 @@
 //! give up.
 
 pub mod assets;
-mod cards;
 mod cpio;
 mod deaths;
 mod error;
 pub mod greeting;
 pub mod initramfs;
+mod lasting;
 pub mod network;
 pub mod power_off;
 pub mod process;
@@ -20,8 +20,8 @@ pub mod sidecar;
 pub mod spec;
 
 pub use assets::Assets;
-pub use cards::Cards;
 pub use deaths::Deaths;
 pub use error::{PodError, during};
 pub use greeting::Greeting;
+pub use lasting::Lasting;
 pub use sidecar::Sidecar;

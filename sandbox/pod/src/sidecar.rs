@@ -202,18 +202,28 @@ impl Sidecar {
         Self::start_with(BLOCK, command, vec![file], &[&device.socket], check)
     }
 
-    /// Starts the file backend and waits until every share's socket is there.
+    /// Starts the file backend and waits until every share's socket is there. It goes on with what a
+    /// predecessor has left in `state`, and leaves there what a successor needs.
     ///
     /// # Errors
     ///
     /// [`PodError`], or what `check` says.
-    pub fn fs<E: From<PodError>>(shares: &[Share], check: Check<'_, E>) -> Result<Self, E> {
+    pub fn fs<E: From<PodError>>(
+        shares: &[Share],
+        state: Option<OwnedFd>,
+        check: Check<'_, E>,
+    ) -> Result<Self, E> {
         let mut command = program(FS);
         for share in shares {
             command.arg("--device").arg(share.argument());
         }
+        if let Some(state) = &state {
+            let path = format!("/proc/self/fd/{}", state.as_raw_fd());
+            command.arg("--state-file").arg(path);
+        }
+        let inherited = state.into_iter().collect();
         let sockets: Vec<&Path> = shares.iter().map(|share| share.socket.as_path()).collect();
-        Self::start(FS, command, &sockets, check)
+        Self::start_with(FS, command, inherited, &sockets, check)
     }
 
     /// Starts the network backend and waits until every card's socket is there. The queues are the
@@ -296,6 +306,11 @@ impl Sidecar {
             std::thread::sleep(PAUSE);
         }
         Ok(sidecar)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of(name: &'static str, process: Process) -> Self {
+        Self { name, process }
     }
 
     /// Its process.

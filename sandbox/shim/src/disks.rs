@@ -13,11 +13,11 @@ use std::{
 
 use pericarp_config::CpuSet;
 use pericarp_hypervisor::{DiskSpec, Machine};
-use pericarp_pod::{Deaths, PodError, Sidecar, sidecar::Device};
+use pericarp_pod::{Deaths, PodError, Sidecar, during, sidecar::Device};
 
 use crate::{
     directory::Directory,
-    error::{ShimError, during},
+    error::ShimError,
     oom::{Ordinary, as_killable_as},
     pinned::Pinned,
 };
@@ -74,7 +74,11 @@ impl Disks {
     /// Serves it and adds it to the machine. On failure nothing of it is left.
     pub(crate) fn add(&mut self, machine: &mut Machine, backing: Backing) -> Result<(), ShimError> {
         let socket = self.directory.join(&format!("{}.sock", backing.id));
-        let sidecar = self.launch(&backing, &socket)?;
+        let sidecar = {
+            let _ordinary = Ordinary::begin();
+            let _pinned = self.cpus.as_ref().map(Pinned::to).transpose()?;
+            launch(&backing, &socket, self.queues)?
+        };
         as_killable_as(machine.pid(), sidecar.pid());
         let spec = DiskSpec {
             id: backing.id.clone(),
@@ -96,21 +100,6 @@ impl Disks {
         }
         self.all.push(one);
         Ok(())
-    }
-
-    fn launch(&self, backing: &Backing, socket: &Path) -> Result<Sidecar, ShimError> {
-        let _ordinary = Ordinary::begin();
-        let _pinned = self.cpus.as_ref().map(Pinned::to).transpose()?;
-        let file = backing.file.try_clone().map_err(during("a descriptor"))?;
-        let device = Device {
-            id: backing.id.clone(),
-            socket: socket.to_owned(),
-            // The same file whatever its name leads to by then.
-            file: format!("/proc/self/fd/{}", file.as_raw_fd()).into(),
-            read_only: backing.read_only,
-            queues: self.queues,
-        };
-        Sidecar::block_with(&device, file, &mut || Ok::<(), ShimError>(()))
     }
 
     /// Takes it from the machine, and then lets go of its file. True once that is done; until then it
@@ -139,27 +128,38 @@ impl Disks {
     /// Starts those again that have ended. An error is for the pod to end with. Whether there were
     /// any.
     pub(crate) fn revive(&mut self, machine: u32) -> Result<bool, ShimError> {
-        let mut any = false;
-        for index in 0..self.all.len() {
-            let one = &mut self.all[index];
-            let Some(end) = one.sidecar.how_it_ended() else {
-                continue;
-            };
-            let death = PodError::Sidecar(one.deaths.another(end)?);
-            log::warn!("{death}; it is started again");
-            let one = &self.all[index];
-            let sidecar = self.launch(&one.backing, &one.socket)?;
-            as_killable_as(machine, sidecar.pid());
-            self.all[index].sidecar = sidecar;
-            any = true;
+        if self.all.iter_mut().all(|one| one.sidecar.death().is_none()) {
+            return Ok(false);
         }
-        Ok(any)
+        let _ordinary = Ordinary::begin();
+        let _pinned = self.cpus.as_ref().map(Pinned::to).transpose()?;
+        for one in &mut self.all {
+            let again = || launch(&one.backing, &one.socket, self.queues);
+            if let Some(death) = one.deaths.revive(&mut one.sidecar, again)? {
+                log::warn!("{death}; it was started again");
+                as_killable_as(machine, one.sidecar.pid());
+            }
+        }
+        Ok(true)
     }
 
     /// Lets go of all of them; the machine has ended.
     pub(crate) fn end(self) {
         self.all.into_iter().for_each(One::end);
     }
+}
+
+fn launch(backing: &Backing, socket: &Path, queues: u16) -> Result<Sidecar, PodError> {
+    let file = backing.file.try_clone().map_err(during("a descriptor"))?;
+    let device = Device {
+        id: backing.id.clone(),
+        socket: socket.to_owned(),
+        // The same file whatever its name leads to by then.
+        file: format!("/proc/self/fd/{}", file.as_raw_fd()).into(),
+        read_only: backing.read_only,
+        queues,
+    };
+    Sidecar::block_with(&device, file, &mut || Ok(()))
 }
 
 impl One {

@@ -35,11 +35,11 @@ use pericarp_pod::{
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::{
-    cards::Cards,
     cgroup::Entered,
     directory::Directory,
     disks::{self, Backing, Disks},
     error::{ShimError, during},
+    lasting::Lasting,
     oom::Ordinary,
     pinned::Pinned,
     profile::Profile,
@@ -96,7 +96,7 @@ pub(crate) struct Running {
     machine: Machine,
     sidecars: Vec<Sidecar>,
     disks: Disks,
-    cards: Option<Cards>,
+    lasting: Lasting,
     network: Option<Attached>,
     guest: Guest,
     /// Its end is the agent's.
@@ -114,6 +114,7 @@ impl Running {
         let group = enter_group(plan, directory)?;
         let choice = select(settings.hypervisor, &HostFacts::probe());
         log::debug!("{choice}");
+        let hypervisor = choice.hypervisor();
         let _ordinary = Ordinary::begin();
         let _pinned = settings.cpus.as_ref().map(Pinned::to).transpose()?;
         // Nothing started from here on may gain privileges by executing a file.
@@ -132,14 +133,17 @@ impl Running {
             },
             queues,
         };
-        let shares = [share];
+        let share_specs = vec![share_spec(&share)];
         let wait = &mut || Ok::<(), ShimError>(());
-        let mut sidecars = vec![Sidecar::fs(&shares, wait)?];
+        let (mut sidecars, mut lasting) = (Vec::new(), Lasting::new(settings.cpus.clone()));
+        match hypervisor.finds_shares_again() {
+            true => lasting.push(pericarp_pod::Lasting::shares(vec![share], wait)?),
+            false => sidecars.push(Sidecar::fs(&[share], None, wait)?),
+        }
         let card_specs = cards.iter().map(card_spec).collect();
-        let mut cards = match cards.is_empty() {
-            true => None,
-            false => Some(Cards::start(cards, settings.cpus.clone())?),
-        };
+        if !cards.is_empty() {
+            lasting.push(pericarp_pod::Lasting::cards(cards, wait)?);
+        }
         let (socket, host_side) = (directory.join("vsock.sock"), directory.join("vsock/guest"));
         sidecars.push(Sidecar::vsock(&socket, GUEST_CID, &host_side, wait)?);
         // Listens before the machine starts: the agent dials once.
@@ -154,7 +158,7 @@ impl Running {
             cpus: size.vcpus,
             memory: size.memory,
             disks: Vec::new(),
-            shares: shares.iter().map(share_spec).collect(),
+            shares: share_specs,
             cards: card_specs,
             vsock: Some(VsockSpec {
                 id: "vsock".into(),
@@ -164,7 +168,6 @@ impl Running {
             spare_slots: disks::MOST,
             console: ConsoleSpec::default(),
         };
-        let hypervisor = choice.hypervisor();
         let limit = settings
             .boot_timeout
             .unwrap_or_else(|| hypervisor.boot_timeout());
@@ -173,7 +176,7 @@ impl Running {
             // QEMU fails without its devices; then the cause is a sidecar.
             Err(error) => {
                 let dead = sidecars.iter_mut().find_map(Sidecar::death);
-                let dead = dead.or_else(|| cards.as_mut().and_then(Cards::death));
+                let dead = dead.or_else(|| lasting.death());
                 return Err(dead.map_or_else(|| no_machine(&error), ShimError::from));
             }
         };
@@ -192,9 +195,8 @@ impl Running {
             greeting,
             configure,
             &mut || {
-                let mut others = sidecars.iter_mut().map(Sidecar::death);
-                let mut card = cards.iter_mut().map(Cards::death);
-                if let Some(death) = others.find_map(|it| it).or_else(|| card.find_map(|it| it)) {
+                let dead = sidecars.iter_mut().find_map(Sidecar::death);
+                if let Some(death) = dead.or_else(|| lasting.death()) {
                     return Some(death.into());
                 }
                 machine
@@ -215,7 +217,7 @@ impl Running {
             machine,
             sidecars,
             disks: Disks::new(directory.clone(), queues, settings.cpus.clone()),
-            cards,
+            lasting,
             network,
             guest,
             hello,
@@ -231,7 +233,7 @@ impl Running {
             .into_iter()
             .chain(self.sidecars.iter().map(Sidecar::pid))
             .chain(self.disks.pids())
-            .chain(self.cards.iter().map(Cards::pid));
+            .chain(self.lasting.pids());
         let mut told = self
             .processes
             .lock()
@@ -266,18 +268,19 @@ impl Running {
         let sidecars = self.sidecars.iter().map(Sidecar::exit_fd);
         sidecars
             .chain(self.disks.exit_fds())
-            .chain(self.cards.iter().map(Cards::exit_fd))
+            .chain(self.lasting.exit_fds())
             .chain([self.machine.exit_fd(), self.hello.as_fd()])
             .collect()
     }
 
-    /// What has ended and must not, in one line. The sidecars of cards and of disks are started again.
+    /// What has ended and must not, in one line. The sidecars of disks and cards are started again,
+    /// and that of the share where the driver finds it.
     pub(crate) fn ended(&mut self) -> Option<String> {
         {
             let processes = self.sidecars.iter().map(Sidecar::exit_fd);
             let mut fds: Vec<PollFd<'_>> = processes
                 .chain(self.disks.exit_fds())
-                .chain(self.cards.iter().map(Cards::exit_fd))
+                .chain(self.lasting.exit_fds())
                 .chain([self.machine.exit_fd()])
                 .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
                 .collect();
@@ -292,11 +295,8 @@ impl Running {
             return Some(with_console(&death, &self.machine).to_string());
         }
         let machine = self.machine.pid();
-        let cards = match &mut self.cards {
-            Some(cards) => cards.revive(machine),
-            None => Ok(false),
-        };
-        match cards.and_then(|cards| Ok(self.disks.revive(machine)? || cards)) {
+        let lasting = self.lasting.revive(machine);
+        match lasting.and_then(|any| Ok(self.disks.revive(machine)? || any)) {
             Ok(false) => {}
             Ok(true) => self.tell_processes(),
             Err(error) => return Some(error.to_string()),
@@ -328,9 +328,7 @@ impl Running {
             sidecar.end();
         }
         self.disks.end();
-        if let Some(cards) = self.cards {
-            cards.end();
-        }
+        self.lasting.end();
         if let Some(Err(error)) = self.network.take().map(Attached::detach) {
             log::warn!("the pod's network is not as it was: {error}");
         }

@@ -13,9 +13,9 @@ use std::{
 };
 
 use pericarp_api::{agent, host::Guest, stream::ExitReport};
-use pericarp_hypervisor::{CardSpec, ConsoleSpec, MachineError, MachineSpec, VsockSpec};
+use pericarp_hypervisor::{CardSpec, ConsoleSpec, MachineError, MachineSpec, ShareSpec, VsockSpec};
 use pericarp_pod::{
-    Cards, Greeting, Sidecar, initramfs,
+    Greeting, Lasting, Sidecar, initramfs,
     process::Name,
     sidecar::{Access, Device, Share},
     spec::{card_spec, disk_spec, share_spec},
@@ -154,15 +154,20 @@ pub(crate) fn run(
             ..Default::default()
         });
     }
+    let hypervisor = plan.choice.hypervisor();
     let mut sidecars = vec![Sidecar::block(&devices, &mut || signals.check())?];
-    if !shares.is_empty() {
-        sidecars.push(Sidecar::fs(&shares, &mut || signals.check())?);
+    let mut lasting = Vec::new();
+    let share_specs: Vec<ShareSpec> = shares.iter().map(share_spec).collect();
+    let check = &mut || signals.check();
+    match (shares.is_empty(), hypervisor.finds_shares_again()) {
+        (true, _) => {}
+        (false, true) => lasting.push(Lasting::shares(shares, check)?),
+        (false, false) => sidecars.push(Sidecar::fs(&shares, None, check)?),
     }
     let card_specs: Vec<CardSpec> = cards.iter().map(card_spec).collect();
-    let mut cards = match cards.is_empty() {
-        true => None,
-        false => Some(Cards::start(cards, &mut || signals.check())?),
-    };
+    if !cards.is_empty() {
+        lasting.push(Lasting::cards(cards, &mut || signals.check())?);
+    }
     let vsock_socket = run_dir.join("vsock.sock");
     let host_side = guest_socket(run_dir.path());
     std::fs::create_dir(run_dir.join("vsock")).map_err(during("a directory for sockets"))?;
@@ -183,7 +188,7 @@ pub(crate) fn run(
         cpus: plan.size.cpus,
         memory: plan.size.memory,
         disks: devices.iter().map(disk_spec).collect(),
-        shares: shares.iter().map(share_spec).collect(),
+        shares: share_specs,
         cards: card_specs,
         vsock: Some(VsockSpec {
             id: "vsock".into(),
@@ -196,7 +201,6 @@ pub(crate) fn run(
             ..ConsoleSpec::default()
         },
     };
-    let hypervisor = plan.choice.hypervisor();
     let describe = |error, console| Failure::Machine {
         error,
         console,
@@ -206,13 +210,13 @@ pub(crate) fn run(
     let machine = hypervisor.start(&machine_spec).map_err(|error| {
         // QEMU fails without its devices; then the cause is a sidecar.
         let dead = sidecars.iter_mut().find_map(Sidecar::death);
-        dead.or_else(|| cards.as_mut().and_then(Cards::death))
+        dead.or_else(|| lasting.iter_mut().find_map(Lasting::death))
             .map(Failure::from)
             .unwrap_or_else(|| describe(error, Vec::new()))
     })?;
     timing.mark("machine");
     let hello = Arc::new(Mutex::new(None));
-    let mut pod = Pod::new(machine, sidecars, cards, Arc::clone(&hello));
+    let mut pod = Pod::new(machine, sidecars, lasting, Arc::clone(&hello));
 
     let limit = plan
         .boot_timeout

@@ -13,7 +13,7 @@ use std::{
 use pericarp_api::{hello::last_words, host::Guest, stream::ExitReport};
 use pericarp_hypervisor::{Machine, MachineError};
 use pericarp_pod::{
-    Cards, Sidecar,
+    Lasting, Sidecar,
     power_off::{POWER_OFF_LIMIT, power_off},
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -35,7 +35,7 @@ const CAUSE_LIMIT: Timespec = Timespec {
 pub(crate) struct Pod {
     machine: Machine,
     sidecars: Vec<Sidecar>,
-    cards: Option<Cards>,
+    lasting: Vec<Lasting>,
     hello: HelloSlot,
     /// The same connection, to wait for its end.
     hello_end: Option<OwnedFd>,
@@ -46,13 +46,13 @@ impl Pod {
     pub(crate) fn new(
         machine: Machine,
         sidecars: Vec<Sidecar>,
-        cards: Option<Cards>,
+        lasting: Vec<Lasting>,
         hello: HelloSlot,
     ) -> Self {
         Self {
             machine,
             sidecars,
-            cards,
+            lasting,
             hello,
             hello_end: None,
         }
@@ -90,8 +90,8 @@ impl Pod {
         for sidecar in self.sidecars {
             sidecar.end();
         }
-        if let Some(cards) = self.cards {
-            cards.end();
+        for lasting in self.lasting {
+            lasting.end();
         }
         outcome
     }
@@ -100,7 +100,7 @@ impl Pod {
     fn process_fds(&self) -> Vec<BorrowedFd<'_>> {
         let sidecars = self.sidecars.iter().map(Sidecar::exit_fd);
         sidecars
-            .chain(self.cards.iter().map(Cards::exit_fd))
+            .chain(self.lasting.iter().map(Lasting::exit_fd))
             .chain([self.machine.exit_fd()])
             .collect()
     }
@@ -132,11 +132,13 @@ impl Surroundings for Pod {
         if self.machine.has_ended() {
             return Some(Ending::Machine(self.machine.death()));
         }
-        // The machine finds another where this one was.
-        match self.cards.as_mut().map(Cards::revive) {
-            None | Some(Ok(None)) => {}
-            Some(Ok(Some(death))) => report::warn(&format!("{death}; it was started again")),
-            Some(Err(error)) => return Some(error.into()),
+        for lasting in &mut self.lasting {
+            // The machine finds another where this one was.
+            match lasting.revive() {
+                Ok(None) => {}
+                Ok(Some(death)) => report::warn(&format!("{death}; it was started again")),
+                Err(error) => return Some(error.into()),
+            }
         }
         let mut slot = self.hello.lock().unwrap_or_else(PoisonError::into_inner);
         let stream = slot.take_if(|stream| has_word(stream))?;

@@ -1,0 +1,70 @@
+//! The sidecars that are started again when they die, as `pericarp_pod::Lasting` keeps them: another
+//! one is on the pod's CPUs, too, and as killable as the machine is.
+//!
+//! Kept by `machine`.
+
+use std::os::fd::BorrowedFd;
+
+use pericarp_config::CpuSet;
+use pericarp_pod::PodError;
+
+use crate::{
+    error::ShimError,
+    oom::{Ordinary, as_killable_as},
+    pinned::Pinned,
+};
+
+#[derive(Debug)]
+pub(crate) struct Lasting {
+    all: Vec<pericarp_pod::Lasting>,
+    cpus: Option<CpuSet>,
+}
+
+impl Lasting {
+    /// None yet. The CPUs are for those that come in place of others: the first ones have the
+    /// caller's, and its score.
+    pub(crate) fn new(cpus: Option<CpuSet>) -> Self {
+        Self {
+            all: Vec::new(),
+            cpus,
+        }
+    }
+
+    pub(crate) fn push(&mut self, one: pericarp_pod::Lasting) {
+        self.all.push(one);
+    }
+
+    pub(crate) fn pids(&self) -> impl Iterator<Item = u32> {
+        self.all.iter().map(pericarp_pod::Lasting::pid)
+    }
+
+    pub(crate) fn exit_fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.all.iter().map(pericarp_pod::Lasting::exit_fd)
+    }
+
+    /// What to report if one has ended.
+    pub(crate) fn death(&mut self) -> Option<PodError> {
+        self.all.iter_mut().find_map(pericarp_pod::Lasting::death)
+    }
+
+    /// Starts those again that have ended. An error is for the pod to end with. Whether there were
+    /// any.
+    pub(crate) fn revive(&mut self, machine: u32) -> Result<bool, ShimError> {
+        if self.death().is_none() {
+            return Ok(false);
+        }
+        let _ordinary = Ordinary::begin();
+        let _pinned = self.cpus.as_ref().map(Pinned::to).transpose()?;
+        for one in &mut self.all {
+            if let Some(death) = one.revive()? {
+                log::warn!("{death}; it was started again");
+                as_killable_as(machine, one.pid());
+            }
+        }
+        Ok(true)
+    }
+
+    pub(crate) fn end(self) {
+        self.all.into_iter().for_each(pericarp_pod::Lasting::end);
+    }
+}
