@@ -73,8 +73,13 @@ pub(crate) struct Blocks {
 #[derive(Debug, Default)]
 struct Had {
     next: u64,
-    all: HashMap<Key, Shared>,
+    /// Each with a lock of its own, held while it comes or leaves: who wants the same one waits,
+    /// others do not.
+    all: HashMap<Key, Slot>,
 }
+
+/// None while the machine does not have it.
+type Slot = Arc<Mutex<Option<Shared>>>;
 
 /// By what two of them are the same: the machine, and the number of the device, or that of the
 /// file's file system with its own.
@@ -91,8 +96,8 @@ struct Shared {
 /// One, as long as a container has it.
 #[derive(Debug)]
 pub(crate) struct Block {
-    blocks: Arc<Blocks>,
-    key: Key,
+    orders: Arc<Orders>,
+    slot: Slot,
     id: String,
     guest: Guest,
 }
@@ -106,28 +111,30 @@ impl Blocks {
     }
 
     /// Adds the disk to the machine, unless it is there already.
-    pub(crate) fn attach(
-        self: &Arc<Self>,
-        wanted: &Wanted<'_>,
-        booted: &Booted,
-    ) -> Result<Block, ShimError> {
+    pub(crate) fn attach(&self, wanted: &Wanted<'_>, booted: &Booted) -> Result<Block, ShimError> {
         let (file, number) = open(wanted)?;
         let key = (booted.pid, number.0, number.1);
+        let (id, slot) = {
+            let mut had = locked(&self.had);
+            // Nobody has these, or is about to.
+            had.all.retain(|_, slot| Arc::strong_count(slot) > 1);
+            had.next += 1;
+            let id = format!("disk{}", had.next);
+            (id, Arc::clone(had.all.entry(key).or_default()))
+        };
         let block = |id: &str| Block {
-            blocks: Arc::clone(self),
-            key,
+            orders: Arc::clone(&self.orders),
+            slot: Arc::clone(&slot),
             id: id.to_owned(),
             guest: booted.guest.clone(),
         };
-        // Held to the end: another container may want the same one.
-        let mut had = self.had();
-        if let Some(shared) = had.all.get_mut(&key) {
+        // To the end.
+        let mut there = locked(&slot);
+        if let Some(shared) = &mut *there {
             shared.check(wanted)?;
             shared.users += 1;
             return Ok(block(&shared.id));
         }
-        had.next += 1;
-        let id = format!("disk{}", had.next);
         let backing = Backing {
             id: id.clone(),
             file,
@@ -136,30 +143,18 @@ impl Blocks {
         self.orders
             .add_disk(backing)
             .map_err(|error| ShimError::Machine(format!("{}: {error}", wanted.field)))?;
-        let shared = Shared {
+        *there = Some(Shared {
             id: id.clone(),
             read_only: wanted.read_only,
             purpose: wanted.purpose,
             users: 1,
-        };
-        had.all.insert(key, shared);
+        });
         Ok(block(&id))
     }
+}
 
-    /// Has the guest let go of it, takes it from the machine, and lets go of the host's device.
-    fn detach(&self, guest: &Guest, id: &str) {
-        if let Err(error) = guest::remove_disk(guest, id) {
-            log::warn!("the guest does not let go of the disk '{id}': {error}");
-        }
-        let end = Instant::now() + GIVEN_UP;
-        while !self.orders.remove_disk(id, Instant::now() >= end) {
-            thread::sleep(PAUSE);
-        }
-    }
-
-    fn had(&self) -> MutexGuard<'_, Had> {
-        self.had.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Shared {
@@ -186,17 +181,28 @@ impl Block {
 }
 
 impl Drop for Block {
+    /// The last user's has the guest let go of it, takes it from the machine, and lets go of the
+    /// host's device.
     fn drop(&mut self) {
-        // Held to the end: who wants the same one waits until it is gone, and has a new one.
-        let mut had = self.blocks.had();
-        if let Some(shared) = had.all.get_mut(&self.key) {
+        // To the end: who wants the same one waits until it is gone, and has a new one.
+        let mut there = locked(&self.slot);
+        if let Some(shared) = &mut *there {
             shared.users -= 1;
             if shared.users > 0 {
                 return;
             }
-            had.all.remove(&self.key);
         }
-        self.blocks.detach(&self.guest, &self.id);
+        *there = None;
+        if let Err(error) = guest::remove_disk(&self.guest, &self.id) {
+            log::warn!(
+                "the guest does not let go of the disk '{}': {error}",
+                self.id
+            );
+        }
+        let end = Instant::now() + GIVEN_UP;
+        while !self.orders.remove_disk(&self.id, Instant::now() >= end) {
+            thread::sleep(PAUSE);
+        }
     }
 }
 
