@@ -2,10 +2,12 @@
 //! systems and volumes of a pod's containers come that way.
 
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use pericarp_tests::bounded::poll;
+use pericarp_tests::frontend::Setup;
 use pericarp_tests::fs::wire::posix::{O_RDONLY, O_RDWR, S_IFCHR};
 use pericarp_tests::fs::wire::{Body, ENTRY, ROOT, op};
 use pericarp_tests::fs::{Client, Options, Server, refused};
@@ -76,6 +78,70 @@ fn mounts_come_and_go_while_a_directory_is_served() {
     refused(c.lookup(below.node, "file"), &[Errno::NOENT]).unwrap();
     assert_eq!(c.walk("web/hosts").unwrap().attr.size, 0);
     assert_eq!(c.read(file.node, fh, 0, 100).unwrap(), b"of the image");
+}
+
+/// A pod's file server that is killed and started again, while the host mounts more.
+#[test]
+fn a_successor_sees_what_is_mounted_by_then_and_later() {
+    let test = "a_successor_sees_what_is_mounted_by_then_and_later";
+    let options = Options {
+        state: true,
+        ..options()
+    };
+    let Some(mut server) = Server::for_test(test, &[], options).filter(Server::is_ours) else {
+        return;
+    };
+    let setup = Setup {
+        inflight: true,
+        limit: Duration::from_secs(20),
+        ..Client::setup()
+    };
+    let mut c = server.connect(&setup).unwrap();
+    c.init().unwrap();
+    fs::create_dir(server.path("web")).unwrap();
+    let place = server.path("web");
+    mount("tmpfs", &place, "tmpfs", MountFlags::NODEV, c"mode=755").unwrap();
+    fs::create_dir(place.join("dir")).unwrap();
+    fs::write(place.join("dir/file"), b"of the image").unwrap();
+    let (dir, file) = (c.walk("web/dir").unwrap(), c.walk("web/dir/file").unwrap());
+    let fh = c.open(file.node, O_RDWR).unwrap();
+    let listing = c.opendir(dir.node).unwrap();
+    let mut made = 0;
+    for round in 1..=3 {
+        // Also at the moment in which it gives up all other mounts of the host's.
+        let (begin, over) = (made, AtomicBool::new(false));
+        let more = |n: usize| place.join(n.to_string());
+        made = thread::scope(|scope| {
+            let mounting = scope.spawn(|| {
+                let mut n = begin;
+                while !over.load(Ordering::Relaxed) && n < begin + 2000 {
+                    fs::create_dir(more(n)).unwrap();
+                    mount("tmpfs", more(n), "tmpfs", MountFlags::NODEV, c"").unwrap();
+                    fs::write(more(n).join("in"), b"").unwrap();
+                    n += 1;
+                }
+                n
+            });
+            server.succeed();
+            c.reconnect(&server.socket()).unwrap();
+            over.store(true, Ordering::Relaxed);
+            mounting.join().unwrap()
+        });
+        assert_eq!(c.read(file.node, fh, 0, 100).unwrap(), b"of the image");
+        assert_eq!(c.lookup(dir.node, "file").unwrap().node, file.node);
+        assert_eq!(c.getattr(dir.node).unwrap().ino, dir.attr.ino);
+        assert!(!c.readdir(dir.node, listing, 0, 4096).unwrap().is_empty());
+        let web = c.walk("web").unwrap();
+        for n in begin..made {
+            let at = c.lookup(web.node, &n.to_string()).unwrap();
+            let seen = c.lookup(at.node, "in");
+            assert!(seen.is_ok(), "{n} of {begin}..{made} in round {round}");
+        }
+    }
+    eprintln!("{test}: {made} mounts");
+    unmount(&place, UnmountFlags::DETACH).unwrap();
+    let below = c.walk("web").unwrap();
+    refused(c.lookup(below.node, "dir"), &[Errno::NOENT]).unwrap();
 }
 
 /// Looks a name up. Its node, and for how many nanoseconds name and attributes are kept.

@@ -9,14 +9,16 @@
 
 mod boot;
 mod devices;
+mod disks;
 mod hostile;
 mod laboratory;
+mod pod;
 mod rig;
 mod run;
 
 /// What the tests of either half begin with.
 const MACHINE: &[&str] = &["boot::"];
-const DEVICES: &[&str] = &["devices::", "hostile::", "run::"];
+const DEVICES: &[&str] = &["devices::", "disks::", "hostile::", "pod::", "run::"];
 
 #[test]
 fn all_of_the_machine_passes_in_the_laboratory() {
