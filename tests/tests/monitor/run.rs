@@ -4,6 +4,7 @@ use std::fs;
 use std::process::Command;
 
 use pericarp_tests::bounded::poll;
+use pericarp_tests::guest::programs;
 use pericarp_tests::lab::Lab;
 use pericarp_tests::parts::{Part, beside_us};
 use pericarp_tests::process::Process;
@@ -22,8 +23,11 @@ const PARTS: [Part; 4] = [
 fn run(rig: &Rig, options: &[&str], script: &str) -> Command {
     assert!(Lab::is_here());
     let root = rig.scratch.path("root/bin");
-    std::fs::create_dir_all(&root).unwrap();
-    std::fs::copy(Part::Busybox.find().unwrap(), root.join("busybox")).unwrap();
+    fs::create_dir_all(&root).unwrap();
+    fs::create_dir(rig.scratch.path("root/tmp")).unwrap();
+    fs::copy(Part::Busybox.find().unwrap(), root.join("busybox")).unwrap();
+    // Debian's busybox has none.
+    programs(&rig.scratch.path("root"), &["flock"]).unwrap();
     let mut command = Command::new(beside_us().join("pericarp"));
     command
         .args(["run", "--boot-timeout", "300"])
