@@ -10,6 +10,7 @@
 //! assets/kernel/modules/order  those to load at boot, one per line, in order
 //! assets/kernel/modules/order-shares   those to load after them where there are shares
 //! assets/kernel/modules/order-net      those where there are network cards
+//! assets/kernel/modules/order-xfs      those when a disk with XFS comes
 //! assets/kernel/modules/order-lab      those of the laboratory, where KVM is tested
 //! assets/pericarp-agent        the guest's first process, static
 //! assets/guest/                a tree for the initramfs, as it is: bin/crun and
@@ -27,7 +28,7 @@ use crate::project::Project;
 
 /// Changes whenever the way the kernel directory is made changes, so that a
 /// directory made the old way is made again.
-const KERNEL_RECIPE: &str = "6\n";
+const KERNEL_RECIPE: &str = "7\n";
 
 /// Our own program that runs in the guest, by package.
 const AGENT: &str = "pericarp-agent";

@@ -36,6 +36,8 @@ const SHARE_MODULES: &[&str] = &["virtiofs"];
 const LAB_MODULES: &[&str] = &["virtiofs", "kvm_amd", "tun"];
 /// What the first process of a machine with network cards loads after those at boot.
 const NET_MODULES: &[&str] = &["virtio_net"];
+/// What is loaded when a disk with such a file system comes.
+const XFS_MODULES: &[&str] = &["xfs"];
 
 /// Fetches the newest cloud kernel of the first of these series that there is,
 /// and lays it out in `dir`, a directory of its own that is still empty.
@@ -155,7 +157,14 @@ fn copy_modules(unpacked: &Path, release: &str, to: &Path) -> Result<(), Failure
         &read(&from.join("modules.builtin"))?,
     );
     create(to)?;
-    let wanted: Vec<&str> = [BOOT_MODULES, SHARE_MODULES, LAB_MODULES, NET_MODULES].concat();
+    let wanted: Vec<&str> = [
+        BOOT_MODULES,
+        SHARE_MODULES,
+        LAB_MODULES,
+        NET_MODULES,
+        XFS_MODULES,
+    ]
+    .concat();
     for path in tree.load_order(&wanted)? {
         let file = to.join(file_name(&path));
         copy(&from.join(&path), &file)?;
@@ -168,7 +177,10 @@ fn copy_modules(unpacked: &Path, release: &str, to: &Path) -> Result<(), Failure
     let at_boot = tree.load_order(BOOT_MODULES)?;
     let mut for_shares = tree.load_order(&[BOOT_MODULES, SHARE_MODULES].concat())?;
     for_shares.retain(|path| !at_boot.contains(path));
+    let mut for_xfs = tree.load_order(&[BOOT_MODULES, XFS_MODULES].concat())?;
+    for_xfs.retain(|path| !at_boot.contains(path));
     write(&to.join("order"), &lines(&at_boot))?;
+    write(&to.join("order-xfs"), &lines(&for_xfs))?;
     write(&to.join("order-shares"), &lines(&for_shares))?;
     write(
         &to.join("order-net"),

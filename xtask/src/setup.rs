@@ -62,6 +62,11 @@ const NEEDS: &[Need] = &[
         why: "makes disk images",
     },
     Need {
+        program: "mkfs.xfs",
+        package: "xfsprogs",
+        why: "makes disk images, in tests",
+    },
+    Need {
         program: "busybox",
         package: "busybox-static",
         why: "a user space in one file for test guests",

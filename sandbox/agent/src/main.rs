@@ -11,6 +11,7 @@ mod boot;
 mod cgroup;
 mod config;
 mod container;
+mod copies;
 mod crun;
 mod disks;
 mod error;

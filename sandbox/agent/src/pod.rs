@@ -11,12 +11,13 @@ use std::{
 };
 
 use pericarp_api::{
-    agent::{ConfigureRequest, CreateContainerRequest},
+    agent::{ConfigureRequest, CreateContainerRequest, RefreshRequest},
     is_id,
 };
 
 use crate::{
     container::Container,
+    copies::Copies,
     disks,
     error::{RequestError, trying},
     network,
@@ -41,6 +42,7 @@ pub(crate) struct Pod {
     state: Mutex<State>,
     shares: Shares,
     volumes: Volumes,
+    copies: Copies,
     processes: Shared,
     /// Processes of all containers.
     count: Arc<AtomicUsize>,
@@ -63,6 +65,7 @@ impl Pod {
             state: Mutex::default(),
             shares: Shares::default(),
             volumes: Volumes::default(),
+            copies: Copies::default(),
             processes: Shared::default(),
             count: Arc::default(),
         }
@@ -149,11 +152,20 @@ impl Pod {
             true => Some(self.processes.first(&self.reaper)?),
             false => None,
         };
-        let from = Sources {
+        Container::create(request, scratch, self.sources(), processes, &self.count)
+    }
+
+    fn sources(&self) -> Sources<'_> {
+        Sources {
             shares: &self.shares,
             volumes: &self.volumes,
-        };
-        Container::create(request, scratch, from, processes, &self.count)
+            copies: &self.copies,
+        }
+    }
+
+    /// Has a copy that containers are shown be what it was made of again.
+    pub(crate) fn refresh(&self, request: &RefreshRequest) -> Result<(), RequestError> {
+        self.copies.refresh(&self.shares, request)
     }
 
     pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>, RequestError> {
@@ -174,11 +186,7 @@ impl Pod {
 
     pub(crate) fn remove(&self, id: &str) -> Result<(), RequestError> {
         let container = self.container(id)?;
-        let from = Sources {
-            shares: &self.shares,
-            volumes: &self.volumes,
-        };
-        container.remove(&self.reaper, from)?;
+        container.remove(&self.reaper, self.sources())?;
         self.state().containers.remove(id);
         Ok(())
     }
@@ -204,6 +212,7 @@ impl Pod {
         for container in &containers {
             outcome = outcome.and(container.put_away());
         }
+        self.copies.put_away();
         outcome = outcome.and(self.volumes.put_away());
         outcome = outcome.and(self.shares.put_away());
         let scratch = self.state().scratch.take();

@@ -32,17 +32,18 @@ use pericarp_api::{
 use rustix::{
     fs::{CWD, FileType, Gid, Mode, Uid, chmod, chown, mknodat},
     io::Errno,
-    mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount},
+    mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_remount, unmount},
 };
 
 use crate::{
     boot::STATE,
     config::node_mode,
+    copies::Copies,
     disks::{self, Disk},
     error::{RequestError, trying},
     shares::{self, Shares},
     trash,
-    volumes::Volumes,
+    volumes::{self, Volumes},
 };
 
 /// Mounts of a dead container hold a file system for a moment.
@@ -78,6 +79,8 @@ pub(crate) struct Root {
     parts: Vec<(String, String)>,
     /// File systems on disks, by their serials.
     volumes: Vec<String>,
+    /// Parts of shares of which there is a copy, by tag and path.
+    copies: Vec<(String, String)>,
 }
 
 /// What a container's mounts come from, of the machine.
@@ -85,6 +88,7 @@ pub(crate) struct Root {
 pub(crate) struct Sources<'a> {
     pub(crate) shares: &'a Shares,
     pub(crate) volumes: &'a Volumes,
+    pub(crate) copies: &'a Copies,
 }
 
 impl Root {
@@ -103,8 +107,9 @@ impl Root {
             layer: None,
             parts: Vec::new(),
             volumes: Vec::new(),
+            copies: Vec::new(),
         };
-        match root.mount_all(wanted, scratch, from.shares) {
+        match root.mount_all(wanted, scratch, from) {
             Ok(()) => Ok(root),
             Err(error) => {
                 // The first error is the one to tell.
@@ -118,8 +123,18 @@ impl Root {
         &mut self,
         wanted: &RootFs,
         scratch: Option<&Scratch>,
-        shares: &Shares,
+        from: Sources<'_>,
     ) -> Result<(), RequestError> {
+        let shares = from.shares;
+        if let Some(file_system) = wanted.file_system.as_ref() {
+            let place = from.volumes.show(shares, file_system)?;
+            self.volumes.push(file_system.disk.clone());
+            let rootfs = self.rootfs();
+            fs::create_dir_all(&rootfs).map_err(trying("the root"))?;
+            mount_bind(place, &rootfs).map_err(trying("the root"))?;
+            self.mounts.push((rootfs, false));
+            return Ok(());
+        }
         if !wanted.path.is_empty() {
             let place = self.rootfs();
             return self.show(shares, (&wanted.source, &wanted.path), place);
@@ -210,8 +225,20 @@ impl Root {
         from: Sources<'_>,
     ) -> Result<PathBuf, RequestError> {
         if let Some(file_system) = source.file_system.as_ref() {
-            let place = from.volumes.show(file_system)?;
+            let place = from.volumes.show(from.shares, file_system)?;
             self.volumes.push(file_system.disk.clone());
+            if source.path.is_empty() {
+                return Ok(place);
+            }
+            let part = self.directory.join(format!("mounts/{}", source.mount));
+            volumes::show_part(&place, &source.path, &part)?;
+            self.mounts.push((part.clone(), false));
+            return Ok(part);
+        }
+        if !source.copied_from.is_empty() {
+            let part = (source.tag.as_str(), source.path.as_str());
+            let place = from.copies.show(from.shares, part, &source.copied_from)?;
+            self.copies.push((source.tag.clone(), source.path.clone()));
             return Ok(place);
         }
         let place = self.directory.join(format!("mounts/{}", source.mount));
@@ -267,6 +294,11 @@ impl Root {
         for (tag, path) in self.parts.drain(..) {
             from.shares.let_go(&tag, &path);
         }
+        for (tag, path) in self.copies.drain(..) {
+            from.copies.let_go(&tag, &path);
+            // The kernel's mount of what was copied.
+            from.shares.let_go(&tag, &path);
+        }
         while let Some(disk) = self.volumes.pop() {
             from.volumes.let_go(&disk)?;
         }
@@ -306,6 +338,18 @@ impl Root {
 
 /// What makes no sense, whatever the machine has.
 fn check(wanted: &RootFs) -> Result<(), RequestError> {
+    if wanted.file_system.is_some() {
+        let others = RootFs {
+            file_system: None.into(),
+            ..wanted.clone()
+        };
+        return match others == RootFs::default() {
+            true => Ok(()),
+            false => Err(RequestError::Invalid(
+                "a root that is the file system on a disk is nothing else".into(),
+            )),
+        };
+    }
     let share = wanted.fs_type == shares::KIND;
     if !share && !["erofs", "ext4"].contains(&wanted.fs_type.as_str()) {
         return Err(RequestError::Invalid(format!(
@@ -370,6 +414,9 @@ pub(crate) fn mount_disk(
             "the disk '{serial}' is read-only, and its {kind} is to be written or was not \
              unmounted cleanly"
         ))),
+        Err(Errno::NODEV) => Err(RequestError::Invalid(format!(
+            "the guest's kernel knows no {kind}, for the disk '{serial}'"
+        ))),
         Err(Errno::INVAL | Errno::UCLEAN) => Err(RequestError::Invalid(format!(
             "the disk '{serial}' holds no {kind} file system that can be mounted so"
         ))),
@@ -425,6 +472,8 @@ fn patiently(mut act: impl FnMut() -> Result<(), Errno>) -> Result<(), Errno> {
 
 #[cfg(test)]
 mod tests {
+    use pericarp_api::agent::FileSystem;
+
     use super::*;
 
     #[test]
@@ -444,7 +493,19 @@ mod tests {
             ..root("pod", fs_type, writable_layer, writable_layer)
         };
         check(&part("virtiofs", "web/rootfs", false)).unwrap();
+        let on_disk = || RootFs {
+            file_system: Some(FileSystem::default()).into(),
+            ..RootFs::default()
+        };
+        check(&on_disk()).unwrap();
         for (bad, message) in [
+            (
+                RootFs {
+                    path: "web".into(),
+                    ..on_disk()
+                },
+                "a root that is the file system on a disk is nothing else",
+            ),
             (
                 part("virtiofs", "../rootfs", false),
                 "'../rootfs' is no part of a share",

@@ -9,8 +9,8 @@ use pericarp_api::{
     AGENT_PORT,
     agent::{
         ConfigureRequest, ContainerRequest, CreateContainerRequest, CreateProcessRequest,
-        DiskRequest, Empty, FreezeRequest, ProcessRequest, ResizeRequest, SignalRequest,
-        StartProcessResponse, StatsRequest, StatsResponse, UpdateRequest,
+        DiskRequest, Empty, FreezeRequest, ProcessRequest, RefreshRequest, ResizeRequest,
+        SignalRequest, StartProcessResponse, StatsRequest, StatsResponse, UpdateRequest,
     },
     agent_ttrpc::{Agent, create_agent},
 };
@@ -139,6 +139,10 @@ impl Agent for Service {
 
     fn remove_disk(&self, _: &TtrpcContext, request: DiskRequest) -> ttrpc::Result<Empty> {
         done(disks::remove(&request.disk))
+    }
+
+    fn refresh_source(&self, _: &TtrpcContext, request: RefreshRequest) -> ttrpc::Result<Empty> {
+        done(self.pod.refresh(&request))
     }
 
     fn get_stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {

@@ -170,6 +170,20 @@ impl Shares {
         shown.map_err(failed())
     }
 
+    /// Opens a part of a share, by its place alone.
+    pub(crate) fn open(&self, tag: &str, path: &str) -> Result<OwnedFd, RequestError> {
+        if !is_tag(tag) || !is_part(path) {
+            return Err(RequestError::Invalid(format!(
+                "'{path}' is no part of a share '{tag}'"
+            )));
+        }
+        let top = self.mount(tag, false)?;
+        let opened = open_part(&top, path);
+        opened
+            .map(|(part, _)| part)
+            .map_err(trying(format!("'{path}' of the share '{tag}'")))
+    }
+
     /// Lets go of what the kernel has mounted for a part that was shown, if nobody else is shown it.
     pub(crate) fn let_go(&self, tag: &str, path: &str) {
         let mut parts = self.parts();
@@ -247,8 +261,8 @@ fn open_part(top: &Path, path: &str) -> std::io::Result<(OwnedFd, bool)> {
     Ok((open(flags)?, true))
 }
 
-/// Mounts what is open at `place`, which is made.
-fn show(part: &OwnedFd, is_directory: bool, place: &Path) -> std::io::Result<()> {
+/// Mounts what is open at `place`, which is made. Used by `volumes`, too.
+pub(crate) fn show(part: &OwnedFd, is_directory: bool, place: &Path) -> std::io::Result<()> {
     if is_directory {
         fs::create_dir_all(place)?;
     } else {

@@ -1,5 +1,5 @@
-//! File systems on disks of the machine that containers are shown as volumes: each is mounted once,
-//! as long as a container has it, and shown as a bind mount.
+//! File systems on disks of the machine that containers are shown as volumes or have as their root:
+//! each is mounted once, as long as a container has it, and shown as a bind mount.
 //!
 //! Called by `root` when a container is created and removed, and by `pod` at power-off. Nobody but
 //! this kernel has the file system mounted: the host has given its disk away.
@@ -11,22 +11,32 @@
 use std::{
     collections::BTreeMap,
     ffi::CString,
-    fs,
+    fs, io,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::PermissionsExt,
+    },
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use pericarp_api::{
-    VOLUME_KINDS,
-    agent::{FileSystem, Group},
+    ROOT_KINDS,
+    agent::{FileSystem, Group, Part},
+    share::is_part,
 };
-use rustix::mount::MountFlags;
+use rustix::{
+    fs::{FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat2},
+    io::Errno,
+    mount::MountFlags,
+};
 
 use crate::{
     boot::STATE,
     error::{RequestError, trying},
     ownership,
     root::{mount_disk, put_away},
+    shares::{self, Shares},
 };
 
 /// What mount(2) takes of options is a page.
@@ -46,13 +56,20 @@ struct Mounted {
 
 impl Volumes {
     /// Mounts what a container is to be shown unless it is mounted; returns where. To be let go of.
-    pub(crate) fn show(&self, wanted: &FileSystem) -> Result<PathBuf, RequestError> {
+    pub(crate) fn show(
+        &self,
+        shares: &Shares,
+        wanted: &FileSystem,
+    ) -> Result<PathBuf, RequestError> {
         let options = Options::parse(wanted)?;
         // Held meanwhile: another container may want the same one.
         let mut all = self.lock();
         if let Some(there) = all.get_mut(&wanted.disk) {
             there.users += 1;
             return Ok(there.place.clone());
+        }
+        for module in &wanted.modules {
+            load(shares, module)?;
         }
         let place = Path::new(STATE).join("disks").join(&wanted.disk);
         let read_only = options.flags.contains(MountFlags::RDONLY);
@@ -113,6 +130,65 @@ impl Volumes {
     }
 }
 
+/// Shows a file or directory of the file system mounted at `top` at `place`, which is made. What is
+/// missing of the path is made, too, as a kubelet makes it (subPath): with the mode of the top.
+pub(crate) fn show_part(top: &Path, path: &str, place: &Path) -> Result<(), RequestError> {
+    if !is_part(path) {
+        return Err(RequestError::Invalid(format!(
+            "'{path}' is no part of a volume"
+        )));
+    }
+    open_part(top, path)
+        .and_then(|(part, is_directory)| shares::show(&part, is_directory, place))
+        .map_err(trying(format!("'{path}' of a volume")))
+}
+
+/// Opens it by its place, and says whether it is a directory. No link is followed: a container has
+/// written what lies there.
+fn open_part(top: &Path, path: &str) -> io::Result<(OwnedFd, bool)> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    let mut part = rustix::fs::open(top, flags | OFlags::DIRECTORY, Mode::empty())?;
+    let mode = Mode::from_raw_mode(fstat(&part)?.st_mode & 0o7777);
+    for name in path.split('/') {
+        let open = || openat2(&part, name, flags, Mode::empty(), how);
+        let next = match open() {
+            Err(Errno::NOENT) => {
+                mkdirat(&part, name, mode)?;
+                let made = open()?;
+                // Beyond what the mask of new files lets through.
+                fs::set_permissions(
+                    format!("/proc/self/fd/{}", made.as_raw_fd()),
+                    fs::Permissions::from_mode(mode.bits()),
+                )?;
+                made
+            }
+            other => other?,
+        };
+        part = next;
+    }
+    let kind = FileType::from_raw_mode(fstat(&part)?.st_mode);
+    match kind {
+        FileType::Directory => Ok((part, true)),
+        FileType::RegularFile => Ok((part, false)),
+        _ => Err(io::Error::other("it is neither a directory nor a file")),
+    }
+}
+
+/// Loads a module of the kernel that the host shows. One that is loaded is no error.
+fn load(shares: &Shares, module: &Part) -> Result<(), RequestError> {
+    let file = shares.open(&module.tag, &module.path)?;
+    let load = || -> io::Result<()> {
+        // It was opened by its place alone.
+        let file = fs::File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+        match rustix::system::finit_module(&file, c"", 0) {
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    };
+    load().map_err(trying(format!("the kernel's module '{}'", module.path)))
+}
+
 fn own(place: &Path, group: &Group, read_only: bool) -> Result<(), RequestError> {
     if read_only {
         return Ok(());
@@ -132,10 +208,10 @@ struct Options {
 impl Options {
     fn parse(wanted: &FileSystem) -> Result<Self, RequestError> {
         let kind = &wanted.type_;
-        if !VOLUME_KINDS.contains(&kind.as_str()) {
+        if !ROOT_KINDS.contains(&kind.as_str()) {
             return Err(RequestError::Invalid(format!(
-                "'{kind}' is no file system for a volume: {} is",
-                VOLUME_KINDS.join(", ")
+                "'{kind}' is no file system for a disk: {} are",
+                ROOT_KINDS.join(", ")
             )));
         }
         let (mut flags, mut data) = (MountFlags::empty(), Vec::new());
@@ -198,7 +274,7 @@ mod tests {
     fn what_cannot_be_mounted_is_refused() {
         let long = "x".repeat(MAX_OPTIONS + 1);
         for (kind, option, said) in [
-            ("nfs", "ro", "'nfs' is no file system for a volume"),
+            ("nfs", "ro", "'nfs' is no file system for a disk"),
             ("", "ro", "'' is no file system"),
             ("ext4", "a\0b", "an option of a mount has a zero byte"),
             ("ext4", long.as_str(), "the options of a mount have"),
@@ -206,6 +282,24 @@ mod tests {
             let error = Options::parse(&wanted(kind, &[option])).unwrap_err();
             assert!(error.to_string().starts_with(said), "{error}");
         }
+    }
+
+    #[test]
+    fn parts_are_made_and_lead_nowhere_else() {
+        let top = std::env::temp_dir().join(format!("pericarp-parts-{}", std::process::id()));
+        fs::create_dir_all(top.join("there")).unwrap();
+        fs::write(top.join("there/file"), "x").unwrap();
+        fs::set_permissions(&top, fs::Permissions::from_mode(0o2777)).unwrap();
+        std::os::unix::fs::symlink("/etc", top.join("link")).unwrap();
+        assert!(!open_part(&top, "there/file").unwrap().1);
+        assert!(open_part(&top, "new/deep").unwrap().1);
+        let mode = fs::metadata(top.join("new/deep")).unwrap().permissions();
+        assert_eq!(mode.mode() & 0o7777, 0o2777);
+        for wrong in ["link", "link/passwd", "there/file/x"] {
+            assert!(open_part(&top, wrong).is_err(), "{wrong}");
+        }
+        assert!(show_part(&top, "../x", &top).is_err());
+        fs::remove_dir_all(top).unwrap();
     }
 
     #[test]

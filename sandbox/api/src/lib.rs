@@ -58,7 +58,7 @@ pub use hello::{Hello, HelloError};
 pub use stream::{ExitReport, StreamKind, StreamTarget};
 
 /// Version of everything in this crate; host and guest must agree exactly.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 
 /// Guest port of the ttrpc service.
 pub const AGENT_PORT: u32 = 1024;
@@ -78,7 +78,25 @@ pub const MAX_ID: usize = 64;
 /// Largest serial a virtio disk can carry, which is how the guest tells its disks apart.
 pub const MAX_DISK_ID: usize = 20;
 /// The file systems that a guest mounts from a disk as a volume.
-pub const VOLUME_KINDS: [&str; 1] = ["ext4"];
+pub const VOLUME_KINDS: [&str; 2] = ["ext4", "xfs"];
+/// Those on disks that are a container's root.
+pub const ROOT_KINDS: [&str; 3] = ["ext4", "xfs", "erofs"];
+/// What a kubelet has lead to all files of a volume that it writes, and changes in one step.
+pub const VERSION_LINK: &str = "..data";
+/// Most files and directories of such a volume of which a guest keeps a copy.
+pub const MAX_COPIED: usize = 4096;
+/// Most bytes of it.
+pub const MAX_COPIED_BYTES: u64 = 16 << 20;
+
+/// Whether this may be where [`VERSION_LINK`] leads: a name that is hidden by two dots.
+#[must_use]
+pub fn is_version(name: &str) -> bool {
+    name.len() > 2
+        && name.len() <= 255
+        && name.starts_with("..")
+        && !name.contains(['/', '\0'])
+        && name != VERSION_LINK
+}
 
 /// Whether `id` may name a container or a process.
 #[must_use]
@@ -95,6 +113,16 @@ pub fn is_id(id: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn versions_are_hidden_names() {
+        for good in ["..2024_10_18.1", "..version-1", "..a"] {
+            assert!(is_version(good), "{good}");
+        }
+        for bad in ["", "..", "...data/x", "../a", "data", "..data", "..a\0"] {
+            assert!(!is_version(bad), "{bad}");
+        }
+    }
 
     #[test]
     fn ids_are_short_and_plain() {

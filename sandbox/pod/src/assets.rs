@@ -36,6 +36,8 @@ pub struct Assets {
     pub share_order: Option<Vec<String>>,
     /// The same for network cards.
     pub card_order: Option<Vec<String>>,
+    /// What a guest loads when a disk with XFS comes; the host shows it the files then.
+    pub xfs_order: Option<Vec<String>>,
 }
 
 /// The part of the assets that becomes part of the guest's first file system as it is.
@@ -46,6 +48,8 @@ const ORDER: &str = "kernel/modules/order";
 pub const SHARE_ORDER: &str = "kernel/modules/order-shares";
 /// What a guest with network cards loads, in order.
 pub const CARD_ORDER: &str = "kernel/modules/order-net";
+/// What a guest loads when a disk with XFS comes, in order.
+pub const XFS_ORDER: &str = "kernel/modules/order-xfs";
 /// What the agent runs containers with.
 const CRUN: &str = "bin/crun";
 
@@ -92,6 +96,7 @@ impl Assets {
         let order = list(ORDER)?.unwrap_or_default();
         let share_order = list(SHARE_ORDER)?;
         let card_order = list(CARD_ORDER)?;
+        let xfs_order = list(XFS_ORDER)?;
         let assets = Self {
             kernel: directory.join("kernel/vmlinuz"),
             agent: directory.join("pericarp-agent"),
@@ -101,6 +106,7 @@ impl Assets {
             order,
             share_order,
             card_order,
+            xfs_order,
         };
         if !assets.tree.iter().any(|(name, _)| name == CRUN) {
             return Err(problem(format!("'{GUEST}/{CRUN}' is missing")));
@@ -110,6 +116,7 @@ impl Assets {
             .chain(
                 assets
                     .load_order(true, true)
+                    .chain(assets.xfs_order.iter().flatten())
                     .map(|name| assets.modules.join(name)),
             );
         for file in files {
@@ -126,6 +133,13 @@ impl Assets {
             }
         }
         Ok(assets)
+    }
+
+    /// The files of the modules for XFS, in order.
+    #[must_use]
+    pub fn xfs(&self) -> Vec<PathBuf> {
+        let names = self.xfs_order.iter().flatten();
+        names.map(|name| self.modules.join(name)).collect()
     }
 
     /// The modules a guest loads, in order.

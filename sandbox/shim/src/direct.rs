@@ -100,7 +100,7 @@ fn parse(file: &Path, text: &[u8]) -> Result<Direct, ShimError> {
     let kind = field("fstype")?;
     if !VOLUME_KINDS.contains(&kind) {
         let known = VOLUME_KINDS.join(", ");
-        let rule = format!("fstype: '{kind}' is not known to the guest's kernel: {known} is");
+        let rule = format!("fstype: '{kind}' is not known to the guest's kernel: {known} are");
         return Err(wrong(&rule));
     }
     let options = options(&all["options"]).ok_or_else(|| {
@@ -252,8 +252,8 @@ mod tests {
             ),
             (file(r#", "device": 7"#), "device: is missing or no text"),
             (
-                file(r#", "fstype": "xfs""#),
-                "fstype: 'xfs' is not known to the guest's kernel: ext4 is",
+                file(r#", "fstype": "zfs""#),
+                "fstype: 'zfs' is not known to the guest's kernel: ext4, xfs are",
             ),
             (file(r#", "options": "ro""#), "options: is no list"),
             (file(r#", "options": ["a,b"]"#), "options: is no list"),
