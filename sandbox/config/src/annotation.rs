@@ -27,13 +27,23 @@ pub const PATTERN: &str = "io.pericarp/*";
 /// What those of volumes go on with: `volume.NAME.iops`.
 const VOLUME: &str = "volume.";
 
-/// What one volume may do in a second.
+/// What one volume may do in a second, and hold.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct VolumeLimits {
     /// Requests; none is no limit.
     pub iops: Option<u64>,
     /// Bytes, read and written; none is no limit.
     pub bandwidth: Option<u64>,
+    /// Bytes that it may hold; none is no limit.
+    pub size: Option<u64>,
+}
+
+impl VolumeLimits {
+    /// Whether what it does is limited.
+    #[must_use]
+    pub fn is_slowed(self) -> bool {
+        self.iops.is_some() || self.bandwidth.is_some()
+    }
 }
 
 /// How one pod runs.
@@ -65,13 +75,15 @@ impl Pod {
     }
 
     /// The limits of a volume, by the name that the pod gives it, or, of a persistent volume, its
-    /// own: that is what the kubelet's directory of it is called.
+    /// own: that is what the kubelet's directory of it is called. Of a hostPath it is the last part
+    /// of its path, and of a block device the last part of its path in the container.
     #[must_use]
     pub fn volume(&self, name: &str) -> VolumeLimits {
         let own = self.volumes.get(name).copied().unwrap_or_default();
         VolumeLimits {
             iops: own.iops.or(self.settings.volume_iops),
             bandwidth: own.bandwidth.or(self.settings.volume_bandwidth),
+            size: own.size,
         }
     }
 
@@ -194,6 +206,7 @@ impl Reader<'_> {
         check_volume(volume)?;
         let most = &self.profile.draft.settings;
         let limits = self.volumes.entry(volume.to_owned()).or_default();
+        limits.size = said.volume_size_limit.or(limits.size);
         let said = &said.settings;
         for (said, most, limit) in [
             (said.volume_iops, most.volume_iops, &mut limits.iops),
@@ -285,7 +298,7 @@ mod tests {
 features = ["cpu-pinning", "kernel-parameters"]
 [profiles.pericarp]
 annotations = ["vcpus", "memory", "sizing", "hypervisor", "share-cache", "volume-iops",
-               "volume-bandwidth", "cpus", "kernel-parameters"]
+               "volume-bandwidth", "volume-size-limit", "cpus", "kernel-parameters"]
 "#;
 
     fn pod(config: &str, annotations: &[(&str, &str)]) -> Result<Pod, String> {
@@ -308,6 +321,7 @@ annotations = ["vcpus", "memory", "sizing", "hypervisor", "share-cache", "volume
                 ("io.pericarp/share-cache", "never"),
                 ("io.pericarp/volume.data.iops", "500"),
                 ("io.pericarp/volume.data.bandwidth", "10M"),
+                ("io.pericarp/volume.data.size-limit", "1G"),
                 ("io.pericarp/volume.pvc-1.2.iops", "7"),
                 ("io.pericarp/cpus", "0-1"),
                 ("io.pericarp/kernel-parameters", "a=1"),
@@ -327,9 +341,14 @@ annotations = ["vcpus", "memory", "sizing", "hypervisor", "share-cache", "volume
         assert_eq!(pod.settings.cpus.as_ref().unwrap().to_string(), "0-1");
         assert_eq!(pod.settings.kernel_parameters, "a=1");
         assert_eq!(pod.features, Feature::ALL);
-        let limits = |iops, bandwidth| VolumeLimits { iops, bandwidth };
-        assert_eq!(pod.volume("data"), limits(Some(500), Some(10 << 20)));
-        assert_eq!(pod.volume("pvc-1.2"), limits(Some(7), None));
+        let limits = |iops, bandwidth, size| VolumeLimits {
+            iops,
+            bandwidth,
+            size,
+        };
+        let data = limits(Some(500), Some(10 << 20), Some(1 << 30));
+        assert_eq!(pod.volume("data"), data);
+        assert_eq!(pod.volume("pvc-1.2"), limits(Some(7), None, None));
         assert_eq!(pod.volume("other"), VolumeLimits::default());
         assert_eq!(pod.named_volumes().collect::<Vec<_>>(), ["data", "pvc-1.2"]);
     }

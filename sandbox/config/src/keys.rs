@@ -12,7 +12,7 @@ use crate::{
     feature::Feature,
     key::{Annotation, Key, Kind, Maturity, Scope},
     problem::list,
-    settings::ShareCache,
+    settings::{Rootfs, ShareCache},
     sizing::{CpuRequests, Policy},
     value::size,
 };
@@ -24,9 +24,13 @@ const MOST_IOPS: u64 = 1_000_000_000;
 /// A request of this size at least comes through in a second.
 const LEAST_BANDWIDTH: u64 = 4096;
 const MOST_BANDWIDTH: u64 = 1 << 40;
+/// A file system for less has no room for files.
+const LEAST_VOLUME: u64 = 1 << 20;
+/// ext4 with blocks of 4096 bytes, numbered by 32 bits.
+const MOST_VOLUME: u64 = 1 << 44;
 
 /// Every key.
-pub(crate) static KEYS: [Key; 18] = [
+pub(crate) static KEYS: [Key; 20] = [
     Key {
         name: "features",
         scope: Scope::Node,
@@ -220,10 +224,28 @@ pub(crate) static KEYS: [Key; 18] = [
         show: |draft| Some(draft.settings.share_cache.name().to_owned()),
     },
     Key {
+        name: "rootfs",
+        scope: Scope::Profile,
+        meaning: "How containers' roots reach the guest: fs passes files on, whatever the \
+                  snapshotter; block gives the guest the disk that the snapshotter made (blockfile, \
+                  devmapper), with ext4, XFS or EROFS on it.",
+        user: "the shim, when it creates a container",
+        unset: "fs",
+        maturity: Maturity::Stable,
+        annotation: Annotation::None,
+        kind: Kind::Word {
+            names: &Rootfs::NAMES,
+            set: |draft, name| put(&mut draft.settings.rootfs, Rootfs::parse(name)),
+        },
+        show: |draft| Some(draft.settings.rootfs.name().to_owned()),
+    },
+    Key {
         name: "volume-iops",
         scope: Scope::Profile,
-        meaning: "Requests per second of each volume. A pod can set its own, up to this.",
-        user: "the shim, which refuses such pods until it can limit volumes one by one",
+        meaning: "Requests per second of each volume: of a disk, or to the server of a directory. A \
+                  pod can set its own, up to this. Single files, and what a kubelet writes \
+                  (ConfigMaps), have none.",
+        user: "the shim, when it starts what serves the volume",
         unset: "no limit",
         maturity: Maturity::Stable,
         annotation: Annotation::PerVolume("iops"),
@@ -239,7 +261,7 @@ pub(crate) static KEYS: [Key; 18] = [
         scope: Scope::Profile,
         meaning: "Bytes per second of each volume, read and written. A pod can set its own, up to \
                   this.",
-        user: "the shim, which refuses such pods until it can limit volumes one by one",
+        user: "the shim, when it starts what serves the volume",
         unset: "no limit",
         maturity: Maturity::Stable,
         annotation: Annotation::PerVolume("bandwidth"),
@@ -308,6 +330,22 @@ pub(crate) static KEYS: [Key; 18] = [
         },
         show: |draft| draft.memory.map(size),
     },
+    Key {
+        name: "volume-size-limit",
+        scope: Scope::Pod,
+        meaning: "Bytes that an emptyDir may hold, its file system included: it is a disk of its own \
+                  then. A kubelet passes sizeLimit on for those in memory alone.",
+        user: "the shim, when it creates a container",
+        unset: "no limit",
+        maturity: Maturity::Stable,
+        annotation: Annotation::PerVolume("size-limit"),
+        kind: Kind::Size {
+            least: LEAST_VOLUME,
+            most: MOST_VOLUME,
+            set: |draft, bytes| draft.volume_size_limit = Some(bytes),
+        },
+        show: |draft| draft.volume_size_limit.map(size),
+    },
 ];
 
 /// The key with this name.
@@ -362,12 +400,14 @@ mod tests {
             ("max-vcpus", number("8"), "8"),
             ("max-memory", text("8G"), "8 GiB"),
             ("share-cache", text("never"), "never"),
+            ("rootfs", text("block"), "block"),
             ("volume-iops", number("500"), "500"),
             ("volume-bandwidth", text("10M"), "10 MiB"),
             ("cpus", text("2,3"), "2-3"),
             ("kernel-parameters", text("a  b"), "a b"),
             ("vcpus", number("2"), "2"),
             ("memory", number("268435456"), "256 MiB"),
+            ("volume-size-limit", text("5M"), "5 MiB"),
         ]
     }
 

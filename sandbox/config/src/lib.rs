@@ -29,10 +29,10 @@ pub mod sizing;
 mod testing;
 mod value;
 
-pub use annotation::Pod;
+pub use annotation::{Pod, VolumeLimits};
 pub use config::{Config, ConfigPath, DEFAULT_PATH, DEFAULT_PROFILE, Profile};
 pub use explain::{Explanation, Value};
 pub use key::{Key, Maturity};
 pub use problem::{Place, Violation, Violations, nearest};
-pub use settings::{Settings, ShareCache};
+pub use settings::{Rootfs, Settings, ShareCache};
 pub use value::CpuSet;

@@ -51,6 +51,41 @@ impl ShareCache {
     }
 }
 
+/// How a container's root reaches the guest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Rootfs {
+    /// As files: mounted on the host, passed on by `pericarp-fs`.
+    #[default]
+    Fs,
+    /// As a disk: the guest mounts what the snapshotter made, which is a file system on a device
+    /// or in a file.
+    Block,
+}
+
+impl Rootfs {
+    /// The names that [`Rootfs::parse`] knows.
+    pub const NAMES: [&str; 2] = ["fs", "block"];
+
+    /// Reads a name.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        match name {
+            "fs" => Some(Self::Fs),
+            "block" => Some(Self::Block),
+            _ => None,
+        }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fs => "fs",
+            Self::Block => "block",
+        }
+    }
+}
+
 /// How a profile's pods run, where a pod says nothing else.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Settings {
@@ -71,6 +106,8 @@ pub struct Settings {
     pub max_memory: Option<u64>,
     /// What guests keep of the files of their volumes.
     pub share_cache: ShareCache,
+    /// How containers' roots reach the guest.
+    pub rootfs: Rootfs,
     /// Requests per second of each volume; none is no limit.
     pub volume_iops: Option<u64>,
     /// Bytes per second of each volume; none is no limit.
@@ -94,4 +131,6 @@ pub(crate) struct Draft {
     /// Of a pod.
     pub(crate) vcpus: Option<u32>,
     pub(crate) memory: Option<u64>,
+    /// Of one volume of a pod.
+    pub(crate) volume_size_limit: Option<u64>,
 }

@@ -10,6 +10,7 @@
 use std::{
     io,
     os::fd::{BorrowedFd, OwnedFd},
+    path::PathBuf,
 };
 
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -33,7 +34,7 @@ enum What {
     Cards(Vec<Card>),
     /// And what is known of them. Memory without a name: what a guest has it grow to is charged to
     /// the machine's control group, and takes no room of a file system that others need.
-    Shares(Vec<Share>, OwnedFd),
+    Shares(Vec<Share>, OwnedFd, Option<PathBuf>),
 }
 
 impl Lasting {
@@ -46,15 +47,20 @@ impl Lasting {
         Self::start(What::Cards(cards), check)
     }
 
-    /// Starts that of these shares and waits until every share's socket is there.
+    /// Starts that of these shares and waits until every share's socket is there. It answers at
+    /// `control`, if that is wanted.
     ///
     /// # Errors
     ///
     /// [`PodError`], or what `check` says.
-    pub fn shares<E: From<PodError>>(shares: Vec<Share>, check: Check<'_, E>) -> Result<Self, E> {
+    pub fn shares<E: From<PodError>>(
+        shares: Vec<Share>,
+        control: Option<PathBuf>,
+        check: Check<'_, E>,
+    ) -> Result<Self, E> {
         let state = memfd_create("shares", MemfdFlags::CLOEXEC);
         let state = state.map_err(during("memory for what is known of shares"))?;
-        Self::start(What::Shares(shares, state), check)
+        Self::start(What::Shares(shares, state, control), check)
     }
 
     fn start<E: From<PodError>>(what: What, check: Check<'_, E>) -> Result<Self, E> {
@@ -107,9 +113,9 @@ impl What {
                 let copies = copies.map_err(during("the queues of a tap"))?;
                 Sidecar::net(copies, check)
             }
-            Self::Shares(shares, state) => {
+            Self::Shares(shares, state, control) => {
                 let state = state.try_clone().map_err(during("a descriptor"))?;
-                Sidecar::fs(shares, Some(state), check)
+                Sidecar::fs(shares, Some(state), control.as_deref(), check)
             }
         }
     }

@@ -27,6 +27,24 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// How long one may take to drain and end.
 const END_LIMIT: Duration = Duration::from_secs(5);
 
+/// What a disk or share may do in a second.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Requests; none is no limit.
+    pub iops: Option<u64>,
+    /// Bytes, read and written; none is no limit.
+    pub bandwidth: Option<u64>,
+}
+
+impl Limits {
+    fn argument(self) -> String {
+        let key = |name: &str, value: Option<u64>| {
+            value.map_or_else(String::new, |value| format!(",{name}={value}"))
+        };
+        key("iops", self.iops) + &key("bandwidth", self.bandwidth)
+    }
+}
+
 /// One disk.
 #[derive(Debug, Clone)]
 pub struct Device {
@@ -40,17 +58,20 @@ pub struct Device {
     pub read_only: bool,
     /// Virtqueues that carry requests.
     pub queues: u16,
+    /// What it may do in a second.
+    pub limits: Limits,
 }
 
 impl Device {
     fn argument(&self) -> String {
         format!(
-            "id={id},socket={socket},file={file},read-only={read_only},num-queues={queues},serial={id}",
+            "id={id},socket={socket},file={file},read-only={read_only},num-queues={queues},serial={id}{limits}",
             id = self.id,
             socket = quoted(&self.socket),
             file = quoted(&self.file),
             read_only = on_or_off(self.read_only),
             queues = self.queues,
+            limits = self.limits.argument(),
         )
     }
 }
@@ -86,6 +107,8 @@ pub struct Share {
     pub access: Access,
     /// Virtqueues that carry requests.
     pub queues: u16,
+    /// What it may do in a second.
+    pub limits: Limits,
 }
 
 impl Share {
@@ -97,12 +120,13 @@ impl Share {
         };
         format!(
             "id={id},socket={socket},dir={directory},tag={id},read-only={read_only},cache={cache},\
-             num-queues={queues},xattr=on{more}",
+             num-queues={queues},xattr=on{more}{limits}",
             id = self.id,
             socket = quoted(&self.socket),
             directory = quoted(&self.directory),
             read_only = on_or_off(!matches!(self.access, Access::Writing | Access::Pod { .. })),
             queues = self.queues,
+            limits = self.limits.argument(),
         )
     }
 }
@@ -187,7 +211,7 @@ impl Sidecar {
     }
 
     /// Starts a block backend for one disk, whose file is a path of the descriptor that it inherits,
-    /// and waits until its socket is there.
+    /// and waits until its socket is there. It answers at `control`.
     ///
     /// # Errors
     ///
@@ -195,15 +219,18 @@ impl Sidecar {
     pub fn block_with<E: From<PodError>>(
         device: &Device,
         file: OwnedFd,
+        control: &Path,
         check: Check<'_, E>,
     ) -> Result<Self, E> {
         let mut command = program(BLOCK);
         command.arg("--device").arg(device.argument());
+        command.arg("--control-path").arg(control);
         Self::start_with(BLOCK, command, vec![file], &[&device.socket], check)
     }
 
     /// Starts the file backend and waits until every share's socket is there. It goes on with what a
-    /// predecessor has left in `state`, and leaves there what a successor needs.
+    /// predecessor has left in `state`, and leaves there what a successor needs. It answers
+    /// at `control`, if that is wanted.
     ///
     /// # Errors
     ///
@@ -211,9 +238,13 @@ impl Sidecar {
     pub fn fs<E: From<PodError>>(
         shares: &[Share],
         state: Option<OwnedFd>,
+        control: Option<&Path>,
         check: Check<'_, E>,
     ) -> Result<Self, E> {
         let mut command = program(FS);
+        if let Some(control) = control {
+            command.arg("--control-path").arg(control);
+        }
         for share in shares {
             command.arg("--device").arg(share.argument());
         }
@@ -385,11 +416,24 @@ mod tests {
             file: "/images/a,b.img".into(),
             read_only: true,
             queues: 2,
+            limits: Limits::default(),
         };
         assert_eq!(
             device.argument(),
             "id=disk1,socket=/run/x/disk1.sock,file=/images/a,,b.img,read-only=on,num-queues=2,\
              serial=disk1"
+        );
+        let limited = Device {
+            limits: Limits {
+                iops: Some(500),
+                bandwidth: Some(1 << 20),
+            },
+            ..device
+        };
+        let argument = limited.argument();
+        assert!(
+            argument.ends_with(",serial=disk1,iops=500,bandwidth=1048576"),
+            "{argument}"
         );
     }
 
@@ -401,6 +445,7 @@ mod tests {
             directory: "/srv/a,b=c".into(),
             access: Access::Writing,
             queues: 4,
+            limits: Limits::default(),
         };
         assert_eq!(
             share.argument(),
@@ -422,6 +467,15 @@ mod tests {
             access: Access::Pod { cache: "auto" },
             ..root
         };
+        let limited = Share {
+            limits: Limits {
+                iops: Some(7),
+                bandwidth: None,
+            },
+            ..pod.clone()
+        };
+        let argument = limited.argument();
+        assert!(argument.ends_with(",later-mounts=on,iops=7"), "{argument}");
         assert!(pod.argument().contains(",read-only=off,cache=auto,"));
         assert!(
             pod.argument()

@@ -17,6 +17,7 @@ use std::{
 };
 
 use pericarp_api::host::Guest;
+use pericarp_pod::sidecar::Limits;
 use rustix::fs::{FileType, Mode, OFlags, fstat, makedev};
 
 use crate::{
@@ -61,6 +62,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) place: Place,
     pub(crate) read_only: bool,
     pub(crate) purpose: Purpose,
+    /// What may be done with it in a second.
+    pub(crate) limits: Limits,
 }
 
 /// All of a pod's.
@@ -90,6 +93,7 @@ struct Shared {
     id: String,
     read_only: bool,
     purpose: Purpose,
+    limits: Limits,
     users: usize,
 }
 
@@ -139,6 +143,7 @@ impl Blocks {
             id: id.clone(),
             file,
             read_only: wanted.read_only,
+            limits: wanted.limits,
         };
         self.orders
             .add_disk(backing)
@@ -147,6 +152,7 @@ impl Blocks {
             id: id.clone(),
             read_only: wanted.read_only,
             purpose: wanted.purpose,
+            limits: wanted.limits,
             users: 1,
         });
         Ok(block(&id))
@@ -167,6 +173,11 @@ impl Shared {
         if self.read_only && !wanted.read_only {
             let rule = "another container of the pod may only read it, and has it already: give \
                         both the same access";
+            return Err(refused(wanted.field, rule));
+        }
+        if self.limits != wanted.limits {
+            let rule = "another container of the pod has it with other limits: give it one name in \
+                        the pod's annotations, and the same in each container";
             return Err(refused(wanted.field, rule));
         }
         Ok(())
@@ -261,6 +272,7 @@ mod tests {
             place,
             read_only: false,
             purpose: Purpose::Device,
+            limits: Limits::default(),
         }
     }
 
@@ -317,6 +329,7 @@ mod tests {
             id: "disk1".into(),
             read_only: true,
             purpose: Purpose::Device,
+            limits: Limits::default(),
             users: 1,
         };
         let mut other = wanted(Place::Number(7, 0));
@@ -326,6 +339,9 @@ mod tests {
         shared.check(&other).unwrap();
         other.read_only = true;
         shared.check(&other).unwrap();
+        other.limits.iops = Some(5);
+        let error = shared.check(&other).unwrap_err().to_string();
+        assert!(error.contains("with other limits"), "{error}");
         other.purpose = Purpose::FileSystem;
         let error = shared.check(&other).unwrap_err().to_string();
         assert!(error.contains("two would write to one disk"), "{error}");

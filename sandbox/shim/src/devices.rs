@@ -29,6 +29,11 @@ impl Node {
     pub(crate) fn field(&self) -> String {
         format!("{FIELD}: {}", self.path)
     }
+
+    /// What a pod's annotations call it: nothing else of a raw block volume has a name here.
+    pub(crate) fn name(&self) -> &str {
+        self.path.rsplit('/').next().unwrap_or_default()
+    }
 }
 
 /// Those of a container that is not privileged.

@@ -22,6 +22,7 @@ use serde_json::Value;
 use crate::{
     bundle::refused,
     error::{ShimError, during},
+    subpath,
 };
 
 const PLACE: &str = "/run/kata-containers/shared/direct-volumes";
@@ -34,6 +35,10 @@ const MOST_OPTIONS: usize = 64;
 /// What such a file says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Direct {
+    /// The directory that it is about.
+    pub(crate) volume: PathBuf,
+    /// What of it is wanted; empty: all.
+    pub(crate) inside: String,
     /// Where that is said.
     pub(crate) file: PathBuf,
     /// A block device, or an image.
@@ -50,9 +55,17 @@ impl Direct {
     }
 }
 
-/// What is said of this volume, if anything is.
-pub(crate) fn find(volume: &Path) -> Result<Option<Direct>, ShimError> {
-    find_in(Path::new(PLACE), volume)
+/// What is said of this volume, or of the one that this is a part of, if anything is.
+pub(crate) fn find(path: &Path) -> Result<Option<Direct>, ShimError> {
+    let place = Path::new(PLACE);
+    match subpath::of(path) {
+        None => find_in(place, path),
+        Some(part) => {
+            let found = find_in(place, &part.volume)?;
+            let inside = part.inside;
+            Ok(found.map(|direct| Direct { inside, ..direct }))
+        }
+    }
 }
 
 fn find_in(place: &Path, volume: &Path) -> Result<Option<Direct>, ShimError> {
@@ -73,10 +86,10 @@ fn find_in(place: &Path, volume: &Path) -> Result<Option<Direct>, ShimError> {
         let rule = format!("is longer than {LONGEST} bytes");
         return Err(refused(&file.display().to_string(), &rule));
     }
-    parse(&file, &text).map(Some)
+    parse(volume, &file, &text).map(Some)
 }
 
-fn parse(file: &Path, text: &[u8]) -> Result<Direct, ShimError> {
+fn parse(volume: &Path, file: &Path, text: &[u8]) -> Result<Direct, ShimError> {
     let wrong = |rule: &str| refused(&file.display().to_string(), rule);
     let all: Value =
         serde_json::from_slice(text).map_err(|error| wrong(&format!("is no JSON: {error}")))?;
@@ -109,6 +122,8 @@ fn parse(file: &Path, text: &[u8]) -> Result<Direct, ShimError> {
         ))
     })?;
     Ok(Direct {
+        volume: volume.to_owned(),
+        inside: String::new(),
         file: file.to_owned(),
         device: device.to_owned(),
         kind: kind.to_owned(),
@@ -215,6 +230,8 @@ mod tests {
         fs::write(&file, text).unwrap();
         let found = find_in(&place, volume).unwrap().unwrap();
         let said = Direct {
+            volume: volume.to_owned(),
+            inside: String::new(),
             file: file.clone(),
             device: "/dev/sdb".into(),
             kind: "ext4".into(),
@@ -267,11 +284,11 @@ mod tests {
                 "metadata: fsGroupChangePolicy: \"Never\" is none of",
             ),
         ] {
-            let error = parse(Path::new("/f"), text.as_bytes()).unwrap_err();
+            let error = parse(Path::new("/v"), Path::new("/f"), text.as_bytes()).unwrap_err();
             let error = error.to_string();
             assert!(error.starts_with(&format!("/f: {said}")), "{error}");
         }
-        let found = parse(Path::new("/f"), file("").as_bytes()).unwrap();
+        let found = parse(Path::new("/v"), Path::new("/f"), file("").as_bytes()).unwrap();
         assert_eq!((found.options.len(), found.group), (0, None));
         assert!(!found.read_only());
     }

@@ -10,6 +10,7 @@
 //!                                           nothing can be changed through it
 //!     shared/containers/<container>         mounts of the host, which appear in the guest
 //!     shared/volumes/<n>
+//!     limited/<k>/{places,shared}/          the same for volumes with limits, served as `volume<k+1>`
 //! ```
 //!
 //! Everything in it can be found again by whoever comes after a shim that was killed (`cleanup`).
@@ -36,6 +37,7 @@ const BEHIND: &str = "places";
 const SHARED: &str = "shared";
 /// Where the containers' roots are, below what the guest sees.
 pub(crate) const CONTAINERS: &str = "containers";
+const LIMITED: &str = "limited";
 const NETWORK: &str = "network";
 const GROUP: &str = "group";
 
@@ -70,6 +72,33 @@ impl Directory {
     /// What the guest sees of it.
     pub(crate) fn shared(&self) -> PathBuf {
         self.0.join(SHARED)
+    }
+
+    /// The same for a share of its own for volumes, by its number.
+    pub(crate) fn behind_lane(&self, lane: usize) -> PathBuf {
+        self.0.join(LIMITED).join(lane.to_string()).join(BEHIND)
+    }
+
+    pub(crate) fn shared_lane(&self, lane: usize) -> PathBuf {
+        self.0.join(LIMITED).join(lane.to_string()).join(SHARED)
+    }
+
+    /// Makes so many of them.
+    pub(crate) fn create_lanes(&self, lanes: usize) -> Result<(), ShimError> {
+        for lane in 0..lanes {
+            let (behind, shared) = (self.behind_lane(lane), self.shared_lane(lane));
+            let failed = || during(shared.display().to_string());
+            for path in [&behind, &shared] {
+                let mut builder = DirBuilder::new();
+                builder
+                    .mode(0o700)
+                    .recursive(true)
+                    .create(path)
+                    .map_err(failed())?;
+            }
+            mounts::make_shared(&behind, &shared).map_err(failed())?;
+        }
+        Ok(())
     }
 
     /// Makes it, and removes what a dead predecessor has left in it.
@@ -128,13 +157,17 @@ impl Directory {
         let failed = || during(self.0.display().to_string());
         mounts::unmount_below(&self.0).map_err(failed())?;
         let behind = self.behind();
-        for directory in [
+        let limited = self.join(LIMITED);
+        let lanes = entries(&limited).map_err(failed())?;
+        let lanes = lanes.into_iter().flat_map(|lane| [lane.join(BEHIND), lane]);
+        let of_pod = [
             behind.join(CONTAINERS),
             behind.join(VOLUMES),
             behind,
             self.join("vsock"),
-            self.0.clone(),
-        ] {
+        ];
+        let all = lanes.chain([limited]).chain(of_pod).chain([self.0.clone()]);
+        for directory in all {
             for place in entries(&directory).map_err(failed())? {
                 mounts::remove_place(&place).map_err(failed())?;
             }
@@ -183,6 +216,8 @@ mod tests {
         fs::create_dir_all(base.join("p/places/volumes")).unwrap();
         fs::write(base.join("p/places/volumes/0"), "").unwrap();
         fs::write(base.join("p/initramfs"), "").unwrap();
+        fs::create_dir_all(base.join("p/limited/0/places/0")).unwrap();
+        fs::create_dir_all(base.join("p/limited/0/shared")).unwrap();
         // As if it were somebody's data, still mounted.
         let data = base.join("p/places/containers/web/data");
         fs::write(&data, "precious").unwrap();

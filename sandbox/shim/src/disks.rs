@@ -13,7 +13,10 @@ use std::{
 
 use pericarp_config::CpuSet;
 use pericarp_hypervisor::{DiskSpec, Machine};
-use pericarp_pod::{Deaths, PodError, Sidecar, during, sidecar::Device};
+use pericarp_pod::{
+    Deaths, PodError, Sidecar, during,
+    sidecar::{Device, Limits},
+};
 
 use crate::{
     directory::Directory,
@@ -34,6 +37,8 @@ pub(crate) struct Backing {
     /// The block device or image, held by its place (O_PATH).
     pub(crate) file: OwnedFd,
     pub(crate) read_only: bool,
+    /// What may be done with it in a second.
+    pub(crate) limits: Limits,
 }
 
 #[derive(Debug)]
@@ -158,14 +163,22 @@ fn launch(backing: &Backing, socket: &Path, queues: u16) -> Result<Sidecar, PodE
         file: format!("/proc/self/fd/{}", file.as_raw_fd()).into(),
         read_only: backing.read_only,
         queues,
+        limits: backing.limits,
     };
-    Sidecar::block_with(&device, file, &mut || Ok(()))
+    Sidecar::block_with(&device, file, &control(socket), &mut || Ok(()))
 }
 
 impl One {
     fn end(self) {
         self.sidecar.end();
         // One that was killed has left it.
-        let _ = std::fs::remove_file(&self.socket);
+        for left in [&self.socket, &control(&self.socket)] {
+            let _ = std::fs::remove_file(left);
+        }
     }
+}
+
+/// Where the process answers what it does and may do, for whoever looks after the node.
+fn control(socket: &Path) -> PathBuf {
+    socket.with_extension("control")
 }

@@ -15,6 +15,8 @@ use crate::error::ShimError;
 const SIGNAL_LIMIT: Duration = Duration::from_secs(15);
 /// How long a guest may take to let go of a disk that nobody in it uses.
 const DISK_LIMIT: Duration = Duration::from_secs(10);
+/// How long a guest may take to copy what a kubelet has written.
+const REFRESH_LIMIT: Duration = Duration::from_secs(15);
 /// How long a guest may take to say how much a container uses. containerd asks for all containers
 /// of a node, one after the other.
 const STATS_LIMIT: Duration = Duration::from_secs(2);
@@ -88,6 +90,28 @@ pub(crate) fn remove_disk(guest: &Guest, id: &str) -> Result<(), ShimError> {
     };
     let asked = ask_within(guest, DISK_LIMIT, |client, context| {
         client.remove_disk(context, &request)
+    });
+    asked.map(drop)
+}
+
+/// Has the guest look at what a copy of its was made of, which is of this version now.
+pub(crate) fn refresh(
+    guest: &Guest,
+    (tag, path): (&str, &str),
+    version: &str,
+) -> Result<(), ShimError> {
+    let part = agent::Part {
+        tag: tag.to_owned(),
+        path: path.to_owned(),
+        ..agent::Part::default()
+    };
+    let request = agent::RefreshRequest {
+        part: Some(part).into(),
+        version: version.to_owned(),
+        ..agent::RefreshRequest::default()
+    };
+    let asked = ask_within(guest, REFRESH_LIMIT, |client, context| {
+        client.refresh_source(context, &request)
     });
     asked.map(drop)
 }

@@ -4,7 +4,7 @@
 //! processes with it, however it ends.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     os::{
         fd::{AsFd, BorrowedFd},
         unix::net::UnixStream,
@@ -19,7 +19,7 @@ use std::{
 };
 
 use pericarp_api::{agent, hello::last_words, host::Guest};
-use pericarp_config::Settings;
+use pericarp_config::{Pod, Settings};
 use pericarp_hypervisor::{
     ConsoleSpec, HostFacts, Machine, MachineError, MachineSpec, VsockSpec, select,
 };
@@ -29,7 +29,7 @@ use pericarp_pod::{
     network::message,
     power_off::{POWER_OFF_LIMIT, power_off},
     process::{context, refused, unreachable},
-    sidecar::{Access, Card, Share},
+    sidecar::{Access, Card, Limits, Share},
     spec::{card_spec, share_spec},
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -39,6 +39,7 @@ use crate::{
     directory::Directory,
     disks::{self, Backing, Disks},
     error::{ShimError, during},
+    lanes::{Lane, tag},
     lasting::Lasting,
     oom::Ordinary,
     pinned::Pinned,
@@ -77,6 +78,37 @@ pub(crate) struct Plan {
     pub(crate) group: Option<PathBuf>,
 }
 
+/// What of a pod decides how its containers get what they are shown.
+#[derive(Debug)]
+pub(crate) struct About {
+    pub(crate) pod: Pod,
+    pub(crate) lanes: Vec<Lane>,
+    /// Modules of the guest's kernel for XFS, in their order.
+    pub(crate) xfs: Vec<PathBuf>,
+    /// Names of volumes that containers have had.
+    pub(crate) seen: Mutex<BTreeSet<String>>,
+}
+
+impl About {
+    /// A container has a volume of this name.
+    pub(crate) fn saw(&self, name: &str) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.insert(name.to_owned());
+    }
+
+    /// Says which volumes have limits and were never there: a mistake that nobody saw before.
+    fn tell_unseen(&self) {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        for name in self
+            .pod
+            .named_volumes()
+            .filter(|name| !seen.contains(*name))
+        {
+            log::warn!("io.pericarp/volume.{name}: no container of the pod has had such a volume");
+        }
+    }
+}
+
 /// A machine's processes, one of which may be replaced.
 pub(crate) type Processes = Arc<Mutex<Vec<u32>>>;
 
@@ -88,6 +120,7 @@ pub(crate) struct Booted {
     pub(crate) pid: u32,
     /// That one, and those of the sidecars.
     pub(crate) processes: Processes,
+    pub(crate) about: Arc<About>,
 }
 
 /// A machine that answers.
@@ -102,13 +135,15 @@ pub(crate) struct Running {
     /// Its end is the agent's.
     hello: UnixStream,
     processes: Processes,
+    about: Arc<About>,
     _group: Option<Entered>,
 }
 
 impl Running {
     /// Boots it. On failure nothing is left but the directory.
     pub(crate) fn boot(plan: &Plan, directory: &Directory) -> Result<Self, ShimError> {
-        let Profile { settings, size } = &plan.profile;
+        let Profile { pod, size, lanes } = &plan.profile;
+        let settings = &pod.settings;
         let assets = open_assets(settings)?;
         // Left after all else, whatever fails.
         let group = enter_group(plan, directory)?;
@@ -124,21 +159,35 @@ impl Running {
         let image = directory.join("initramfs");
         initramfs::write(&assets, (true, !cards.is_empty()), &image)?;
 
-        let share = Share {
-            id: POD_SHARE.into(),
-            socket: directory.join("pod.sock"),
-            directory: directory.shared(),
+        let share = |id: String, shown, queues, limits| Share {
+            socket: directory.join(&format!("{id}.sock")),
+            id,
+            directory: shown,
             access: Access::Pod {
                 cache: settings.share_cache.name(),
             },
             queues,
+            limits,
         };
-        let share_specs = vec![share_spec(&share)];
+        let of_all = share(
+            POD_SHARE.into(),
+            directory.shared(),
+            queues,
+            Limits::default(),
+        );
+        directory.create_lanes(lanes.len())?;
+        let own = lanes.iter().enumerate();
+        let own = own.map(|(number, lane)| {
+            share(tag(number), directory.shared_lane(number), 1, lane.limits)
+        });
+        let shares: Vec<Share> = [of_all].into_iter().chain(own).collect();
+        let share_specs = shares.iter().map(share_spec).collect();
+        let control = directory.join("fs.control");
         let wait = &mut || Ok::<(), ShimError>(());
         let (mut sidecars, mut lasting) = (Vec::new(), Lasting::new(settings.cpus.clone()));
         match hypervisor.finds_shares_again() {
-            true => lasting.push(pericarp_pod::Lasting::shares(vec![share], wait)?),
-            false => sidecars.push(Sidecar::fs(&[share], None, wait)?),
+            true => lasting.push(pericarp_pod::Lasting::shares(shares, Some(control), wait)?),
+            false => sidecars.push(Sidecar::fs(&shares, None, Some(&control), wait)?),
         }
         let card_specs = cards.iter().map(card_spec).collect();
         if !cards.is_empty() {
@@ -221,6 +270,12 @@ impl Running {
             network,
             guest,
             hello,
+            about: Arc::new(About {
+                xfs: assets.xfs(),
+                pod: pod.clone(),
+                lanes: lanes.clone(),
+                seen: Mutex::default(),
+            }),
             _group: group,
         };
         running.tell_processes();
@@ -260,6 +315,7 @@ impl Running {
             guest: self.guest.clone(),
             pid: self.machine.pid(),
             processes: Arc::clone(&self.processes),
+            about: Arc::clone(&self.about),
         }
     }
 
@@ -318,6 +374,7 @@ impl Running {
     /// Ends it: the guest ends its containers and switches itself off, unless it is dead.
     pub(crate) fn end(mut self, orderly: bool) {
         if orderly && !self.machine.has_ended() {
+            self.about.tell_unseen();
             match power_off(&self.guest) {
                 Ok(()) => drop(self.machine.wait_for_power_off(POWER_OFF_LIMIT)),
                 Err(error) => log::warn!("the guest does not switch itself off: {error}"),

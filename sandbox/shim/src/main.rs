@@ -15,14 +15,17 @@ mod devices;
 mod direct;
 mod directory;
 mod disks;
+mod empty_dir;
 mod error;
 mod events;
 mod guest;
 mod keeper;
+mod lanes;
 mod lasting;
 mod log;
 mod machine;
 mod mounts;
+mod named;
 mod oom;
 mod pinned;
 mod pod;
@@ -34,8 +37,10 @@ mod service;
 mod spec;
 mod stats;
 mod stdio;
+mod subpath;
 mod task;
 mod volumes;
+mod watched;
 
 use std::io::Write;
 

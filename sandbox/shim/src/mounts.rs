@@ -292,7 +292,7 @@ fn below(mounts: &str, directory: &Path) -> Vec<PathBuf> {
 }
 
 /// Blanks and the like are written in octal there.
-fn unescaped(field: &str) -> PathBuf {
+pub(crate) fn unescaped(field: &str) -> PathBuf {
     let mut bytes = Vec::new();
     let mut rest = field.as_bytes();
     while let Some((first, after)) = rest.split_first() {

@@ -44,12 +44,14 @@ use crate::{
     stdio::Stdio,
     task::{Task, guest_id},
     volumes::Volumes,
+    watched::Watched,
 };
 
 pub(crate) struct Pod {
     directory: Directory,
     volumes: Arc<Volumes>,
     blocks: Arc<Blocks>,
+    watched: Watched,
     orders: Arc<Orders>,
     pub(crate) events: Arc<Events>,
     /// The highest oom_score_adj of the containers so far.
@@ -148,6 +150,7 @@ impl Pod {
         Arc::new(Self {
             volumes: Volumes::new(directory.clone()),
             blocks: Blocks::new(Arc::clone(&orders)),
+            watched: Watched::default(),
             directory,
             orders,
             events,
@@ -307,12 +310,13 @@ impl Pod {
         prepared.spec["process"]["terminal"] = request.terminal.into();
         let own = Process::create(name, stdio)?;
         let mut places = Places::make(&self.directory, &own.name.container)?;
-        let root = places.root(&request.rootfs, bundle)?;
         let of_pod = OfPod {
             volumes: &self.volumes,
             blocks: &self.blocks,
+            watched: &self.watched,
             booted: &booted,
         };
+        let root = places.root(&request.rootfs, bundle, of_pod)?;
         let mut sources = Vec::new();
         for (index, source) in &prepared.sources {
             sources.push(places.source(*index, source, of_pod)?);

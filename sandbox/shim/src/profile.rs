@@ -5,8 +5,7 @@
 
 use containerd_shim_protos::api::CreateTaskRequest;
 use pericarp_config::{
-    Config, ConfigPath, Settings,
-    annotation::Pod,
+    Config, ConfigPath, Pod,
     feature::FeatureFile,
     sizing::{CPU_PERIOD, CPU_QUOTA, CPU_SHARES, Host, MEMORY, MachineSize, Resources},
 };
@@ -15,6 +14,7 @@ use protobuf::{CodedInputStream, rt::WireType};
 use crate::{
     bundle::{Bundle, Kind, refused},
     error::{ShimError, during},
+    lanes::{self, Lane},
 };
 
 const ONLINE: &str = "/sys/devices/system/cpu/online";
@@ -25,8 +25,10 @@ const CONFIG_PATH: u32 = 2;
 /// What holds for one pod.
 #[derive(Debug, Clone)]
 pub(crate) struct Profile {
-    pub(crate) settings: Settings,
+    pub(crate) pod: Pod,
     pub(crate) size: MachineSize,
+    /// Shares of their own for volumes with limits.
+    pub(crate) lanes: Vec<Lane>,
 }
 
 /// What holds for the pod of this container, which is its first.
@@ -41,12 +43,13 @@ pub(crate) fn of(request: &CreateTaskRequest, bundle: &Bundle) -> Result<Profile
     FeatureFile::in_directory(config.state_directory())
         .require(&pod.features)
         .map_err(|all| invalid(lines(&all)))?;
-    without_limits_of_volumes(&pod)?;
+    let lanes = lanes::plan(&pod)?;
     let resources = resources(bundle)?;
     let size = pod.sizing().machine(&resources, host()?);
     Ok(Profile {
         size: size.map_err(|all| invalid(lines(&all)))?,
-        settings: pod.settings,
+        lanes,
+        pod,
     })
 }
 
@@ -64,19 +67,6 @@ fn annotations(bundle: &Bundle) -> impl Iterator<Item = (&str, &str)> {
     all.into_iter()
         .flatten()
         .filter_map(|(name, value)| Some((name.as_str(), value.as_str()?)))
-}
-
-/// All that a pod is shown comes through one share, whose limit would be that of all volumes and
-/// roots together.
-fn without_limits_of_volumes(pod: &Pod) -> Result<(), ShimError> {
-    let settings = &pod.settings;
-    let named = pod.named_volumes().next().is_some();
-    if named || settings.volume_iops.is_some() || settings.volume_bandwidth.is_some() {
-        let rule = "no volume of a pod can be limited by itself yet: leave them out of the profile \
-                    and of the pod";
-        return Err(refused("volume-iops, volume-bandwidth", rule));
-    }
-    Ok(())
 }
 
 /// The sums of a pod's limits as containerd has them from a kubelet, or the limits of a container
@@ -202,8 +192,7 @@ mod tests {
         let error = of(&request("/no/where.toml"), &said).unwrap_err();
         assert!(error.to_string().contains("does not exist"), "{error}");
         fs::write(&file, "[profiles.small]\nvolume-iops = 5\n").unwrap();
-        let error = of(&small, &bundle(&[])).unwrap_err().to_string();
-        assert!(error.starts_with("volume-iops, "), "{error}");
+        assert!(!of(&small, &bundle(&[])).unwrap().lanes.is_empty());
         fs::remove_file(file).unwrap();
     }
 

@@ -15,7 +15,10 @@ use std::{
 use crate::{
     directory::Directory,
     error::{ShimError, during},
+    lanes::{self, Lane, Taken},
+    machine::POD_SHARE,
     mounts::{self, Key},
+    named::Named,
     spec::Bind,
 };
 
@@ -33,7 +36,8 @@ pub(crate) struct Volumes {
 struct Shown {
     next: u64,
     /// With the number of its users.
-    shared: HashMap<Key, (u64, usize)>,
+    shared: HashMap<(Key, Option<usize>), (u64, usize)>,
+    taken: Taken,
 }
 
 /// One, as long as a container has it.
@@ -41,6 +45,8 @@ struct Shown {
 pub(crate) struct Volume {
     volumes: Arc<Volumes>,
     number: u64,
+    /// The share of its own that it is in.
+    lane: Option<usize>,
     /// None: nobody else can have it.
     key: Option<Key>,
 }
@@ -53,50 +59,74 @@ impl Volumes {
         })
     }
 
-    /// Shows what this mount does, unless that is shown already.
+    /// Shows what this mount does, unless that is shown already; of this volume, if it is one that may
+    /// have limits.
     pub(crate) fn show(
         self: &Arc<Self>,
         bind: &Bind,
         recursive: bool,
+        lanes: &[Lane],
+        named: Option<&Named>,
     ) -> Result<Volume, ShimError> {
         let failed = || during(format!("the mount of {}", bind.path.display()));
         // Before the lock: a dead server may let us wait.
         let source = mounts::open(&bind.path).map_err(failed())?;
         let key = source.key(bind, recursive).map_err(failed())?;
         let mut shown = self.shown();
+        let lane = match named.filter(|_| source.is_directory()) {
+            Some(named) => {
+                let identity = named.identity(&bind.path);
+                shown.taken.take(lanes, &named.name, &identity)?
+            }
+            None => None,
+        };
         if let Some(key) = &key
-            && let Some((number, users)) = shown.shared.get_mut(key)
+            && let Some((number, users)) = shown.shared.get_mut(&(key.clone(), lane))
         {
             *users += 1;
-            return Ok(self.volume(*number, Some(key.clone())));
+            let number = *number;
+            return Ok(self.volume(number, lane, Some(key.clone())));
         }
         let number = shown.next;
         shown.next += 1;
-        let (behind, place) = self.places(number);
+        let (behind, place) = self.places(number, lane);
         let made = match source.is_directory() {
             true => fs::create_dir(&behind),
             false => File::create_new(&behind).map(drop),
         };
         if let Err(error) = made.and_then(|()| source.bind(bind, recursive, &place)) {
             let _ = mounts::remove_place(&behind);
+            if let Some(lane) = lane {
+                shown.taken.give_back(lane);
+            }
             return Err(failed()(error));
         }
         if let Some(key) = &key {
-            shown.shared.insert(key.clone(), (number, 1));
+            shown.shared.insert((key.clone(), lane), (number, 1));
         }
-        Ok(self.volume(number, key))
+        Ok(self.volume(number, lane, key))
     }
 
     /// What lies behind a place, and the place.
-    fn places(&self, number: u64) -> (PathBuf, PathBuf) {
-        let at = |top: PathBuf| top.join(VOLUMES).join(number.to_string());
-        (at(self.directory.behind()), at(self.directory.shared()))
+    fn places(&self, number: u64, lane: Option<usize>) -> (PathBuf, PathBuf) {
+        let at = |top: PathBuf| top.join(number.to_string());
+        match lane {
+            None => (
+                at(self.directory.behind().join(VOLUMES)),
+                at(self.directory.shared().join(VOLUMES)),
+            ),
+            Some(lane) => (
+                at(self.directory.behind_lane(lane)),
+                at(self.directory.shared_lane(lane)),
+            ),
+        }
     }
 
-    fn volume(self: &Arc<Self>, number: u64, key: Option<Key>) -> Volume {
+    fn volume(self: &Arc<Self>, number: u64, lane: Option<usize>, key: Option<Key>) -> Volume {
         Volume {
             volumes: Arc::clone(self),
             number,
+            lane,
             key,
         }
     }
@@ -107,9 +137,12 @@ impl Volumes {
 }
 
 impl Volume {
-    /// Its path in the pod's share.
-    pub(crate) fn path(&self) -> String {
-        format!("{VOLUMES}/{}", self.number)
+    /// The tag of its share, and its path there.
+    pub(crate) fn part(&self) -> (String, String) {
+        match self.lane {
+            None => (POD_SHARE.into(), format!("{VOLUMES}/{}", self.number)),
+            Some(lane) => (lanes::tag(lane), self.number.to_string()),
+        }
     }
 }
 
@@ -117,16 +150,19 @@ impl Drop for Volume {
     fn drop(&mut self) {
         // Held to the end: who wants the same one waits until it is gone, and has a new one.
         let mut shown = self.volumes.shown();
-        if let Some(key) = &self.key
-            && let Some((_, users)) = shown.shared.get_mut(key)
+        if let Some(lane) = self.lane {
+            shown.taken.give_back(lane);
+        }
+        if let Some(key) = self.key.take().map(|key| (key, self.lane))
+            && let Some((_, users)) = shown.shared.get_mut(&key)
         {
             *users -= 1;
             if *users > 0 {
                 return;
             }
-            shown.shared.remove(key);
+            shown.shared.remove(&key);
         }
-        let (behind, place) = self.volumes.places(self.number);
+        let (behind, place) = self.volumes.places(self.number, self.lane);
         let removed = mounts::detach(&place).and_then(|()| mounts::remove_place(&behind));
         if let Err(error) = removed {
             log::warn!("'{}' cannot be removed: {error}", place.display());
@@ -137,6 +173,8 @@ impl Drop for Volume {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+
+    use pericarp_pod::sidecar::Limits;
 
     use super::*;
 
@@ -162,16 +200,16 @@ mod tests {
         let volumes = Volumes::new(directory.clone());
         let show = |path: &str, read_only| {
             volumes
-                .show(&bind(&outer.join(path), read_only), true)
+                .show(&bind(&outer.join(path), read_only), true, &[], None)
                 .unwrap()
         };
         let (first, second) = (show("a", false), show("a", false));
-        assert_eq!(first.path(), second.path());
-        assert_ne!(show("a", true).path(), first.path());
+        assert_eq!(first.part(), second.part());
+        assert_ne!(show("a", true).part(), first.part());
         let file = show("file", true);
-        let seen = fs::read_to_string(directory.shared().join(file.path()));
+        let seen = fs::read_to_string(directory.shared().join(file.part().1));
         assert_eq!(seen.unwrap(), "x");
-        let place = directory.shared().join(first.path());
+        let place = directory.shared().join(first.part().1);
         drop(first);
         fs::write(place.join("new"), "y").unwrap();
         assert!(outer.join("a/new").exists());
@@ -179,9 +217,34 @@ mod tests {
         assert!(!place.exists());
         // What has something mounted below it now may have something else later.
         rustix::mount::mount_bind(outer.join("a"), outer.join("a")).unwrap();
-        assert_ne!(show("", false).path(), show("", false).path());
+        assert_ne!(show("", false).part(), show("", false).part());
         mounts::detach(&outer.join("a")).unwrap();
         drop(file);
+
+        // One with limits is in a share of its own, and in it once.
+        directory.create_lanes(1).unwrap();
+        let lane = Lane {
+            name: Some("a".into()),
+            limits: Limits::default(),
+        };
+        let show = |named| {
+            let a = bind(&outer.join("a"), false);
+            volumes.show(&a, true, std::slice::from_ref(&lane), named)
+        };
+        let named = crate::named::volume(&outer.join("a"));
+        let limited = (show(Some(&named)).unwrap(), show(Some(&named)).unwrap());
+        let (tag, path) = limited.0.part();
+        assert_eq!(
+            (tag.as_str(), limited.1.part().1),
+            ("volume1", path.clone())
+        );
+        let place = directory.shared_lane(0).join(path);
+        assert!(place.join("new").exists());
+        let (tag, other) = show(None).unwrap().part();
+        assert_eq!(tag, "pod");
+        assert!(!directory.shared().join(other).exists());
+        drop(limited);
+        assert!(!place.exists());
         directory.remove().unwrap();
         assert!(!directory.path().exists());
         fs::remove_dir_all(outer).unwrap();

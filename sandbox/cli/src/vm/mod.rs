@@ -17,7 +17,7 @@ use pericarp_hypervisor::{CardSpec, ConsoleSpec, MachineError, MachineSpec, Shar
 use pericarp_pod::{
     Greeting, Lasting, Sidecar, initramfs,
     process::Name,
-    sidecar::{Access, Device, Share},
+    sidecar::{Access, Device, Limits, Share},
     spec::{card_spec, disk_spec, share_spec},
 };
 
@@ -107,6 +107,7 @@ pub(crate) fn run(
         file: disk.path.clone(),
         read_only: disk.read_only,
         queues,
+        limits: Limits::default(),
     };
     let share = |id: &str, directory: &Path, access| Share {
         id: id.to_owned(),
@@ -114,6 +115,7 @@ pub(crate) fn run(
         directory: directory.to_owned(),
         access,
         queues,
+        limits: Limits::default(),
     };
     let mut devices = Vec::new();
     let mut shares = Vec::new();
@@ -161,8 +163,8 @@ pub(crate) fn run(
     let check = &mut || signals.check();
     match (shares.is_empty(), hypervisor.finds_shares_again()) {
         (true, _) => {}
-        (false, true) => lasting.push(Lasting::shares(shares, check)?),
-        (false, false) => sidecars.push(Sidecar::fs(&shares, None, check)?),
+        (false, true) => lasting.push(Lasting::shares(shares, None, check)?),
+        (false, false) => sidecars.push(Sidecar::fs(&shares, None, None, check)?),
     }
     let card_specs: Vec<CardSpec> = cards.iter().map(card_spec).collect();
     if !cards.is_empty() {
