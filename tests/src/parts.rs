@@ -19,6 +19,8 @@ pub enum Part {
     Fio,
     /// Makes file systems.
     MkfsExt4,
+    /// Makes file systems of another kind.
+    MkfsXfs,
     /// Prints and changes file attributes; `chattr +i` makes a file read-only to root.
     Chattr,
     /// The plain container runtime.
@@ -87,6 +89,7 @@ impl Part {
             Part::QemuSystem => "qemu-system-x86_64",
             Part::Fio => "fio",
             Part::MkfsExt4 => "mkfs.ext4",
+            Part::MkfsXfs => "mkfs.xfs",
             Part::Chattr => "chattr",
             Part::Runc => "runc",
             Part::Crun => "crun",
@@ -121,6 +124,7 @@ impl Part {
             Part::QemuSystem => "qemu-system-x86",
             Part::Fio => "fio",
             Part::MkfsExt4 | Part::Chattr => "e2fsprogs",
+            Part::MkfsXfs => "xfsprogs",
             Part::Runc => "runc",
             Part::Crun => "crun",
             Part::MkfsErofs => "erofs-utils",

@@ -214,6 +214,17 @@ impl Client {
         Ok(answer.url)
     }
 
+    /// Where the streams of a container's own process can be had.
+    pub fn attach(&self, id: &str) -> Answer<String> {
+        let mut question = AttachRequest::new();
+        question.container_id = id.into();
+        question.stdin = true;
+        question.stdout = true;
+        question.stderr = true;
+        let answer: AttachResponse = self.call("Attach", &question)?;
+        Ok(answer.url)
+    }
+
     /// What a container uses.
     pub fn container_stats(&self, id: &str) -> Answer<ContainerStats> {
         let mut question = ContainerStatsRequest::new();

@@ -150,6 +150,31 @@ impl Node {
         PathBuf::from(format!("/proc/{}/root", self.init))
     }
 
+    /// A program in the node's namespaces.
+    pub fn command(&self, program: &std::ffi::OsStr) -> Command {
+        let nsenter = Part::Nsenter.find().unwrap_or_default();
+        let mut command = Command::new(nsenter);
+        command
+            .args(["--target", &self.init.to_string()])
+            .args(["--mount", "--net", "--pid", "--"])
+            .arg(program)
+            .env("PATH", &self.path)
+            .current_dir("/");
+        command
+    }
+
+    /// Runs one; what it wrote.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn run(&self, words: &[&str]) -> Vec<u8> {
+        let mut command = self.command(words[0].as_ref());
+        let output = command.args(&words[1..]).output();
+        let output = output.expect("nsenter can be started");
+        assert!(output.status.success(), "{words:?}: {output:?}");
+        output.stdout
+    }
+
     /// The cgroup that all pods' are in, by its name in each hierarchy.
     pub fn parent(&self) -> String {
         let name = self.scratch.dir().file_name().unwrap_or_default();

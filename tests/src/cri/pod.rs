@@ -142,7 +142,19 @@ impl Container<'_> {
     /// When that cannot be done.
     pub fn stream(&self, command: &[&str], terminal: bool) -> Exec {
         let url = self.node.client().exec(&self.id, command, terminal);
-        let url = url.expect("containerd has an address for it");
+        self.streams(&url.expect("containerd has an address for it"))
+    }
+
+    /// The streams of its own process.
+    ///
+    /// # Panics
+    /// When they cannot be had.
+    pub fn attach(&self) -> Exec {
+        let url = self.node.client().attach(&self.id);
+        self.streams(&url.expect("containerd has an address for it"))
+    }
+
+    fn streams(&self, url: &str) -> Exec {
         let rest = url.strip_prefix("http://").unwrap_or_default();
         let (host, path) = rest.split_once('/').unwrap_or_default();
         let to: SocketAddr = host.parse().unwrap_or_else(|_| panic!("no address: {url}"));

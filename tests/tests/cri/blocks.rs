@@ -18,13 +18,13 @@ use crate::stage::{IDLE, Stage, script, until};
 const SIZE: u64 = 64 << 20;
 
 /// A block device of the node's.
-struct Disk {
+pub(crate) struct Disk {
     node: String,
     image: PathBuf,
 }
 
 impl Disk {
-    fn new(stage: &Stage, name: &str) -> Option<Self> {
+    pub(crate) fn new(stage: &Stage, name: &str) -> Option<Self> {
         let image = stage.node.scratch().sparse(name, SIZE);
         let output = Command::new("losetup")
             .args(["--find", "--show"])
@@ -62,7 +62,7 @@ fn losetup(words: &[&str]) -> bool {
     done.is_ok_and(|output| output.status.success())
 }
 
-fn device(disk: &Disk, path: &str, permissions: &str) -> Device {
+pub(crate) fn device(disk: &Disk, path: &str, permissions: &str) -> Device {
     let mut device = Device::new();
     device.host_path = disk.node.clone();
     device.container_path = path.into();
@@ -262,7 +262,7 @@ fn mounting<'n>(
     pod.start(&config)
 }
 
-fn ext4(path: &Path) {
+pub(crate) fn ext4(path: &Path) {
     let done = Command::new("mkfs.ext4")
         .args(["-q", "-F"])
         .arg(path)
@@ -271,8 +271,15 @@ fn ext4(path: &Path) {
     assert!(done.status.success(), "{done:?}");
 }
 
+fn xfs(path: &Path) {
+    let program = Part::MkfsXfs.find().unwrap();
+    let done = Command::new(program).args(["-q", "-f"]).arg(path).output();
+    let done = done.unwrap();
+    assert!(done.status.success(), "{done:?}");
+}
+
 /// A file of the file system, read without a mount.
-fn read(image: &Path, file: &str) -> String {
+pub(crate) fn read(image: &Path, file: &str) -> String {
     let output = Command::new("debugfs")
         .args(["-R", &format!("cat {file}")])
         .arg(image)
@@ -349,7 +356,10 @@ pub(crate) fn a_direct_volume_is_mounted_in_the_guest(stage: &mut Stage) {
 
 /// An image is as good as a device; what is wrong with such a file is said, and nothing is left.
 pub(crate) fn a_direct_volume_may_be_an_image_and_its_file_must_be_right(stage: &mut Stage) {
-    if !have("a_direct_volume_may_be_an_image", &[Part::MkfsExt4]) {
+    if !have(
+        "a_direct_volume_may_be_an_image",
+        &[Part::MkfsExt4, Part::MkfsXfs],
+    ) {
         return;
     }
     let (image, empty) = (
@@ -381,7 +391,7 @@ pub(crate) fn a_direct_volume_may_be_an_image_and_its_file_must_be_right(stage: 
         ),
         (
             of(&image, r#", "fstype": "zfs""#),
-            "mountInfo.json: fstype: 'zfs' is not known to the guest's kernel: ext4 is",
+            "mountInfo.json: fstype: 'zfs' is not known to the guest's kernel: ext4, xfs are",
         ),
         (
             of(Path::new("/dev/zero"), ""),
@@ -408,6 +418,24 @@ pub(crate) fn a_direct_volume_may_be_an_image_and_its_file_must_be_right(stage: 
         let said = refused.message();
         assert!(said.contains(why) && !said.contains('\n'), "{said}");
     }
+    // XFS, whose module comes with the disk; one that holds something else.
+    let other = stage.node.scratch().sparse("xfs", 512 << 20);
+    xfs(&other);
+    let of_xfs = |device: &Path| of(device, r#", "fstype": "xfs""#);
+    fs::write(&file, of_xfs(&image)).unwrap();
+    let refused = mounting(&pod, "ext4-as-xfs", &mount).unwrap_err();
+    let said = "holds no xfs file system that can be mounted so";
+    assert!(refused.message().contains(said), "{refused}");
+    fs::write(&file, of_xfs(&other)).unwrap();
+    let two = mounting(&pod, "two", &mount).unwrap();
+    let kind = two.shell("grep ' /data ' /proc/mounts | cut -d ' ' -f 3");
+    assert_eq!(kind, "xfs");
+    two.shell("echo words > /data/file");
+    two.remove().unwrap();
+    let three = mounting(&pod, "three", &mount).unwrap();
+    assert_eq!(three.shell("cat /data/file"), "words");
+    three.remove().unwrap();
+
     // A pod goes on.
     fs::write(&file, of(&image, "")).unwrap();
     let last = mounting(&pod, "last", &mount).unwrap();

@@ -7,12 +7,14 @@
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
 mod blocks;
+mod held;
 mod kills;
 mod lifecycle;
 mod limits;
 mod machines;
 mod many;
 mod node;
+mod roots;
 mod settings;
 mod stage;
 mod streams;
@@ -91,6 +93,8 @@ machines! {
     blocks::a_block_server_is_started_again,
     blocks::a_direct_volume_is_mounted_in_the_guest,
     blocks::a_direct_volume_may_be_an_image_and_its_file_must_be_right,
+    held::volumes_are_held_to_limits_of_their_own,
+    roots::a_root_may_be_a_disk,
     kills::the_shim_is_killed_at_any_moment,
     kills::the_file_server_is_killed_at_any_moment,
     kills::the_network_card_is_killed_at_any_moment,

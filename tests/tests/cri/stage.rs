@@ -52,7 +52,8 @@ pub(crate) const PERICARP: Subject = Subject {
         programs: Some(beside_us()),
         pod_annotations: Vec::new(),
         config: Some(
-            "[profiles.pericarp]\nannotations = [\"memory\", \"vcpus\"]\n\
+            "[profiles.pericarp]\nannotations = [\"memory\", \"vcpus\", \"volume-iops\", \
+             \"volume-bandwidth\", \"volume-size-limit\"]\n\
              # On an emulated CPU, and many at once.\nboot-timeout = 200\n",
         ),
     },

@@ -1,8 +1,11 @@
 //! What goes in and out of containers: commands, their output and codes, logs and terminals.
 
+use std::io::Write as _;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use pericarp_tests::cri::container;
+use pericarp_tests::cri::exec::Exec;
 use pericarp_tests::cri::log::Stream;
 
 use crate::stage::{Stage, script};
@@ -78,12 +81,66 @@ pub(crate) fn a_command_is_spoken_to(stage: &mut Stage) {
     let said = one.stream(&["true"], false).wait().unwrap();
     assert_eq!((said.code, said.stdout.len()), (0, 0));
 
-    // All of it, and more than one frame has.
-    let mut sums = one.stream(&script("head -c 1000000 | md5sum; exit 1"), false);
-    sums.write(&vec![b'p'; 1_000_000]).unwrap();
-    let said = sums.wait().unwrap();
-    assert_eq!(said.text(), "1b98f39909dceb2962f0f1b726fcb3f9  -");
-    assert_eq!(said.code, 1);
+    // All of it, every byte there is, and more than one frame has.
+    let size = megabytes() << 20;
+    let sum = sum_of_input(size);
+    let text = format!("head -c {size} | md5sum; exit 1");
+    let mut exec = one.stream(&script(&text), false);
+    let begun = Instant::now();
+    write_input(&mut exec, size);
+    let said = exec.wait().unwrap();
+    println!("{size} bytes to a command in {:?}", begun.elapsed());
+    assert_eq!((said.text(), said.code), (sum.clone(), 1));
+
+    // To a container's own process, too.
+    let text = format!("head -c {size} | md5sum; sleep 1");
+    let mut config = container("own", &script(&text));
+    config.stdin = true;
+    let pod = stage.pod("own");
+    let own = pod.create(&config).unwrap();
+    own.start().unwrap();
+    let mut streams = own.attach();
+    let begun = Instant::now();
+    write_input(&mut streams, size);
+    let log = own.log_until(|log| !log.is_empty());
+    println!("{size} bytes to a container in {:?}", begun.elapsed());
+    assert_eq!(log[0].text, sum);
+}
+
+/// How much a command is told, for those who want to know whether a gigabyte comes through.
+fn megabytes() -> usize {
+    let said = std::env::var("PERICARP_STDIN_MB").ok();
+    said.and_then(|text| text.parse().ok()).unwrap_or(2)
+}
+
+/// All bytes that there are, in an order that is not the same twice in a row.
+fn input(size: usize) -> impl Iterator<Item = Vec<u8>> {
+    let byte = |at: usize| (at.wrapping_mul(167) ^ (at >> 8) ^ (at >> 16)) as u8;
+    let part = 1 << 20;
+    (0..size)
+        .step_by(part)
+        .map(move |from| (from..size.min(from + part)).map(byte).collect())
+}
+
+fn write_input(exec: &mut Exec, size: usize) {
+    for part in input(size) {
+        exec.write(&part).unwrap();
+    }
+}
+
+fn sum_of_input(size: usize) -> String {
+    let mut sums = Command::new("md5sum")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = sums.stdin.take().unwrap();
+    for part in input(size) {
+        stdin.write_all(&part).unwrap();
+    }
+    drop(stdin);
+    let output = sums.wait_with_output().unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
 pub(crate) fn a_terminal_has_its_size_and_one_output(stage: &mut Stage) {
