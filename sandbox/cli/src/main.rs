@@ -30,7 +30,7 @@ mod vm;
 use std::ffi::OsString;
 
 use crate::{
-    commands::{check, config, exec, feature, list, logs, node, remove, stop},
+    commands::{check, config, exec, feature, list, logs, node, remove, serve, stop},
     input::problem::{Problem, nearest},
 };
 
@@ -40,25 +40,37 @@ pericarp runs each workload in a virtual machine of its own.
 Usage: pericarp COMMAND [OPTIONS]
 
 Commands:
-  run      run a command in a virtual machine, or in a plain container
-  exec     run a further command in the container of a run
-  ps       list runs
-  logs     show what the command of a detached run has said
-  stop     end runs
-  rm       forget runs that have ended
-  check    say whether this node has what pods need
-  node     have containerd know our handlers, or forget them
-  config   explain what can be configured of pods
-  feature  show how far this node is with a feature, and prepare it
-  help     show this text; `pericarp COMMAND --help` shows the options of a command
+  run         run a command in a virtual machine, or in a plain container
+  exec        run a further command in the container of a run
+  ps          list runs
+  logs        show what the command of a detached run has said
+  stop        end runs
+  rm          forget runs that have ended
+  check       say whether this node has what pods need
+  node        have containerd know our handlers, or forget them; serve pods to kubectl
+  kubeconfig  how kubectl reaches `pericarp node serve`
+  config      explain what can be configured of pods
+  feature     show how far this node is with a feature, and prepare it
+  help        show this text; `pericarp COMMAND --help` shows the options of a command
 
 Options:
   --version  print the version
   --help     show this text
 ";
 
-const COMMANDS: [&str; 11] = [
-    "run", "exec", "ps", "logs", "stop", "rm", "check", "node", "config", "feature", "help",
+const COMMANDS: [&str; 12] = [
+    "run",
+    "exec",
+    "ps",
+    "logs",
+    "stop",
+    "rm",
+    "check",
+    "node",
+    "kubeconfig",
+    "config",
+    "feature",
+    "help",
 ];
 
 fn main() {
@@ -79,6 +91,7 @@ fn main() {
             Some("rm") => commands::run("rm", remove::run, rest),
             Some("check") => commands::run("check", check::run, rest),
             Some("node") => commands::run("node", node::run, rest),
+            Some("kubeconfig") => commands::run("kubeconfig", serve::kubeconfig, rest),
             Some("config") => commands::run("config", config::run, rest),
             Some("feature") => commands::run("feature", feature::run, rest),
             Some("help" | "--help" | "-h") => report::show(HELP),

@@ -12,7 +12,9 @@ pub(crate) mod logs;
 pub(crate) mod node;
 mod reader;
 pub(crate) mod remove;
+pub(crate) mod serve;
 pub(crate) mod stop;
+mod words;
 
 use std::{ffi::OsString, io::Write as _};
 

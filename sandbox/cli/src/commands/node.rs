@@ -18,7 +18,7 @@ use crate::{
     commands::{
         Refusal, print,
         reader::{Given, Grammar},
-        violations,
+        serve, violations,
     },
     failure::Failure,
     input::problem::Problem,
@@ -32,6 +32,7 @@ containerd reads it when it is started anew: `systemctl restart containerd`. Pod
 Usage: pericarp node enable [OPTIONS]
        pericarp node disable [OPTIONS]
        pericarp node manifests [OPTIONS]   the RuntimeClasses, for `kubectl apply -f -`
+       pericarp node serve [OPTIONS]       pods for kubectl without a cluster; has its own --help
 
 Options:
       --dry-run                 only show what would be changed
@@ -63,6 +64,9 @@ const OF_AKS: [(&str, &[&str]); 2] = [
 ];
 
 pub(crate) fn run(arguments: Vec<OsString>) -> Result<i32, Refusal> {
+    if arguments.first().is_some_and(|first| first == "serve") {
+        return serve::serve(arguments.into_iter().skip(1).collect());
+    }
     let given = GRAMMAR.read(arguments)?;
     match given
         .operands
@@ -78,7 +82,7 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<i32, Refusal> {
             print(&runtime_classes(&config, driver))?;
             Ok(0)
         }
-        _ => Err(GRAMMAR.missing("ACTION", "is missing: enable, disable or manifests")),
+        _ => Err(GRAMMAR.missing("ACTION", "is missing: enable, disable, manifests or serve")),
     }
 }
 
