@@ -61,6 +61,8 @@ pub enum Part {
     Containerd,
     /// Its client for what CRI has no calls for.
     Ctr,
+    /// Kubernetes' command line.
+    Kubectl,
     /// Starts a program in namespaces of its own.
     Unshare,
     /// Starts a program in those of another.
@@ -110,6 +112,7 @@ impl Part {
             Part::Iperf3 => "iperf3",
             Part::Containerd => "containerd",
             Part::Ctr => "ctr",
+            Part::Kubectl => "kubectl",
             Part::Unshare => "unshare",
             Part::Nsenter => "nsenter",
             Part::Ours(name) => name,
@@ -140,6 +143,7 @@ impl Part {
             Part::Nft => "nftables",
             Part::Iperf3 => "iperf3",
             Part::Containerd | Part::Ctr => "containerd",
+            Part::Kubectl => "kubernetes-client",
             Part::Unshare | Part::Nsenter => "util-linux",
             Part::Pjdfstest | Part::Fsx | Part::Virtiofsd => {
                 return "make it: cargo xtask setup".into();

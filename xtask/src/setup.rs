@@ -107,6 +107,11 @@ const NEEDS: &[Need] = &[
         why: "runs pods in tests, in namespaces of its own",
     },
     Need {
+        program: "kubectl",
+        package: "kubernetes-client",
+        why: "is the client of `pericarp node serve` in tests",
+    },
+    Need {
         program: "unshare",
         package: "util-linux",
         why: "makes these namespaces",

@@ -211,6 +211,22 @@ impl Node {
             .unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
     }
 
+    /// A program in the node's mounts, network and processes, beside containerd.
+    pub fn inside(&self, program: &Path) -> Command {
+        let mut command = inside(self.init, &self.path);
+        command.arg(program);
+        command
+    }
+
+    /// The same of processes that only need the node's network.
+    pub fn on_its_network(&self, program: &Path) -> Command {
+        let mut command = command(&Part::Nsenter.find().unwrap_or_default());
+        command
+            .args(["--target", &self.init.to_string(), "--net", "--"])
+            .arg(program);
+        command
+    }
+
     /// Kills containerd, and only it, and starts it again.
     ///
     /// # Panics
@@ -315,23 +331,31 @@ fn keeper() -> (Process, i32) {
 }
 
 fn containerd(dir: &Path, init: i32, path: &std::ffi::OsStr) -> Process {
-    let nsenter = Part::Nsenter.find().unwrap_or_default();
-    let mut command = command(&nsenter);
+    let mut command = inside(init, path);
     command
-        .args(["--target", &init.to_string()])
-        .args(["--mount", "--net", "--pid", "--"])
         .arg(Part::Containerd.find().unwrap_or_default())
         .arg("--config")
         .arg(dir.join("config.toml"))
         // The configuration says so, too; here it tells which process this is.
         .arg("--root")
-        .arg(dir.join("root"))
-        .env("PATH", path)
-        .current_dir("/");
+        .arg(dir.join("root"));
     Process::start(&mut command, lifetime()).expect("nsenter can be started")
 }
 
-fn lifetime() -> Duration {
+/// The beginning of a command that is to run on the node.
+fn inside(init: i32, path: &std::ffi::OsStr) -> Command {
+    let nsenter = Part::Nsenter.find().unwrap_or_default();
+    let mut command = command(&nsenter);
+    command
+        .args(["--target", &init.to_string()])
+        .args(["--mount", "--net", "--pid", "--"])
+        .env("PATH", path)
+        .current_dir("/");
+    command
+}
+
+/// How long a process of the node may live.
+pub fn lifetime() -> Duration {
     let said = std::env::var(SECONDS).ok();
     let seconds = said.and_then(|text| text.parse().ok());
     seconds.map_or(LIFETIME, Duration::from_secs)

@@ -1,0 +1,48 @@
+//! `pericarp node serve` under an unmodified kubectl: what a newcomer types, and what happens.
+//!
+//! Containerd has namespaces of its own, in which the server runs beside it. Cases that need no
+//! machine share one node and run their pods under runc.
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
+mod api;
+mod article;
+mod pods;
+mod stage;
+mod streams;
+
+use pericarp_tests::cri::Handler;
+use stage::Stage;
+
+/// One case after the other on one node, since a node takes longer than most of them.
+#[test]
+fn a_node_serves_kubectl() {
+    let Some(mut stage) = Stage::start("a_node_serves_kubectl", vec![Handler::runc("runc")], &[])
+    else {
+        return;
+    };
+    for (name, case) in [
+        (
+            "who has no certificate is not heard",
+            api::strangers as fn(&mut Stage),
+        ),
+        ("objects", api::objects),
+        ("wrong manifests", api::wrong_manifests),
+        ("watches", api::watches),
+        ("namespaces", api::namespaces),
+        ("pods are what they say", pods::pods_are_what_they_say),
+        ("logs, exec, attach, cp", streams::a_container_is_spoken_to),
+        ("ports", streams::ports_are_forwarded),
+        ("many at once", streams::many_at_once),
+        ("restarts", api::a_restart_loses_nothing),
+    ] {
+        println!("case: {name}");
+        case(&mut stage);
+        stage.delete_all_pods();
+    }
+    stage.end();
+}
+
+#[test]
+fn the_articles_commands() {
+    article::play();
+}

@@ -1,0 +1,229 @@
+//! Logs, exec, attach, cp and port-forward, over SPDY and over WebSockets.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::SocketAddr;
+use std::process::{Command, Stdio};
+use std::thread;
+
+use crate::stage::{Said, Stage, idle, pod, until, write};
+
+/// kubectl tries WebSockets first; this has it not try them.
+const SPDY: [(&str, &str); 2] = [
+    ("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false"),
+    ("KUBECTL_PORT_FORWARD_WEBSOCKETS", "false"),
+];
+const WEBSOCKETS: [(&str, &str); 2] = [
+    ("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "true"),
+    ("KUBECTL_PORT_FORWARD_WEBSOCKETS", "true"),
+];
+
+/// A command with something at its standard input.
+fn with_input(command: &mut Command, input: &[u8]) -> Said {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_vec();
+    let writer = thread::spawn(move || stdin.write_all(&input));
+    let output = child.wait_with_output().unwrap();
+    let _ = writer.join();
+    output.into()
+}
+
+pub(crate) fn a_container_is_spoken_to(stage: &mut Stage) {
+    let script = "echo first; echo second >&2; trap 'exit 0' TERM; \
+                  while read -r line; do echo \"heard $line\"; done; sleep 100000 & wait";
+    let manifest = pod("spoken", script).replace("    image:", "    stdin: true\n    image:");
+    stage.apply(&manifest);
+    stage.ready("spoken");
+    assert_eq!(stage.kubectl(&["logs", "spoken"]), "first\nsecond\n");
+    assert_eq!(stage.kubectl(&["logs", "spoken", "--tail=1"]), "second\n");
+    let stamped = stage.kubectl(&["logs", "spoken", "--timestamps", "--limit-bytes=10"]);
+    assert!(
+        stamped.starts_with("20") && stamped.len() == 10,
+        "{stamped}"
+    );
+    let said = stage.refused(&["logs", "spoken", "-c", "other"]);
+    assert!(
+        said.contains("container other is not valid") || said.contains("\"other\""),
+        "{said}"
+    );
+    let said = stage.refused(&["logs", "spoken", "--previous"]);
+    assert!(
+        said.contains("previous terminated container \"main\""),
+        "{said}"
+    );
+    for transport in [WEBSOCKETS, SPDY] {
+        let exec = |arguments: &[&str], input: &[u8]| {
+            let mut all = vec!["exec"];
+            all.extend(arguments);
+            with_input(stage.kubectl_command(&all).envs(transport), input)
+        };
+        let said = exec(
+            &["spoken", "--", "sh", "-c", "echo out; echo err >&2; exit 3"],
+            b"",
+        );
+        assert_eq!(
+            (said.out.as_str(), said.code),
+            ("out\n", Some(3)),
+            "{said:?}"
+        );
+        assert!(said.err.starts_with("err\n"), "{said:?}");
+        // The end of the input arrives, and all before it.
+        let much: Vec<u8> = (0..3_000_000_u32).map(|n| (n % 251) as u8).collect();
+        let said = exec(
+            &["-i", "spoken", "--", "sh", "-c", "wc -c; echo done"],
+            &much,
+        );
+        assert_eq!(
+            said.out.split_whitespace().collect::<Vec<_>>(),
+            ["3000000", "done"],
+            "{said:?}"
+        );
+        let said = exec(&["spoken", "--", "/no/such/thing"], b"");
+        assert_ne!(said.code, Some(0), "{said:?}");
+        // What is copied in and out is the same.
+        let name = format!("copy-{}", transport[0].1);
+        let path = write(stage, &name, &much);
+        let copied = |arguments: &[&str]| {
+            let said: Said = stage
+                .kubectl_command(arguments)
+                .envs(transport)
+                .output()
+                .unwrap()
+                .into();
+            assert_eq!(said.code, Some(0), "{said:?}");
+        };
+        copied(&["cp", &name, "spoken:/tmp/there"]);
+        copied(&["cp", "spoken:/tmp/there", "back"]);
+        assert_eq!(
+            std::fs::read(stage.node.scratch().path("back")).unwrap(),
+            much
+        );
+        std::fs::remove_file(path).unwrap();
+        // Attached, one speaks with the container's first process.
+        let mut attached = stage
+            .kubectl_command(&["attach", "-i", "spoken"])
+            .envs(transport)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let line = format!("hello {}\n", transport[0].1);
+        attached
+            .stdin
+            .as_mut()
+            .unwrap()
+            .write_all(line.as_bytes())
+            .unwrap();
+        let heard = BufReader::new(attached.stdout.take().unwrap()).lines();
+        let heard: Vec<String> = heard.map_while(Result::ok).take(1).collect();
+        assert_eq!(heard, [format!("heard {}", line.trim_end())]);
+        attached.kill().unwrap();
+        attached.wait().unwrap();
+    }
+    // A log is followed to the container's end.
+    let follow = stage
+        .kubectl_command(&["logs", "-f", "spoken"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    stage.kubectl(&["delete", "pod", "spoken", "--now"]);
+    let output = follow.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        text.starts_with("first\nsecond\nheard hello true\n"),
+        "{text}"
+    );
+}
+
+pub(crate) fn ports_are_forwarded(stage: &mut Stage) {
+    stage.apply(&pod("web", "while :; do echo hello | nc -l -p 8080; done"));
+    stage.ready("web");
+    for transport in [WEBSOCKETS, SPDY] {
+        let mut forward = stage
+            .kubectl_command(&["port-forward", "pod/web", ":8080"])
+            .envs(transport)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(forward.stdout.take().unwrap()).lines();
+        let line = lines.next().unwrap().unwrap();
+        let port = line
+            .split(" -> ")
+            .next()
+            .unwrap()
+            .rsplit(':')
+            .next()
+            .unwrap();
+        let address: SocketAddr = format!("127.0.0.1:{port}").parse().unwrap();
+        until("the port answers", || {
+            let mut text = String::new();
+            let stream = stage.node.connect(address);
+            let read = stream.and_then(|mut stream| stream.read_to_string(&mut text));
+            read.is_ok() && text == "hello\n"
+        });
+        forward.kill().unwrap();
+        forward.wait().unwrap();
+    }
+}
+
+/// A hundred watches and fifty commands at once.
+pub(crate) fn many_at_once(stage: &mut Stage) {
+    stage.apply(&idle("busy"));
+    stage.ready("busy");
+    // One process with many connections would be lighter, and less true.
+    let watches: Vec<_> = (0..number("PERICARP_WATCHES", 8))
+        .map(|_| {
+            stage
+                .kubectl_command(&["get", "configmaps", "--watch-only", "-o", "name"])
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    let stage_ref = &*stage;
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..number("PERICARP_EXECS", 6))
+            .map(|n| {
+                let word = n.to_string();
+                scope.spawn(move || {
+                    let said = stage_ref.kubectl(&["exec", "busy", "--", "echo", &word]);
+                    assert_eq!(said.trim_end(), word);
+                })
+            })
+            .collect();
+        threads.into_iter().for_each(|one| one.join().unwrap());
+    });
+    let mut n = 0;
+    for mut watch in watches {
+        let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
+        // It may have come after the last change: then there is another.
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let reader = thread::spawn(move || {
+            let _ = sender.send(lines.next());
+        });
+        until("a watch sees a change", || {
+            n += 1;
+            let name = format!("seen-{n}");
+            stage.kubectl(&["create", "configmap", &name]);
+            let line = receiver.recv_timeout(std::time::Duration::from_secs(2));
+            line.is_ok_and(|line| line.is_some_and(|line| line.is_ok()))
+        });
+        watch.kill().unwrap();
+        watch.wait().unwrap();
+        reader.join().unwrap();
+    }
+    stage.kubectl(&["delete", "configmaps", "--all"]);
+}
+
+fn number(variable: &str, usual: usize) -> usize {
+    let said = std::env::var(variable);
+    said.map_or(usual, |text| text.parse().unwrap())
+}
