@@ -18,8 +18,8 @@ pub const ALL_TOOLS: &[&str] = &[
     "awk", "cat", "chmod", "dd", "df", "echo", "env", "free", "grep", "head", "hostname", "httpd",
     "id", "ip", "kill", "ln", "ls", "md5sum", "mkdir", "mkfifo", "mount", "mv", "nc", "nproc",
     "ping", "printf", "ps", "pwd", "readlink", "rm", "sed", "seq", "sh", "sleep", "stat", "stty",
-    "sync", "tail", "tar", "test", "timeout", "touch", "tr", "true", "umount", "uname", "wc", "wget",
-    "yes",
+    "sync", "tail", "tar", "test", "timeout", "touch", "tr", "true", "umount", "uname", "wc",
+    "wget", "yes",
 ];
 
 /// An image of an archive.
