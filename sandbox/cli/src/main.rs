@@ -30,7 +30,7 @@ mod vm;
 use std::ffi::OsString;
 
 use crate::{
-    commands::{check, config, exec, feature, list, logs, node, remove, serve, stop},
+    commands::{assets, check, config, exec, feature, list, logs, node, remove, serve, stop},
     input::problem::{Problem, nearest},
 };
 
@@ -50,6 +50,7 @@ Commands:
   node        have containerd know our handlers, or forget them; serve pods to kubectl
   kubeconfig  how kubectl reaches `pericarp node serve`
   config      explain what can be configured of pods
+  assets      keep versions of the guest's kernel and agent
   feature     show how far this node is with a feature, and prepare it
   help        show this text; `pericarp COMMAND --help` shows the options of a command
 
@@ -58,7 +59,7 @@ Options:
   --help     show this text
 ";
 
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 13] = [
     "run",
     "exec",
     "ps",
@@ -69,6 +70,7 @@ const COMMANDS: [&str; 12] = [
     "node",
     "kubeconfig",
     "config",
+    "assets",
     "feature",
     "help",
 ];
@@ -93,6 +95,7 @@ fn main() {
             Some("node") => commands::run("node", node::run, rest),
             Some("kubeconfig") => commands::run("kubeconfig", serve::kubeconfig, rest),
             Some("config") => commands::run("config", config::run, rest),
+            Some("assets") => commands::run("assets", assets::run, rest),
             Some("feature") => commands::run("feature", feature::run, rest),
             Some("help" | "--help" | "-h") => report::show(HELP),
             Some("--version" | "-V") => {

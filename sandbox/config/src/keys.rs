@@ -118,9 +118,10 @@ pub(crate) static KEYS: [Key; 20] = [
     Key {
         name: "assets",
         scope: Scope::Profile,
-        meaning: "Directory of the guest's kernel, its modules and the agent.",
-        user: "the shim, when it starts a pod's machine",
-        unset: "the one beside the program",
+        meaning: "Directory of the guest's kernel, its modules and the agent, or of versions of them, \
+                  one of which is in use (pericarp assets). A version may be named, too.",
+        user: "the shim, when it starts a pod's machine, which keeps what it has taken",
+        unset: "/var/lib/pericarp/assets if a version there is in use, else the one beside the program",
         maturity: Maturity::Stable,
         annotation: Annotation::None,
         kind: Kind::Directory {

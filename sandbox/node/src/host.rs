@@ -190,16 +190,10 @@ fn in_path(program: &str) -> bool {
 }
 
 fn guest() -> Finding {
-    let given = std::env::var_os("PERICARP_ASSETS").map(Into::into);
-    let places = given.map_or_else(assets::beside_the_program, |place| vec![place]);
-    let place = places
-        .iter()
-        .find(|place| place.is_dir())
-        .or(places.first());
-    let opened = place.map(|place| (place, Assets::open(place)));
+    let opened = assets::place::find(None).map(|(place, _)| Assets::open(&place));
     let (state, found) = match opened {
-        Some((place, Ok(_))) => (State::Good, place.display().to_string()),
-        Some((_, Err(error))) => (State::Missing, error.to_string()),
+        Some(Ok(assets)) => (State::Good, assets.directory.display().to_string()),
+        Some(Err(error)) => (State::Missing, error.to_string()),
         None => (State::Missing, "no place for them".to_owned()),
     };
     let rule = "a machine boots a kernel, its modules and an agent";

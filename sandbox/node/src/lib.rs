@@ -3,8 +3,9 @@
 //!
 //! For the commands of `pericarp` that look at a node and change it. [`check`] looks and changes
 //! nothing; [`containerd`] adds handlers to the configuration of containerd and takes them out again;
-//! [`manifest`] writes what Kubernetes is to be told.
+//! [`manifest`] writes what Kubernetes is to be told; [`assets`] keeps versions of the guest's files.
 
+pub mod assets;
 pub mod check;
 pub mod containerd;
 mod host;

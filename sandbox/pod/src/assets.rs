@@ -1,6 +1,8 @@
 //! The guest's kernel, its modules, the agent and crun, as `cargo xtask setup` lays them out.
 //!
-//! Checked in full before anything starts.
+//! Checked in full before anything starts. Where they are is said in [`place`].
+
+pub mod place;
 
 use std::{
     io::ErrorKind,
@@ -8,6 +10,8 @@ use std::{
 };
 
 use thiserror::Error;
+
+use place::Held;
 
 /// What is wrong with the directory.
 #[derive(Debug, Error)]
@@ -22,6 +26,8 @@ pub struct AssetsError {
 /// The directory with everything a guest boots from.
 #[derive(Debug)]
 pub struct Assets {
+    /// Where all of it lies, without links.
+    pub directory: PathBuf,
     /// A bzImage.
     pub kernel: PathBuf,
     /// The guest's first process.
@@ -38,8 +44,14 @@ pub struct Assets {
     pub card_order: Option<Vec<String>>,
     /// What a guest loads when a disk with XFS comes; the host shows it the files then.
     pub xfs_order: Option<Vec<String>>,
+    /// Keeps a version of a store from being removed as long as this value is there.
+    held: Option<Held>,
 }
 
+const KERNEL: &str = "kernel/vmlinuz";
+const RELEASE: &str = "kernel/release";
+const AGENT: &str = "pericarp-agent";
+const MODULES: &str = "kernel/modules";
 /// The part of the assets that becomes part of the guest's first file system as it is.
 const GUEST: &str = "guest";
 /// What every guest loads, in order.
@@ -54,10 +66,11 @@ pub const XFS_ORDER: &str = "kernel/modules/order-xfs";
 const CRUN: &str = "bin/crun";
 
 /// What to do where they are not there.
-pub const CURE: &str = "run `cargo xtask setup`, which makes them";
+pub const CURE: &str = "run `cargo xtask setup`, which makes them, or `pericarp assets add`";
 
 impl Assets {
-    /// Checks all of the directory, so that no start fails for a file that is not there.
+    /// Checks all of the directory, so that no start fails for a file that is not there. A store of
+    /// versions means the one in use, which stays there as long as the value does.
     ///
     /// # Errors
     ///
@@ -73,10 +86,10 @@ impl Assets {
                 "no such directory; the guest's files are not there".into(),
             ));
         }
-        // What is looked at now is opened by other programs, with another working directory.
-        let directory =
-            std::fs::canonicalize(directory).map_err(|error| problem(error.to_string()))?;
-        let modules = directory.join("kernel/modules");
+        // What is looked at now is opened by other programs, with another working directory, and when
+        // another version may be in use.
+        let (directory, held) = place::hold(directory).map_err(problem)?;
+        let modules = directory.join(MODULES);
         let list = |file: &str| -> Result<Option<Vec<String>>, AssetsError> {
             let text = match std::fs::read_to_string(directory.join(file)) {
                 Err(error) if file != ORDER && error.kind() == ErrorKind::NotFound => {
@@ -98,8 +111,8 @@ impl Assets {
         let card_order = list(CARD_ORDER)?;
         let xfs_order = list(XFS_ORDER)?;
         let assets = Self {
-            kernel: directory.join("kernel/vmlinuz"),
-            agent: directory.join("pericarp-agent"),
+            kernel: directory.join(KERNEL),
+            agent: directory.join(AGENT),
             tree: tree(&directory.join(GUEST))
                 .map_err(|error| problem(format!("'{GUEST}' cannot be read ({error})")))?,
             modules,
@@ -107,6 +120,8 @@ impl Assets {
             share_order,
             card_order,
             xfs_order,
+            directory: directory.clone(),
+            held,
         };
         if !assets.tree.iter().any(|(name, _)| name == CRUN) {
             return Err(problem(format!("'{GUEST}/{CRUN}' is missing")));
@@ -142,6 +157,60 @@ impl Assets {
         names.map(|name| self.modules.join(name)).collect()
     }
 
+    /// The name of the version, where they are one of a store's.
+    #[must_use]
+    pub fn version(&self) -> Option<&str> {
+        self.held.as_ref().map(Held::name)
+    }
+
+    /// Every file that a guest may be given: its name below the directory, and where it is. In the
+    /// order of the names; nothing else in the directory is ever looked at.
+    #[must_use]
+    pub fn files(&self) -> Vec<(String, PathBuf)> {
+        let lists = [
+            Some(ORDER),
+            self.share_order.is_some().then_some(SHARE_ORDER),
+            self.card_order.is_some().then_some(CARD_ORDER),
+            self.xfs_order.is_some().then_some(XFS_ORDER),
+        ];
+        let lists = lists
+            .into_iter()
+            .flatten()
+            .map(|name| (name.to_owned(), self.directory.join(name)));
+        let modules = self
+            .load_order(true, true)
+            .chain(self.xfs_order.iter().flatten())
+            .map(|name| (format!("{MODULES}/{name}"), self.modules.join(name)));
+        let tree = self
+            .tree
+            .iter()
+            .map(|(name, path)| (format!("{GUEST}/{name}"), path.clone()));
+        let mut files: Vec<_> = [
+            (KERNEL.to_owned(), self.kernel.clone()),
+            (AGENT.to_owned(), self.agent.clone()),
+        ]
+        .into_iter()
+        .chain(lists)
+        .chain(modules)
+        .chain(tree)
+        .collect();
+        let release = self.directory.join(RELEASE);
+        if release.is_file() {
+            files.push((RELEASE.to_owned(), release));
+        }
+        files.sort();
+        files.dedup();
+        files
+    }
+
+    /// The kernel's release, as far as the directory says it.
+    #[must_use]
+    pub fn release(&self) -> Option<String> {
+        let text = std::fs::read_to_string(self.directory.join(RELEASE)).ok()?;
+        let text = text.trim();
+        (!text.is_empty()).then(|| text.to_owned())
+    }
+
     /// The modules a guest loads, in order.
     pub fn load_order(&self, has_shares: bool, has_cards: bool) -> impl Iterator<Item = &String> {
         let shares = self.share_order.iter().filter(move |_| has_shares);
@@ -172,19 +241,6 @@ fn tree(top: &Path) -> std::io::Result<Vec<(String, PathBuf)>> {
     }
     files.sort();
     Ok(files)
-}
-
-/// Where they are looked for: the first of these that is a directory, else the first. Empty where
-/// this program's own place is unknown.
-#[must_use]
-pub fn beside_the_program() -> Vec<PathBuf> {
-    let Some(directory) = program_directory() else {
-        return Vec::new();
-    };
-    vec![
-        directory.join("../assets"),
-        directory.join("../share/pericarp"),
-    ]
 }
 
 /// Where this program and those it starts lie: the directory of the executable. Test executables
@@ -243,6 +299,19 @@ mod tests {
         );
         std::fs::write(dir.join("kernel/modules/a.ko.xz"), "m").unwrap();
         let assets = Assets::open(&dir).unwrap();
+        let files = assets.files();
+        let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(
+            names,
+            [
+                "guest/bin/crun",
+                "kernel/modules/a.ko.xz",
+                "kernel/modules/order",
+                "kernel/vmlinuz",
+                "pericarp-agent",
+            ]
+        );
+        assert_eq!(assets.version(), None);
         assert_eq!(assets.order, ["a.ko.xz"]);
         assert_eq!(assets.share_order, None);
         assert!(assets.load_order(true, true).eq(["a.ko.xz"]));

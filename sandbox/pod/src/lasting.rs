@@ -71,6 +71,12 @@ impl Lasting {
         })
     }
 
+    /// Its program.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.sidecar.name()
+    }
+
     /// Its process, which is another after each death.
     #[must_use]
     pub fn pid(&self) -> u32 {

@@ -16,6 +16,7 @@ pub mod network;
 pub mod power_off;
 pub mod process;
 pub mod pump;
+pub mod record;
 pub mod sidecar;
 pub mod spec;
 

@@ -15,9 +15,11 @@ use pericarp_hypervisor::{Confinement, Process};
 
 use crate::{PodError, assets::program_directory};
 
-const BLOCK: &str = "pericarp-block";
+/// What serves disks.
+pub const BLOCK: &str = "pericarp-block";
 const FS: &str = "pericarp-fs";
-const NET: &str = "pericarp-net";
+/// What serves network cards.
+pub const NET: &str = "pericarp-net";
 const VSOCK: &str = "pericarp-vsock";
 /// Descriptors per queue of a network card.
 pub const CARD_QUEUE_SIZE: u16 = 1024;
@@ -342,6 +344,12 @@ impl Sidecar {
     #[cfg(test)]
     pub(crate) fn of(name: &'static str, process: Process) -> Self {
         Self { name, process }
+    }
+
+    /// Its program.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.name
     }
 
     /// Its process.

@@ -14,6 +14,8 @@ use crate::error::{ShimError, during};
 
 const TYPE: &str = "io.kubernetes.cri.container-type";
 pub(crate) const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
+const POD_NAMESPACE: &str = "io.kubernetes.cri.sandbox-namespace";
+const POD_NAME: &str = "io.kubernetes.cri.sandbox-name";
 
 /// What a container is in its pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +64,15 @@ impl Bundle {
         match (self.kind(), self.annotation(SANDBOX)) {
             (Kind::Member, Some(pod)) => pod.to_owned(),
             _ => id.to_owned(),
+        }
+    }
+
+    /// What Kubernetes calls the pod of the container with this id, `namespace/name`; the id where
+    /// nobody says it.
+    pub(crate) fn pod_name(&self, id: &str) -> String {
+        match (self.annotation(POD_NAMESPACE), self.annotation(POD_NAME)) {
+            (Some(namespace), Some(name)) => format!("{namespace}/{name}"),
+            _ => self.pod_id(id),
         }
     }
 
@@ -142,6 +153,9 @@ mod tests {
             (single.kind(), single.pod_id("c")),
             (Kind::Single, "c".into())
         );
+        assert_eq!(single.pod_name("c"), "c");
+        let named = with(json!({POD_NAMESPACE: "default", POD_NAME: "web"}));
+        assert_eq!(named.pod_name("c"), "default/web");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! /run/pericarp/<namespace>/<pod>/          of root alone
+//!     pod.json                              what there is to know of it (`pericarp_pod::record`)
 //!     network                               path of the pod's network namespace, to sweep it
 //!     group                                 the pod's control group, likewise
 //!     initramfs, *.sock, vsock/             of the machine
@@ -22,6 +23,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use pericarp_pod::record::BASE;
 use sha2::{Digest, Sha256};
 
 use crate::{
@@ -30,7 +32,6 @@ use crate::{
     volumes::VOLUMES,
 };
 
-const BASE: &str = "/run/pericarp";
 /// A socket's path has 107 bytes; ours add so many at most.
 const LONGEST: usize = 107 - "/vsock/guest_1024".len();
 const BEHIND: &str = "places";

@@ -34,8 +34,9 @@ impl Lasting {
         self.all.push(one);
     }
 
-    pub(crate) fn pids(&self) -> impl Iterator<Item = u32> {
-        self.all.iter().map(pericarp_pod::Lasting::pid)
+    /// The programs and the processes.
+    pub(crate) fn processes(&self) -> impl Iterator<Item = (&'static str, u32)> {
+        self.all.iter().map(|one| (one.name(), one.pid()))
     }
 
     pub(crate) fn exit_fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {

@@ -15,7 +15,7 @@ use std::{
         mpsc::{RecvTimeoutError, channel},
     },
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use pericarp_api::{agent, hello::last_words, host::Guest};
@@ -29,7 +29,8 @@ use pericarp_pod::{
     network::message,
     power_off::{POWER_OFF_LIMIT, power_off},
     process::{context, refused, unreachable},
-    sidecar::{Access, Card, Limits, Share},
+    record::{MACHINE, PodRecord, ProcessRecord},
+    sidecar::{Access, BLOCK, Card, Limits, Share},
     spec::{card_spec, share_spec},
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -48,8 +49,6 @@ use crate::{
 
 /// Tag of the share that has everything the pod's containers are shown.
 pub(crate) const POD_SHARE: &str = "pod";
-/// Where the guest's files are, if not beside this program.
-const ASSETS_VARIABLE: &str = "PERICARP_ASSETS";
 /// As `pericarp run` has it.
 const CMDLINE: &str = "panic=-1 loglevel=5";
 const GUEST_CID: u32 = 3;
@@ -69,6 +68,10 @@ const NOW: Timespec = Timespec {
 /// A machine to be made.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
+    /// What containerd and Kubernetes call the pod.
+    pub(crate) namespace: String,
+    pub(crate) id: String,
+    pub(crate) name: String,
     pub(crate) profile: Profile,
     pub(crate) hostname: String,
     pub(crate) sysctls: HashMap<String, String>,
@@ -136,6 +139,10 @@ pub(crate) struct Running {
     hello: UnixStream,
     processes: Processes,
     about: Arc<About>,
+    directory: Directory,
+    record: PodRecord,
+    /// Kept from being removed.
+    _assets: Assets,
     _group: Option<Entered>,
 }
 
@@ -150,6 +157,10 @@ impl Running {
         let choice = select(settings.hypervisor, &HostFacts::probe());
         log::debug!("{choice}");
         let hypervisor = choice.hypervisor();
+        let record = record(plan, &assets, choice.to_string());
+        record
+            .write(directory.path())
+            .map_err(during("the pod's record"))?;
         let _ordinary = Ordinary::begin();
         let _pinned = settings.cpus.as_ref().map(Pinned::to).transpose()?;
         // Nothing started from here on may gain privileges by executing a file.
@@ -261,7 +272,7 @@ impl Running {
                 return Err(with_console(&MachineError::BootTimeout(limit), &machine));
             }
         };
-        let running = Self {
+        let mut running = Self {
             processes: Processes::default(),
             machine,
             sidecars,
@@ -276,6 +287,9 @@ impl Running {
                 lanes: lanes.clone(),
                 seen: Mutex::default(),
             }),
+            directory: directory.clone(),
+            record,
+            _assets: assets,
             _group: group,
         };
         running.tell_processes();
@@ -283,17 +297,30 @@ impl Running {
     }
 
     /// Has others know the processes that there are now.
-    fn tell_processes(&self) {
-        let all = [self.machine.pid()]
+    fn tell_processes(&mut self) {
+        let process = |role: &str, pid| ProcessRecord {
+            role: role.to_owned(),
+            pid,
+        };
+        let all = [process(MACHINE, self.machine.pid())]
             .into_iter()
-            .chain(self.sidecars.iter().map(Sidecar::pid))
-            .chain(self.disks.pids())
-            .chain(self.lasting.pids());
+            .chain(self.sidecars.iter().map(|it| process(it.name(), it.pid())))
+            .chain(self.disks.pids().map(|pid| process(BLOCK, pid)))
+            .chain(
+                self.lasting
+                    .processes()
+                    .map(|(name, pid)| process(name, pid)),
+            );
+        self.record.processes = all.collect();
         let mut told = self
             .processes
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        *told = all.collect();
+        *told = self.record.processes.iter().map(|one| one.pid).collect();
+        drop(told);
+        if let Err(error) = self.record.write(self.directory.path()) {
+            log::warn!("the pod's record is out of date: {error}");
+        }
     }
 
     /// Serves a disk and adds it.
@@ -393,15 +420,29 @@ impl Running {
 }
 
 fn open_assets(settings: &Settings) -> Result<Assets, ShimError> {
-    let variable = || std::env::var_os(ASSETS_VARIABLE).map(PathBuf::from);
-    let given = settings.assets.clone().or_else(variable);
-    let beside = assets::beside_the_program();
-    let directory = given
-        .or_else(|| beside.iter().find(|place| place.is_dir()).cloned())
-        .or_else(|| beside.first().cloned())
-        .unwrap_or_default();
+    let found = assets::place::find(settings.assets.as_deref());
+    let (directory, _) = found.unwrap_or_default();
     Assets::open(&directory)
         .map_err(|error| ShimError::Machine(format!("{error}; {}", assets::CURE)))
+}
+
+/// What there is to know of a pod before it has a machine.
+fn record(plan: &Plan, assets: &Assets, hypervisor: String) -> PodRecord {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    PodRecord {
+        namespace: plan.namespace.clone(),
+        id: plan.id.clone(),
+        name: plan.name.clone(),
+        created: now.map_or(0, |passed| passed.as_secs()),
+        shim: std::process::id(),
+        hypervisor,
+        vcpus: plan.profile.size.vcpus,
+        memory: plan.profile.size.memory,
+        assets: assets.directory.clone(),
+        assets_version: assets.version().map(str::to_owned),
+        kernel: assets.release(),
+        processes: Vec::new(),
+    }
 }
 
 fn enter_group(plan: &Plan, directory: &Directory) -> Result<Option<Entered>, ShimError> {

@@ -48,6 +48,8 @@ use crate::{
 };
 
 pub(crate) struct Pod {
+    /// Of containerd's.
+    namespace: String,
     directory: Directory,
     volumes: Arc<Volumes>,
     blocks: Arc<Blocks>,
@@ -145,9 +147,15 @@ impl Processes {
 }
 
 impl Pod {
-    pub(crate) fn new(directory: Directory, orders: Orders, events: Arc<Events>) -> Arc<Self> {
+    pub(crate) fn new(
+        namespace: String,
+        directory: Directory,
+        orders: Orders,
+        events: Arc<Events>,
+    ) -> Arc<Self> {
         let orders = Arc::new(orders);
         Arc::new(Self {
+            namespace,
             volumes: Volumes::new(directory.clone()),
             blocks: Blocks::new(Arc::clone(&orders)),
             watched: Watched::default(),
@@ -271,6 +279,9 @@ impl Pod {
         if kind != Kind::Member {
             bundle.check_pod()?;
             let plan = Plan {
+                namespace: self.namespace.clone(),
+                id: id.clone(),
+                name: bundle.pod_name(id),
                 profile: profile::of(request, bundle)?,
                 hostname: bundle.spec["hostname"]
                     .as_str()
@@ -478,8 +489,8 @@ mod tests {
         let namespace = format!("pericarp-test-{}", std::process::id());
         let directory = Directory::of(&namespace, name);
         let (keeper, orders) = Keeper::new(directory.clone(), directory.join("socket")).unwrap();
-        let events = Events::to(String::new(), namespace).unwrap();
-        let pod = Pod::new(directory, orders, events);
+        let events = Events::to(String::new(), namespace.clone()).unwrap();
+        let pod = Pod::new(namespace, directory, orders, events);
         let acting = thread::spawn(move || {
             let pod = LeaveAtPanic(pod);
             act(&pod.0);

@@ -57,7 +57,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), ShimError> {
     let address = std::env::var(TTRPC_ADDRESS).unwrap_or_default();
     let events = Events::to(address, arguments.namespace.clone())?;
     let (keeper, orders) = Keeper::new(directory.clone(), socket)?;
-    let pod = Pod::new(directory, orders, Arc::clone(&events));
+    let pod = Pod::new(
+        arguments.namespace.clone(),
+        directory,
+        orders,
+        Arc::clone(&events),
+    );
     let failed = |error: ttrpc::Error| ShimError::Machine(format!("the service: {error}"));
     let mut server = Server::new()
         .set_thread_count_min(LEAST_IDLE)

@@ -227,6 +227,21 @@ impl Node {
         command
     }
 
+    /// Runs our command on the node, as its operator does: the code, the output and the errors.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn pericarp(&self, words: &[&str]) -> (Option<i32>, String, String) {
+        let output = self
+            .inside(&beside_us().join("pericarp"))
+            .args(words)
+            .output()
+            .expect("nsenter can be started");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (said, errors) = (text(&output.stdout), text(&output.stderr));
+        (output.status.code(), said, errors)
+    }
+
     /// Kills containerd, and only it, and starts it again.
     ///
     /// # Panics

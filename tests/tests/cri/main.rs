@@ -6,6 +6,7 @@
 //! Kubernetes where that fits.
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
+mod assets;
 mod blocks;
 mod held;
 mod kills;
@@ -83,6 +84,7 @@ machines! {
     machines::what_is_the_hosts_is_refused_by_name,
     machines::other_names_of_the_handler_mean_it,
     machines::an_idle_pod_takes_little,
+    assets::a_pod_keeps_its_guest_and_the_next_has_the_new_one,
     machines::a_guest_changes_nothing_above_what_it_is_shown,
     machines::a_killed_shim_takes_its_machine_along,
     machines::a_killed_file_server_ends_the_pod,

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use serde_json::json;
 
 use crate::{
-    commands::{Refusal, print, reader::Grammar},
+    commands::{Refusal, columns, print, reader::Grammar},
     registry::{self, Entry, now},
 };
 
@@ -83,24 +83,7 @@ fn table(entries: &[Entry]) -> String {
             ]
         }))
         .collect();
-    let width = |column: usize| {
-        rows.iter()
-            .map(|row| row[column].chars().count())
-            .max()
-            .unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..6).map(width).collect();
-    let mut text = String::new();
-    for row in &rows {
-        let cells: Vec<String> = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:width$}"))
-            .collect();
-        text.push_str(cells.join("  ").trim_end());
-        text.push('\n');
-    }
-    text
+    columns(&rows)
 }
 
 /// The beginning of a text, on one line.

@@ -3,6 +3,7 @@
 //! Each has a file with its help text, its options and what it does. They share one reader of
 //! options, which collects every problem of a command line before anything is done.
 
+pub(crate) mod assets;
 pub(crate) mod check;
 pub(crate) mod config;
 pub(crate) mod exec;
@@ -73,6 +74,28 @@ fn print(text: &str) -> Result<(), Refusal> {
         stream: "standard output",
         source,
     })?)
+}
+
+/// Rows of cells, each column as wide as its widest.
+fn columns<const N: usize>(rows: &[[String; N]]) -> String {
+    let width = |column: usize| {
+        rows.iter()
+            .map(|row| row[column].chars().count())
+            .max()
+            .unwrap_or(0)
+    };
+    let widths: [usize; N] = std::array::from_fn(width);
+    let mut text = String::new();
+    for row in rows {
+        let cells: Vec<String> = row
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
 }
 
 /// What is wrong with the configuration, each mistake by itself.

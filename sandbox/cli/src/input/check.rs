@@ -16,7 +16,7 @@ use pericarp_oci::{
 };
 use pericarp_pod::{
     Assets,
-    assets::{CARD_ORDER, CURE, SHARE_ORDER, beside_the_program},
+    assets::{CARD_ORDER, CURE, SHARE_ORDER, place},
     process::Wiring,
 };
 
@@ -328,21 +328,15 @@ fn vm(
     })))
 }
 
-/// The guest's files: where the user says, else beside the program.
+/// The guest's files: where the user says, else where a node has them.
 fn assets(given: Option<&Path>) -> Result<Assets, Problem> {
-    let (option, candidates) = match (given, std::env::var_os("PERICARP_ASSETS")) {
-        (Some(path), _) => ("--assets", vec![path.to_owned()]),
-        (None, Some(path)) => ("PERICARP_ASSETS", vec![PathBuf::from(path)]),
-        (None, None) => ("--assets", beside_the_program()),
-    };
-    let found = candidates.iter().find(|candidate| candidate.is_dir());
-    let Some(directory) = found.or(candidates.first()) else {
+    let Some((directory, said)) = place::find(given) else {
         let rule = "this program's own place is unknown";
-        return Err(Problem::new(option, None, rule, CURE));
+        return Err(Problem::new("--assets", None, rule, CURE));
     };
-    Assets::open(directory).map_err(|error| {
+    Assets::open(&directory).map_err(|error| {
         let directory = error.directory.display().to_string();
-        Problem::new(option, directory, error.rule, CURE)
+        Problem::new(said.unwrap_or("--assets"), directory, error.rule, CURE)
     })
 }
 

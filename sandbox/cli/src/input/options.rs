@@ -69,8 +69,9 @@ Virtual machines only:
       --boot-timeout SECONDS  how long the machine may take to start the command
                             (default: 20 with KVM, 60 without)
       --console-log FILE    keep the guest's console here; the last 64 to 128 KiB
-      --assets DIR          guest kernel and agent, as `cargo xtask setup` makes them
-                            (default: PERICARP_ASSETS, else beside this program)
+      --assets DIR          guest kernel and agent, as `cargo xtask setup` makes them, or
+                            versions of them (`pericarp assets`); default: PERICARP_ASSETS,
+                            else /var/lib/pericarp/assets, else beside this program
 
 Output:
   --timing                  say on the error output how long each phase took
