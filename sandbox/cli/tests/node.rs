@@ -165,3 +165,86 @@ fn keys_are_explained_and_findings_are_for_programs_too() {
     assert_eq!(code, Some(0));
     assert_eq!(said.matches("\nkind: RuntimeClass\n").count(), 4, "{said}");
 }
+
+#[test]
+fn a_cluster_is_told_how_its_nodes_prepare_themselves() {
+    let (code, said, errors) = pericarp(&["node", "manifests", "--daemon-set", "here/node:1"]);
+    assert_eq!(code, Some(0), "{errors}");
+    for (kind, count) in [("Namespace", 1), ("DaemonSet", 1), ("RuntimeClass", 4)] {
+        let found = said.matches(&format!("\nkind: {kind}\n")).count();
+        assert_eq!(found, count, "{kind}: {said}");
+    }
+    assert_eq!(said.matches("io.pericarp/node: \"true\"\n").count(), 5);
+    let (code, said, errors) = pericarp(&[
+        "node",
+        "manifests",
+        "--daemon-set",
+        "a b",
+        "--node-selector",
+        "x",
+        "--restart",
+        "-k",
+    ]);
+    assert_eq!((code, said.as_str()), (Some(2), ""));
+    assert_eq!(errors.lines().count(), 3, "{errors}");
+    let (code, said, _) = pericarp(&["node", "manifests", "--image-recipe"]);
+    assert_eq!(code, Some(0));
+    assert!(said.contains("\nFROM "), "{said}");
+    let (code, _, errors) = pericarp(&["node", "manifests", "--node-selector", "a=b"]);
+    assert_eq!(code, Some(2), "{errors}");
+}
+
+/// kubectl knows every key: what it reads as a DaemonSet is all that is in the text.
+#[test]
+fn kubectl_reads_all_of_the_daemon_set() {
+    let place = Place::new("kubectl");
+    let (_, said, _) = pericarp(&["node", "manifests", "--daemon-set", "here/node:1"]);
+    let document = said
+        .split("---\n")
+        .find(|text| text.contains("kind: DaemonSet"));
+    let file = place.file("set.yaml", document.unwrap());
+    let kubectl = |words: &[&str]| -> Option<serde_json::Value> {
+        let mut command = Command::new("kubectl");
+        let common = ["--local", "-o", "json", "-f", &file];
+        let output = command.args(words).args(common).output().ok()?;
+        assert!(output.status.success(), "{output:?}");
+        Some(serde_json::from_slice(&output.stdout).unwrap())
+    };
+    // As any object, and as what it is.
+    let Some(mut text) = kubectl(&["label", "--overwrite", "app.kubernetes.io/part-of=pericarp"])
+    else {
+        println!("SKIPPED kubectl_reads_all_of_the_daemon_set: kubectl is missing");
+        return;
+    };
+    // Nothing is printed where nothing is changed.
+    let read = kubectl(&["set", "image", "install=there"]).unwrap();
+    text["spec"]["template"]["spec"]["containers"][0]["image"] = "there".into();
+    let mut missing = Vec::new();
+    is_in(&text, &read, "", &mut missing);
+    assert!(missing.is_empty(), "{missing:?}");
+    let pod = &read["spec"]["template"]["spec"];
+    assert_eq!(pod["containers"][0]["securityContext"]["privileged"], true);
+    assert_eq!(pod["nodeSelector"]["io.pericarp/node"], "true");
+    assert_eq!(pod["volumes"][0]["hostPath"]["path"], "/");
+    let mount = &pod["containers"][0]["volumeMounts"][0];
+    let command = pod["containers"][0]["command"].as_array().unwrap();
+    let host = format!("--host={}", mount["mountPath"].as_str().unwrap());
+    assert!(command.iter().any(|word| *word == host), "{command:?}");
+}
+
+fn is_in(one: &serde_json::Value, other: &serde_json::Value, at: &str, missing: &mut Vec<String>) {
+    match (one.as_object(), one.as_array()) {
+        (Some(object), _) => {
+            for (key, value) in object {
+                is_in(value, &other[key], &format!("{at}.{key}"), missing);
+            }
+        }
+        (_, Some(array)) => {
+            for (index, value) in array.iter().enumerate() {
+                is_in(value, &other[index], &format!("{at}[{index}]"), missing);
+            }
+        }
+        _ if one != other => missing.push(format!("{at}: {one} is {other}")),
+        _ => {}
+    }
+}

@@ -11,6 +11,8 @@ use std::fmt::Write as _;
 use pericarp_config::{Config, sizing::Policy};
 use pericarp_hypervisor::Driver;
 
+use crate::daemon_set::Selector;
+
 const MIB: u64 = 1 << 20;
 /// The shim and the sidecars, MiB: three times what they take of an idle pod's host, since under load
 /// they hold requests. PERF.md, "What does a pod take of its host?".
@@ -30,9 +32,10 @@ pub fn overhead(policy: Policy, driver: Driver) -> u64 {
     policy.beside_limits() + (SIDECARS + hypervisor) * MIB
 }
 
-/// All of a node's, as one YAML stream.
+/// All of a node's, as one YAML stream. Where only some nodes of a cluster have the handlers, they are
+/// the ones with this label, and pods go there.
 #[must_use]
-pub fn runtime_classes(config: &Config, driver: Driver) -> String {
+pub fn runtime_classes(config: &Config, driver: Driver, nodes: Option<&Selector>) -> String {
     let mut text = String::new();
     for (handler, profile) in config.handlers() {
         let mib = overhead(profile.settings().sizing, driver).div_ceil(MIB);
@@ -51,6 +54,9 @@ pub fn runtime_classes(config: &Config, driver: Driver) -> String {
              \x20 podFixed:\n\
              \x20   memory: {mib}Mi\n"
         );
+        if let Some(selector) = nodes {
+            let _ = write!(text, "scheduling:\n  nodeSelector:\n{}", selector.line(4));
+        }
     }
     text
 }
@@ -61,7 +67,8 @@ mod tests {
 
     #[test]
     fn a_class_for_each_handler_with_what_its_machine_may_hold() {
-        let text = runtime_classes(&Config::default(), Driver::Pericarp);
+        let text = runtime_classes(&Config::default(), Driver::Pericarp, None);
+        assert!(!text.contains("scheduling"), "{text}");
         for handler in [
             "pericarp",
             "kata-mshv-vm-isolation",
@@ -73,6 +80,10 @@ mod tests {
         }
         let mib = (2048 + SIDECARS + MONITOR).to_string();
         assert!(text.contains(&format!("    memory: {mib}Mi\n")), "{text}");
+        let some = Selector::default();
+        let text = runtime_classes(&Config::default(), Driver::Pericarp, Some(&some));
+        let scheduling = "scheduling:\n  nodeSelector:\n    io.pericarp/node: \"true\"\n";
+        assert_eq!(text.matches(scheduling).count(), 4, "{text}");
         let small = overhead(Policy::AksGa, Driver::Pericarp);
         assert!(small < 128 * MIB && overhead(Policy::Kata, Driver::Pericarp) > small);
     }

@@ -9,6 +9,7 @@
 mod assets;
 mod blocks;
 mod held;
+mod install;
 mod kills;
 mod lifecycle;
 mod limits;

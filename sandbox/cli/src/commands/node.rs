@@ -3,20 +3,20 @@
 use std::{
     ffi::OsString,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use pericarp_config::Config;
-use pericarp_hypervisor::{HostFacts, Wanted, select};
 use pericarp_node::{
     check::{Places, State, all},
     containerd::{self, ContainerdError, Plan, Runtimes},
-    manifest::runtime_classes,
+    daemon_set::is_unit,
 };
 use pericarp_pod::assets::program_directory;
 
 use crate::{
     commands::{
-        Refusal, print,
+        Refusal, install, manifests, print,
         reader::{Given, Grammar},
         serve, violations,
     },
@@ -31,11 +31,15 @@ containerd reads it when it is started anew: `systemctl restart containerd`. Pod
 
 Usage: pericarp node enable [OPTIONS]
        pericarp node disable [OPTIONS]
-       pericarp node manifests [OPTIONS]   the RuntimeClasses, for `kubectl apply -f -`
-       pericarp node serve [OPTIONS]       pods for kubectl without a cluster; has its own --help
+       pericarp node manifests [OPTIONS]   the RuntimeClasses, and how a cluster's nodes get all this
+       pericarp node install [OPTIONS]     copy programs and guest files to a node, and enable it
+       pericarp node serve [OPTIONS]       pods for kubectl without a cluster
+
+manifests, install and serve have options of their own: `pericarp node serve --help`.
 
 Options:
       --dry-run                 only show what would be changed
+      --restart UNIT            have systemd restart this unit if anything was changed
       --config FILE             our configuration [/etc/pericarp/config.toml, if it is there]
       --containerd-config FILE  that of containerd [/etc/containerd/config.toml]
       --workload-runtime NAME   as `az aks` has it: KataMshvVmIsolation, and no other
@@ -50,6 +54,7 @@ const GRAMMAR: Grammar = Grammar {
     options: &[
         (' ', "config", false),
         (' ', "containerd-config", false),
+        (' ', "restart", false),
         (' ', "workload-runtime", false),
         (' ', "os-sku", false),
     ],
@@ -63,9 +68,12 @@ const OF_AKS: [(&str, &[&str]); 2] = [
     ("os-sku", &["AzureLinux", "CBLMariner", "Debian"]),
 ];
 
-pub(crate) fn run(arguments: Vec<OsString>) -> Result<i32, Refusal> {
-    if arguments.first().is_some_and(|first| first == "serve") {
-        return serve::serve(arguments.into_iter().skip(1).collect());
+pub(crate) fn run(mut arguments: Vec<OsString>) -> Result<i32, Refusal> {
+    match arguments.first().and_then(|action| action.to_str()) {
+        Some("manifests") => return manifests::run(arguments.split_off(1)),
+        Some("serve") => return serve::serve(arguments.split_off(1)),
+        Some("install" | "uninstall") => return install::run(arguments),
+        _ => {}
     }
     let given = GRAMMAR.read(arguments)?;
     match given
@@ -76,13 +84,10 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<i32, Refusal> {
     {
         ["enable"] => enable(&given),
         ["disable"] => disable(&given),
-        ["manifests"] => {
-            let config = load(&given)?;
-            let driver = select(Wanted::Auto, &HostFacts::probe()).driver;
-            print(&runtime_classes(&config, driver))?;
-            Ok(0)
-        }
-        _ => Err(GRAMMAR.missing("ACTION", "is missing: enable, disable, manifests or serve")),
+        _ => Err(GRAMMAR.missing(
+            "ACTION",
+            "is missing: enable, disable, manifests, install, uninstall or serve",
+        )),
     }
 }
 
@@ -111,6 +116,7 @@ fn enable(given: &Given) -> Result<i32, Refusal> {
             wrong.then(|| Problem::new(&format!("--{option}"), value.to_owned(), rule, cure))
         })
         .collect();
+    problems.extend(bad_unit(given));
     // containerd's working directory is not ours.
     let path = given.value("config").map(PathBuf::from);
     if let Some(path) = path.as_ref().filter(|path| !path.is_absolute()) {
@@ -154,7 +160,16 @@ fn enable(given: &Given) -> Result<i32, Refusal> {
     carry_out(given, &plan)
 }
 
+fn bad_unit(given: &Given) -> Option<Problem> {
+    let unit = given.value("restart").filter(|unit| !is_unit(unit))?;
+    let (rule, cure) = ("is no unit of systemd", "such as containerd.service");
+    Some(Problem::new("--restart", unit.to_owned(), rule, cure))
+}
+
 fn disable(given: &Given) -> Result<i32, Refusal> {
+    if let Some(problem) = bad_unit(given) {
+        return Err(problem.into());
+    }
     let plan = Plan::disable(containerd_config(given)).map_err(refusal)?;
     carry_out(given, &plan)
 }
@@ -167,9 +182,33 @@ fn carry_out(given: &Given, plan: &Plan) -> Result<i32, Refusal> {
         eprintln!("nothing was changed: --dry-run");
     } else {
         plan.apply().map_err(refusal)?;
-        eprintln!("containerd reads it when it is started anew: systemctl restart containerd");
+        match given.value("restart") {
+            Some(unit) => restart(unit).map_err(|end| {
+                // Whoever tries again finds something to do then.
+                let as_before = match plan.reversed().apply() {
+                    Ok(()) => "the configuration is as it was before".to_owned(),
+                    Err(error) => format!("the configuration stays changed: {error}"),
+                };
+                Failure::Node(format!("'systemctl restart {unit}' {end}; {as_before}"))
+            })?,
+            None => {
+                eprintln!(
+                    "containerd reads it when it is started anew: systemctl restart containerd"
+                );
+            }
+        }
     }
     Ok(0)
+}
+
+/// containerd reads its configuration when it starts. Pods go on meanwhile.
+fn restart(unit: &str) -> Result<(), String> {
+    let status = Command::new("systemctl").args(["restart", unit]).status();
+    let status = status.map_err(|error| format!("cannot be started ({error})"))?;
+    match status.success() {
+        true => Ok(()),
+        false => Err(format!("failed ({status})")),
+    }
 }
 
 /// A file that is not as it has to be is bad input, all else is a failure.

@@ -51,6 +51,16 @@ impl Plan {
         })
     }
 
+    /// What undoes it once it was made.
+    #[must_use]
+    pub fn reversed(&self) -> Self {
+        Self {
+            path: self.path.clone(),
+            before: self.after.clone(),
+            after: self.before.clone(),
+        }
+    }
+
     /// Whether there is anything to do.
     #[must_use]
     pub fn changes(&self) -> bool {

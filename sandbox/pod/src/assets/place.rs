@@ -71,21 +71,17 @@ pub fn find(given: Option<&Path>) -> Option<(PathBuf, Option<&'static str>)> {
     if is_store(store) {
         return Some((store.to_owned(), None));
     }
-    let beside = beside_the_program();
-    let found = beside.iter().find(|place| place.is_dir());
-    found.or(beside.first()).map(|place| (place.clone(), None))
+    beside_the_program().map(|place| (place, None))
 }
 
-/// Beside the program: the first of these that is a directory, else the first. Empty where this
+/// Beside the program: the first of two places that is a directory, else the first. None where this
 /// program's own place is unknown.
-fn beside_the_program() -> Vec<PathBuf> {
-    let Some(directory) = program_directory() else {
-        return Vec::new();
-    };
-    vec![
-        directory.join("../assets"),
-        directory.join("../share/pericarp"),
-    ]
+#[must_use]
+pub fn beside_the_program() -> Option<PathBuf> {
+    let directory = program_directory()?;
+    let places = ["../assets", "../share/pericarp"].map(|place| directory.join(place));
+    let found = places.iter().find(|place| place.is_dir());
+    found.or(places.first()).cloned()
 }
 
 /// Whether a version of it is in use.
