@@ -15,6 +15,7 @@ mod copies;
 mod crun;
 mod disks;
 mod error;
+mod facts;
 mod greeting;
 mod inside;
 mod loopback;

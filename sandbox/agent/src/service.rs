@@ -9,8 +9,9 @@ use pericarp_api::{
     AGENT_PORT,
     agent::{
         ConfigureRequest, ContainerRequest, CreateContainerRequest, CreateProcessRequest,
-        DiskRequest, Empty, FreezeRequest, ProcessRequest, RefreshRequest, ResizeRequest,
-        SignalRequest, StartProcessResponse, StatsRequest, StatsResponse, UpdateRequest,
+        DiskRequest, Empty, FactsResponse, FreezeRequest, ProcessRequest, RefreshRequest,
+        ResizeRequest, SignalRequest, StartProcessResponse, StatsRequest, StatsResponse,
+        UpdateRequest,
     },
     agent_ttrpc::{Agent, create_agent},
 };
@@ -19,7 +20,7 @@ use ttrpc::{Server, TtrpcContext};
 use crate::{
     boot, disks,
     error::{AgentError, RequestError, during},
-    memory,
+    facts, memory,
     pod::Pod,
     stats, vsock,
 };
@@ -151,6 +152,10 @@ impl Agent for Service {
         }
         let container = answer(self.pod.container(&request.container))?;
         Ok(stats::collect(Some(container.group())))
+    }
+
+    fn get_facts(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<FactsResponse> {
+        Ok(facts::collect())
     }
 
     fn power_off(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {

@@ -30,7 +30,9 @@ mod vm;
 use std::ffi::OsString;
 
 use crate::{
-    commands::{assets, check, config, exec, feature, list, logs, node, remove, serve, stop},
+    commands::{
+        assets, check, config, exec, feature, list, logs, node, remove, serve, stop, verify, why,
+    },
     input::problem::{Problem, nearest},
 };
 
@@ -46,6 +48,8 @@ Commands:
   logs        show what the command of a detached run has said
   stop        end runs
   rm          forget runs that have ended
+  verify      show whether a pod is in a machine of its own
+  why         say what went wrong in a pod
   check       say whether this node has what pods need
   node        have containerd know our handlers, or forget them; serve pods to kubectl
   kubeconfig  how kubectl reaches `pericarp node serve`
@@ -59,13 +63,15 @@ Options:
   --help     show this text
 ";
 
-const COMMANDS: [&str; 13] = [
+const COMMANDS: [&str; 15] = [
     "run",
     "exec",
     "ps",
     "logs",
     "stop",
     "rm",
+    "verify",
+    "why",
     "check",
     "node",
     "kubeconfig",
@@ -91,6 +97,8 @@ fn main() {
             Some("logs") => commands::run("logs", logs::run, rest),
             Some("stop") => commands::run("stop", stop::run, rest),
             Some("rm") => commands::run("rm", remove::run, rest),
+            Some("verify") => commands::run("verify", verify::run, rest),
+            Some("why") => commands::run("why", why::run, rest),
             Some("check") => commands::run("check", check::run, rest),
             Some("node") => commands::run("node", node::run, rest),
             Some("kubeconfig") => commands::run("kubeconfig", serve::kubeconfig, rest),

@@ -10,6 +10,7 @@ mod cpio;
 mod deaths;
 mod error;
 pub mod greeting;
+pub mod history;
 pub mod initramfs;
 mod lasting;
 pub mod network;

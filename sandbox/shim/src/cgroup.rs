@@ -100,6 +100,33 @@ impl Entered {
         }
         Ok(entered)
     }
+
+    /// What the kernel says if it has killed processes of the group for want of memory: the group
+    /// above is full, or the host is.
+    pub(crate) fn killed_for_memory(&self) -> Option<String> {
+        let number = |path: PathBuf, name: &str| -> Option<u64> {
+            let text = fs::read_to_string(path).ok()?;
+            let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+            line.trim().parse().ok()
+        };
+        self.hierarchies.iter().find_map(|hierarchy| {
+            let group = hierarchy.mount.join(&self.group);
+            let (events, limit) = match hierarchy.unified {
+                true => ("memory.events", "memory.max"),
+                false => ("memory.oom_control", "memory.limit_in_bytes"),
+            };
+            let killed = number(group.join(events), "oom_kill ").filter(|killed| *killed > 0)?;
+            let above = group.parent()?;
+            let limit = number(above.join(limit), "").filter(|limit| *limit < 1 << 60);
+            let limit = limit.map_or_else(String::new, |limit| {
+                format!("; its group may hold {} MiB", limit >> 20)
+            });
+            Some(format!(
+                "the host's kernel has killed {killed} of the pod's processes for want of \
+                 memory{limit}"
+            ))
+        })
+    }
 }
 
 impl Drop for Entered {

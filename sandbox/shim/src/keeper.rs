@@ -21,7 +21,7 @@ use crate::{
     directory::Directory,
     disks::Backing,
     error::{ShimError, during},
-    machine::{Booted, Plan, Running},
+    machine::{Booted, Ended, Plan, Running},
 };
 
 enum Order {
@@ -127,15 +127,15 @@ impl Keeper {
 
     /// Keeps the machine until it is told to leave; `lost` is told why a machine has ended that
     /// nobody has ended.
-    pub(crate) fn run(mut self, lost: impl Fn(String)) {
+    pub(crate) fn run(mut self, lost: impl Fn(Ended)) {
         loop {
             if self.wait()
-                && let Some(reason) = self.running.as_mut().and_then(Running::ended)
+                && let Some(ended) = self.running.as_mut().and_then(Running::ended)
             {
                 if let Some(running) = self.running.take() {
                     running.end(false);
                 }
-                lost(reason);
+                lost(ended);
             }
             let _ = rustix::io::read(&*self.bell, &mut [0; 8]);
             while let Ok(order) = self.orders.try_recv() {

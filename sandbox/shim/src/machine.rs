@@ -25,7 +25,9 @@ use pericarp_hypervisor::{
 };
 use pericarp_network::{Attached, Namespace, attach};
 use pericarp_pod::{
-    Assets, Greeting, Sidecar, assets, initramfs,
+    Assets, Greeting, Sidecar, assets,
+    history::Kind,
+    initramfs,
     network::message,
     power_off::{POWER_OFF_LIMIT, power_off},
     process::{context, refused, unreachable},
@@ -53,6 +55,8 @@ pub(crate) const POD_SHARE: &str = "pod";
 const CMDLINE: &str = "panic=-1 loglevel=5";
 const GUEST_CID: u32 = 3;
 const MAX_QUEUES: u32 = 4;
+/// Lines of the guest's console that are kept when it has ended.
+const EVIDENCE: usize = 12;
 /// How often the processes are looked at while the guest boots.
 const LOOK: Duration = Duration::from_millis(50);
 /// When something has ended, how soon the cause shows if it is one of our processes.
@@ -115,6 +119,16 @@ impl About {
 /// A machine's processes, one of which may be replaced.
 pub(crate) type Processes = Arc<Mutex<Vec<u32>>>;
 
+/// Why a machine has ended that must not.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    /// In one line.
+    pub(crate) reason: String,
+    pub(crate) kind: Kind,
+    /// The last lines of its console, and what the host's kernel says.
+    pub(crate) evidence: Vec<String>,
+}
+
 /// What others need of a machine.
 #[derive(Debug, Clone)]
 pub(crate) struct Booted {
@@ -143,7 +157,7 @@ pub(crate) struct Running {
     record: PodRecord,
     /// Kept from being removed.
     _assets: Assets,
-    _group: Option<Entered>,
+    group: Option<Entered>,
 }
 
 impl Running {
@@ -290,7 +304,7 @@ impl Running {
             directory: directory.clone(),
             record,
             _assets: assets,
-            _group: group,
+            group,
         };
         running.tell_processes();
         Ok(running)
@@ -356,9 +370,31 @@ impl Running {
             .collect()
     }
 
-    /// What has ended and must not, in one line. The sidecars of disks and cards are started again,
-    /// and that of the share where the driver finds it.
-    pub(crate) fn ended(&mut self) -> Option<String> {
+    /// What has ended and must not. The sidecars of disks and cards are started again, and that of the
+    /// share where the driver finds it.
+    pub(crate) fn ended(&mut self) -> Option<Ended> {
+        let reason = self.reason()?;
+        let mut evidence = self.machine.console_lines(EVIDENCE);
+        let killed = self.group.as_ref().and_then(Entered::killed_for_memory);
+        Some(match killed {
+            None => Ended {
+                reason,
+                kind: Kind::Machine,
+                evidence,
+            },
+            Some(said) => {
+                evidence.insert(0, said.clone());
+                Ended {
+                    reason: format!("{said}: {reason}"),
+                    kind: Kind::HostOutOfMemory,
+                    evidence,
+                }
+            }
+        })
+    }
+
+    /// The same in one line, as the processes say it.
+    fn reason(&mut self) -> Option<String> {
         {
             let processes = self.sidecars.iter().map(Sidecar::exit_fd);
             let mut fds: Vec<PollFd<'_>> = processes

@@ -41,6 +41,7 @@ mod subpath;
 mod task;
 mod volumes;
 mod watched;
+mod why;
 
 use std::io::Write;
 

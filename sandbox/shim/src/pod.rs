@@ -30,12 +30,12 @@ use crate::{
     blocks::Blocks,
     bundle::{Bundle, Kind, refused},
     cgroup,
-    directory::Directory,
+    directory::{CONTAINERS, Directory},
     error::{ShimError, during},
     events::Events,
     guest::{self, Meter},
     keeper::Orders,
-    machine::{Booted, Plan},
+    machine::{Booted, Ended, Plan},
     oom,
     process::{Exit, LOST, Process},
     profile,
@@ -45,11 +45,11 @@ use crate::{
     task::{Task, guest_id},
     volumes::Volumes,
     watched::Watched,
+    why::Chronicle,
 };
 
 pub(crate) struct Pod {
-    /// Of containerd's.
-    namespace: String,
+    why: Chronicle,
     directory: Directory,
     volumes: Arc<Volumes>,
     blocks: Arc<Blocks>,
@@ -148,14 +148,14 @@ impl Processes {
 
 impl Pod {
     pub(crate) fn new(
-        namespace: String,
+        why: Chronicle,
         directory: Directory,
         orders: Orders,
         events: Arc<Events>,
     ) -> Arc<Self> {
         let orders = Arc::new(orders);
         Arc::new(Self {
-            namespace,
+            why,
             volumes: Volumes::new(directory.clone()),
             blocks: Blocks::new(Arc::clone(&orders)),
             watched: Watched::default(),
@@ -206,11 +206,13 @@ impl Pod {
     }
 
     /// The machine has ended, and nobody has ended it in good order.
-    pub(crate) fn lost(&self, reason: String) {
+    pub(crate) fn lost(&self, ended: Ended) {
         let tasks: Vec<Arc<Task>> = {
             let mut state = self.state();
-            let reason = state.reason.take().unwrap_or(reason);
-            log::error!("the pod's machine has ended: {reason}");
+            let reason = state.reason.take().unwrap_or(ended.reason);
+            let said = has_ended(&reason).to_string();
+            log::error!("{said}");
+            self.why.lost(ended.kind, said, ended.evidence);
             state.machine = MachineState::Ended(reason);
             state.handle = None;
             let there = state.tasks.values().filter_map(|slot| match slot {
@@ -246,9 +248,12 @@ impl Pod {
             };
             state.tasks.insert(id.clone(), slot);
         }
+        self.why.learn(id, &bundle);
         let made = self.make(request, &bundle);
         if let Err(error) = self.settle(id, kind, made) {
             log::error!("container {id} cannot be created: {error}");
+            self.why.refused(id, "create", &error.to_string());
+            self.why.forget(id);
             return Err(error);
         }
         let pid = self.pid();
@@ -279,7 +284,7 @@ impl Pod {
         if kind != Kind::Member {
             bundle.check_pod()?;
             let plan = Plan {
-                namespace: self.namespace.clone(),
+                namespace: self.why.namespace().to_owned(),
                 id: id.clone(),
                 name: bundle.pod_name(id),
                 profile: profile::of(request, bundle)?,
@@ -321,6 +326,9 @@ impl Pod {
         prepared.spec["process"]["terminal"] = request.terminal.into();
         let own = Process::create(name, stdio)?;
         let mut places = Places::make(&self.directory, &own.name.container)?;
+        let top = self.directory.shared().join(CONTAINERS);
+        self.why
+            .learn_places(&request.id, top.join(&own.name.container), prepared);
         let of_pod = OfPod {
             volumes: &self.volumes,
             blocks: &self.blocks,
@@ -490,12 +498,12 @@ mod tests {
         let directory = Directory::of(&namespace, name);
         let (keeper, orders) = Keeper::new(directory.clone(), directory.join("socket")).unwrap();
         let events = Events::to(String::new(), namespace.clone()).unwrap();
-        let pod = Pod::new(namespace, directory, orders, events);
+        let pod = Pod::new(Chronicle::new(&namespace, name), directory, orders, events);
         let acting = thread::spawn(move || {
             let pod = LeaveAtPanic(pod);
             act(&pod.0);
         });
-        keeper.run(|reason| panic!("{reason}"));
+        keeper.run(|ended| panic!("{ended:?}"));
         acting.join().unwrap();
     }
 

@@ -24,6 +24,7 @@ use crate::{
     log,
     pod::Pod,
     service,
+    why::Chronicle,
 };
 
 /// Threads that wait for a request, for each connection. One that waits for a process's end is none
@@ -58,7 +59,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), ShimError> {
     let events = Events::to(address, arguments.namespace.clone())?;
     let (keeper, orders) = Keeper::new(directory.clone(), socket)?;
     let pod = Pod::new(
-        arguments.namespace.clone(),
+        Chronicle::new(&arguments.namespace, &arguments.id),
         directory,
         orders,
         Arc::clone(&events),
@@ -72,7 +73,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), ShimError> {
         .map_err(failed)?
         .register_service(service::methods(&pod));
     server.start().map_err(failed)?;
-    keeper.run(|reason| pod.lost(reason));
+    keeper.run(|ended| pod.lost(ended));
     // The answer to the last request is on its way.
     thread::sleep(FAREWELL);
     events.finish();

@@ -232,8 +232,16 @@ impl Node {
     /// # Panics
     /// When it cannot be started.
     pub fn pericarp(&self, words: &[&str]) -> (Option<i32>, String, String) {
+        self.program(&beside_us().join("pericarp"), words)
+    }
+
+    /// Runs a program on the node: the code, the output and the errors.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn program(&self, program: &Path, words: &[&str]) -> (Option<i32>, String, String) {
         let output = self
-            .inside(&beside_us().join("pericarp"))
+            .inside(program)
             .args(words)
             .output()
             .expect("nsenter can be started");

@@ -9,14 +9,14 @@ use protobuf::MessageField;
 
 use crate::stage::{IDLE, Stage, script, until};
 
-const MIB: i64 = 1 << 20;
+pub(crate) const MIB: i64 = 1 << 20;
 /// The limits as a container sees them, of either version of cgroups.
 const MEMORY: &str =
     "cat /sys/fs/cgroup/memory.max 2>/dev/null || cat /sys/fs/cgroup/memory/memory.limit_in_bytes";
 const QUOTA: &str =
     "cut -d' ' -f1 /sys/fs/cgroup/cpu.max 2>/dev/null || cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us";
 
-fn limited(mut config: ContainerConfig, memory: i64, quota: i64) -> ContainerConfig {
+pub(crate) fn limited(mut config: ContainerConfig, memory: i64, quota: i64) -> ContainerConfig {
     let linux = config.linux.mut_or_insert_default();
     linux.resources = MessageField::some(resources(memory, quota));
     config

@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::stage::{IDLE, Stage, until};
 
 /// The process of this pod whose command line has these words.
-fn process(pod: &str, words: &str) -> Pid {
+pub(crate) fn process(pod: &str, words: &str) -> Pid {
     let all = fs::read_dir("/proc").unwrap().flatten();
     let found = all.filter_map(|entry| {
         let pid = Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)?;

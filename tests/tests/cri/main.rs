@@ -21,6 +21,7 @@ mod settings;
 mod stage;
 mod streams;
 mod volumes;
+mod why;
 
 /// Each case for each handler.
 macro_rules! cases {
@@ -85,6 +86,8 @@ machines! {
     machines::what_is_the_hosts_is_refused_by_name,
     machines::other_names_of_the_handler_mean_it,
     machines::an_idle_pod_takes_little,
+    why::a_pod_is_verified_and_what_goes_wrong_in_it_is_said,
+    why::what_ends_a_machine_is_said_after_it_has_gone,
     assets::a_pod_keeps_its_guest_and_the_next_has_the_new_one,
     machines::a_guest_changes_nothing_above_what_it_is_shown,
     machines::a_killed_shim_takes_its_machine_along,

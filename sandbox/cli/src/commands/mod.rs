@@ -13,10 +13,13 @@ pub(crate) mod list;
 pub(crate) mod logs;
 mod manifests;
 pub(crate) mod node;
+mod pods;
 mod reader;
 pub(crate) mod remove;
 pub(crate) mod serve;
 pub(crate) mod stop;
+pub(crate) mod verify;
+pub(crate) mod why;
 mod words;
 
 use std::{ffi::OsString, io::Write as _};

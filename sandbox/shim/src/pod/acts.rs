@@ -72,6 +72,9 @@ impl Pod {
                 // It will not run any more; nobody was told that it does.
                 process.step(starting, Phase::Over(Exit::now(LOST)));
                 log::error!("container {id} cannot be started: {error}");
+                if exec.is_empty() {
+                    self.why.refused(id, "start", &error.to_string());
+                }
                 if !task.is_pod() {
                     // It may run all the same, where the guest's answer was late or we have failed.
                     let all = exec.is_empty();
@@ -133,7 +136,16 @@ impl Pod {
         let Ok(process) = task.process(exec) else {
             return;
         };
-        if exec.is_empty() && !task.is_pod() && self.ran_out_of_memory(task, exit) {
+        let is_command = exec.is_empty() && !task.is_pod();
+        let out_of_memory = is_command && self.ran_out_of_memory(task, exit);
+        if is_command && self.machine().is_ok() {
+            // Where the first process was not the one, that was told before.
+            match exit.out_of_memory {
+                true => self.why.out_of_memory(&task.id, true),
+                false => self.why.ended(&task.id, exit),
+            }
+        }
+        if out_of_memory {
             self.events.publish(&TaskOOM {
                 container_id: task.id.clone(),
                 ..TaskOOM::default()
@@ -162,12 +174,8 @@ impl Pod {
 
     /// Has containerd told whenever processes of the container are killed for want of memory. What
     /// ends the container itself is told at its end, should this come later.
-    fn watch_memory(&self, task: &Arc<Task>, booted: &Booted) {
-        let (guest, events, task) = (
-            booted.guest.clone(),
-            Arc::clone(&self.events),
-            Arc::clone(task),
-        );
+    fn watch_memory(self: &Arc<Self>, task: &Arc<Task>, booted: &Booted) {
+        let (guest, pod, task) = (booted.guest.clone(), Arc::clone(self), Arc::clone(task));
         let watch = move || {
             let target = StreamTarget {
                 kind: StreamKind::OutOfMemory,
@@ -185,7 +193,8 @@ impl Pod {
                 return;
             }
             tell_of_memory(connection, MEMORY_PAUSE, || {
-                events.publish_if_few_wait(&TaskOOM {
+                pod.why.out_of_memory(&task.id, false);
+                pod.events.publish_if_few_wait(&TaskOOM {
                     container_id: task.id.clone(),
                     ..TaskOOM::default()
                 });
@@ -268,6 +277,7 @@ impl Pod {
             return Ok((pid, exit));
         }
         self.take_away(&task);
+        self.why.forget(id);
         if task.kind != Kind::Member {
             self.end_machine("the pod was deleted");
         }

@@ -35,6 +35,9 @@ impl Pod {
     ) -> Result<(), ShimError> {
         let task = self.task(id)?;
         let process = task.process(exec)?;
+        if exec.is_empty() {
+            self.why.told_to_end(id);
+        }
         // In one step: who starts it at this moment does not.
         let killed = Exit::now(signal.saturating_add(128));
         if process.step(|phase| matches!(phase, Phase::Created), Phase::Over(killed)) {

@@ -1,0 +1,169 @@
+//! `pericarp why`: what went wrong in a pod, in one sentence first, as its shim has written it down.
+
+use std::{
+    ffi::OsString,
+    path::Path,
+    time::{Duration, UNIX_EPOCH},
+};
+
+use pericarp_api::hello::printable;
+use pericarp_pod::history::{self, BASE, Cause, History};
+use serde_json::{Value, json};
+
+use crate::commands::{Refusal, pods, print, reader::Grammar};
+
+const HELP: &str = "\
+Says why a pod of containerd's, or a container of it, has ended, was not started or was refused: the
+cause in one sentence, which is what containerd was told, then what shows it. The last 256 pods in
+which something went wrong are remembered until the node is started again. As root.
+
+Usage: pericarp why [OPTIONS] POD
+
+POD is NAMESPACE/NAME, NAME, or an id or its beginning.
+
+Options:
+      --json  one JSON object
+  -h, --help  show this text
+";
+
+const GRAMMAR: Grammar = Grammar {
+    command: "pericarp why",
+    help: HELP,
+    flags: &[(' ', "json")],
+    options: &[],
+    ends_at_operand: false,
+};
+
+pub(crate) fn run(arguments: Vec<OsString>) -> Result<i32, Refusal> {
+    let given = GRAMMAR.read(arguments)?;
+    let [wanted] = &given.operands[..] else {
+        return Err(GRAMMAR.missing("POD", "is to be named, and one only"));
+    };
+    let running = pods::in_a_machine(wanted)?;
+    let all = history::all(Path::new(BASE));
+    let found = match &running {
+        // The one that runs is meant, and not one of its name that has ended.
+        Some(pod) => all.into_iter().find(|one| one.id == pod.record.id),
+        None => {
+            let names = |one: &History| (one.name.clone(), one.id.clone());
+            let named: Vec<(String, String)> = all.iter().map(names).collect();
+            let meant = pods::pick(&named, wanted)?;
+            let found = meant.and_then(|index| all.into_iter().nth(index));
+            Some(found.ok_or_else(|| pods::unknown(wanted))?)
+        }
+    };
+    let history = found.unwrap_or_else(|| History {
+        name: running
+            .as_ref()
+            .map_or_else(String::new, |pod| pod.record.name.clone()),
+        ..History::default()
+    });
+    print(&match given.flag("json") {
+        true => as_json(&history, running.is_some()) + "\n",
+        false => text(&history, running.is_some()),
+    })?;
+    Ok(0)
+}
+
+fn as_json(history: &History, runs: bool) -> String {
+    json!({
+        "pod": history.name,
+        "id": history.id,
+        "running": runs,
+        "cause": history.main().map_or(Value::Null, |cause| json!(cause)),
+        "causes": history.causes,
+        "left_out": history.left_out,
+    })
+    .to_string()
+}
+
+fn text(history: &History, runs: bool) -> String {
+    let name = &history.name;
+    let Some(main) = history.main() else {
+        return format!("{name}: runs, and nothing has gone wrong in it\n");
+    };
+    let mut text = format!("{name}: {}\n", printable(&main.sentence));
+    let container = main.container.as_deref();
+    let facts = [
+        ("when", when(main)),
+        ("phase", main.phase.clone()),
+        ("container", container.unwrap_or_default().to_owned()),
+        (
+            "the pod",
+            if runs { "runs" } else { "has ended" }.to_owned(),
+        ),
+    ];
+    for (label, fact) in facts.iter().filter(|(_, fact)| !fact.is_empty()) {
+        text += &format!("  {label:10}{fact}\n");
+    }
+    for (index, line) in main.evidence.iter().enumerate() {
+        let label = if index == 0 { "evidence" } else { "" };
+        text += &format!("  {label:10}{}\n", printable(line));
+    }
+    let others: Vec<&Cause> = history
+        .causes
+        .iter()
+        .filter(|one| !std::ptr::eq(*one, main))
+        .collect();
+    if !others.is_empty() {
+        text += "What else there was:\n";
+    }
+    for one in others {
+        text += &format!("  {}  {}\n", when(one), printable(&one.sentence));
+    }
+    text
+}
+
+fn when(cause: &Cause) -> String {
+    let at = UNIX_EPOCH + Duration::from_millis(cause.at);
+    let at = humantime::format_rfc3339_seconds(at).to_string();
+    match cause.times {
+        0 | 1 => at,
+        times => format!("{at} (the last of {times} times)"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pericarp_pod::history::Kind;
+
+    use super::*;
+
+    #[test]
+    fn the_cause_comes_first_and_the_evidence_after_it() {
+        let mut history = History {
+            name: "default/web".into(),
+            ..History::default()
+        };
+        let cause = |kind, sentence: &str| Cause {
+            at: 1_000,
+            kind,
+            phase: "run".into(),
+            sentence: sentence.into(),
+            ..Cause::default()
+        };
+        history.add(Cause {
+            container: Some("app".into()),
+            ..cause(Kind::OutOfMemory, "container app: it wanted too much")
+        });
+        history.add(Cause {
+            evidence: vec!["a line\u{1b}".into(), "another".into()],
+            ..cause(Kind::Machine, "the pod's machine has ended: it died")
+        });
+        assert_eq!(
+            text(&history, false),
+            "default/web: the pod's machine has ended: it died\n\
+             \x20 when      1970-01-01T00:00:01Z\n\
+             \x20 phase     run\n\
+             \x20 the pod   has ended\n\
+             \x20 evidence  a line\u{fffd}\n\
+             \x20           another\n\
+             What else there was:\n\
+             \x20 1970-01-01T00:00:01Z  container app: it wanted too much\n"
+        );
+        let said: Value = serde_json::from_str(&as_json(&history, false)).unwrap();
+        assert_eq!(said["cause"]["kind"], "machine");
+        assert_eq!(said["causes"][0]["container"], "app");
+        assert!(text(&History::default(), true).contains("nothing has gone wrong"));
+    }
+}

@@ -1,0 +1,262 @@
+//! What went wrong in a pod of containerd's: written by its shim, read by `pericarp why` when the pod
+//! may be long gone.
+//!
+//! One file for each pod that something went wrong in, in a directory of a bounded number of them; a
+//! bounded number of causes in each. A sentence or a line of evidence may be a guest's: whoever writes
+//! it has made it safe to print, and here it is cut.
+
+use std::{
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use serde::{Deserialize, Serialize};
+
+/// Where they are. Not below the directory of the pods that are there.
+pub const BASE: &str = "/run/pericarp-why";
+/// Files that are kept; the oldest go.
+const MOST_PODS: usize = 256;
+/// Causes of a pod that are kept; the first one and the last ones.
+const MOST_CAUSES: usize = 24;
+const MOST_EVIDENCE: usize = 24;
+/// A command that ends so soon after one of its processes was killed has ended by that, ms.
+const FOLLOWS: u64 = 5000;
+/// Characters of a line.
+const LONGEST: usize = 600;
+
+/// What kind of thing went wrong. The later, the more it explains.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// A container's command has ended with a code of its own.
+    #[default]
+    Exit,
+    /// A container was not made or not started.
+    Refused,
+    /// A container's command has failed where a file system is full.
+    DiskFull,
+    /// The guest's kernel has killed for want of a container's memory.
+    OutOfMemory,
+    /// The machine is not there, or no longer.
+    Machine,
+    /// The host's kernel has killed for want of the pod's memory.
+    HostOutOfMemory,
+}
+
+/// One thing that went wrong.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cause {
+    /// Milliseconds since 1970.
+    pub at: u64,
+    /// What it is.
+    pub kind: Kind,
+    /// What the pod was at: `create`, `start`, `run`.
+    pub phase: String,
+    /// The container's name, if it is about one.
+    pub container: Option<String>,
+    /// All of it in one sentence. What containerd was told, where it was told anything.
+    pub sentence: String,
+    /// What shows it, line by line.
+    pub evidence: Vec<String>,
+    /// How often it came, one after the other.
+    pub times: u32,
+}
+
+/// A pod's.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct History {
+    /// Of containerd's.
+    pub namespace: String,
+    /// What containerd calls it.
+    pub id: String,
+    /// What Kubernetes calls it, `namespace/name`.
+    pub name: String,
+    /// In the order in which they came.
+    pub causes: Vec<Cause>,
+    /// Causes that were left out between the first and the second of these.
+    pub left_out: u32,
+}
+
+impl History {
+    /// Adds a cause. The same again is counted.
+    pub fn add(&mut self, mut cause: Cause) {
+        cause.sentence = cut(&cause.sentence);
+        cause.evidence.truncate(MOST_EVIDENCE);
+        for line in &mut cause.evidence {
+            *line = cut(line);
+        }
+        if let Some(last) = self.causes.last_mut()
+            && (last.kind, &last.container, &last.sentence)
+                == (cause.kind, &cause.container, &cause.sentence)
+        {
+            last.times = last.times.saturating_add(1);
+            last.at = cause.at;
+            return;
+        }
+        cause.times = 1;
+        if self.causes.len() >= MOST_CAUSES {
+            self.causes.remove(1);
+            self.left_out = self.left_out.saturating_add(1);
+        }
+        self.causes.push(cause);
+    }
+
+    /// What explains the pod's state: the end of its machine if that has ended, else what came last
+    /// to a container, unless that only followed from a want of memory.
+    #[must_use]
+    pub fn main(&self) -> Option<&Cause> {
+        let of_machine = |one: &&Cause| one.kind >= Kind::Machine;
+        if let Some(end) = self.causes.iter().rev().find(of_machine) {
+            return Some(end);
+        }
+        let last = self.causes.last()?;
+        let explains = |one: &&Cause| {
+            let is_near = last.at.saturating_sub(one.at) <= FOLLOWS;
+            one.kind == Kind::OutOfMemory && one.container == last.container && is_near
+        };
+        let before = self.causes.iter().rev().find(explains);
+        Some(before.filter(|_| last.kind == Kind::Exit).unwrap_or(last))
+    }
+
+    /// Writes it, in the place of an earlier one. The oldest ones of others go where there are too
+    /// many.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn write(&self, base: &Path) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o700).create(base)?;
+        let file = base.join(file_name(&self.namespace, &self.id));
+        if !file.exists() {
+            make_room(base)?;
+        }
+        let unfinished = base.join(format!(".{}", std::process::id()));
+        fs::write(&unfinished, serde_json::to_vec(self)?)?;
+        fs::rename(unfinished, file)
+    }
+}
+
+/// The beginning of a text.
+fn cut(text: &str) -> String {
+    match text.char_indices().nth(LONGEST) {
+        Some((at, _)) => format!("{}...", &text[..at]),
+        None => text.to_owned(),
+    }
+}
+
+/// Names are containerd's, who takes neither slashes nor anything longer than a file's name allows
+/// for the two.
+fn file_name(namespace: &str, id: &str) -> String {
+    format!("{namespace}+{id}.json").replace('/', "_")
+}
+
+fn make_room(base: &Path) -> io::Result<()> {
+    let mut files: Vec<(SystemTime, PathBuf)> = fs::read_dir(base)?
+        .flatten()
+        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+        .collect();
+    files.sort();
+    let many = (files.len() + 1).saturating_sub(MOST_PODS);
+    for (_, file) in files.into_iter().take(many) {
+        match fs::remove_file(file) {
+            // Another shim was faster.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// All that are kept, the one that was written last first. Where several pods had one name, only the
+/// last of them.
+#[must_use]
+pub fn all(base: &Path) -> Vec<History> {
+    let entries = fs::read_dir(base).into_iter().flatten().flatten();
+    let mut found: Vec<(SystemTime, History)> = entries
+        .filter_map(|entry| {
+            let bytes = fs::read(entry.path()).ok()?;
+            let modified = entry.metadata().ok()?.modified().ok()?;
+            Some((modified, serde_json::from_slice(&bytes).ok()?))
+        })
+        .collect();
+    found.sort_by(|(one, _), (other, _)| other.cmp(one));
+    let mut all: Vec<History> = Vec::new();
+    for (_, history) in found {
+        if !all.iter().any(|later| later.name == history.name) {
+            all.push(history);
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cause(kind: Kind, sentence: &str) -> Cause {
+        Cause {
+            kind,
+            sentence: sentence.into(),
+            ..Cause::default()
+        }
+    }
+
+    #[test]
+    fn the_machines_end_explains_more_than_what_followed() {
+        let mut history = History::default();
+        assert_eq!(history.main(), None);
+        history.add(cause(Kind::OutOfMemory, "a"));
+        history.add(cause(Kind::OutOfMemory, "a"));
+        assert_eq!((history.causes.len(), history.causes[0].times), (1, 2));
+        history.add(cause(Kind::Machine, "b"));
+        history.add(cause(Kind::Exit, "c"));
+        assert_eq!(history.main().unwrap().sentence, "b");
+        let mut history = History::default();
+        history.add(cause(Kind::OutOfMemory, "a"));
+        history.add(cause(Kind::Exit, "c"));
+        assert_eq!(history.main().unwrap().sentence, "a");
+        history.add(Cause {
+            at: 60_000,
+            ..cause(Kind::Exit, "d")
+        });
+        assert_eq!(history.main().unwrap().sentence, "d");
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded() {
+        let mut history = History::default();
+        for number in 0..100 {
+            let mut one = cause(Kind::Exit, &format!("{number}"));
+            one.evidence = vec!["x".repeat(10_000); 100];
+            history.add(one);
+        }
+        assert_eq!(history.causes.len(), MOST_CAUSES);
+        assert_eq!(history.causes[0].sentence, "0");
+        assert_eq!(history.causes[MOST_CAUSES - 1].sentence, "99");
+        assert_eq!(history.left_out, 76);
+        let longest = history.causes[0].evidence.iter().map(String::len).max();
+        assert!(longest.unwrap() < 700);
+
+        let base = std::env::temp_dir().join(format!("pericarp-why-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&base);
+        for number in 0..MOST_PODS + 10 {
+            let history = History {
+                namespace: "k8s.io".into(),
+                id: format!("{number:04}"),
+                name: format!("default/{}", number % 200),
+                ..History::default()
+            };
+            history.write(&base).unwrap();
+            history.write(&base).unwrap();
+        }
+        let files = fs::read_dir(&base).unwrap().count();
+        let all = all(&base);
+        fs::remove_dir_all(&base).unwrap();
+        assert_eq!(files, MOST_PODS);
+        // One for each name.
+        assert_eq!(all.len(), 200);
+    }
+}

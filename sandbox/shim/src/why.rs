@@ -1,0 +1,296 @@
+//! What goes wrong in the pod, written down for `pericarp why`, in the words that containerd is told.
+//!
+//! Told by `pod` when something fails or ends. Nothing here may fail the pod: a note that cannot be
+//! written is a line in the log.
+
+use std::{
+    collections::{HashMap, HashSet},
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use pericarp_pod::history::{BASE, Cause, History, Kind};
+
+use crate::{
+    bundle::{Bundle, Kind as Role},
+    process::Exit,
+    spec::{Prepared, Source},
+};
+
+const NAME: &str = "io.kubernetes.cri.container-name";
+/// Less than this is left of a full file system, bytes; of a small one, a sixteenth of it.
+const LEFT: u64 = 64 << 10;
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+
+/// What a container is to somebody who asks why it ended.
+#[derive(Debug, Default)]
+struct About {
+    name: String,
+    memory_limit: Option<u64>,
+    /// Where it may write, and where that is on the host.
+    places: Vec<(String, PathBuf)>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    history: History,
+    containers: HashMap<String, About>,
+    /// They were told to end.
+    told: HashSet<String>,
+}
+
+/// The notes of a pod.
+#[derive(Debug)]
+pub(crate) struct Chronicle {
+    base: PathBuf,
+    namespace: String,
+    state: Mutex<State>,
+}
+
+impl Chronicle {
+    pub(crate) fn new(namespace: &str, pod: &str) -> Self {
+        let history = History {
+            namespace: namespace.to_owned(),
+            id: pod.to_owned(),
+            name: pod.to_owned(),
+            ..History::default()
+        };
+        Self {
+            base: BASE.into(),
+            namespace: namespace.to_owned(),
+            state: Mutex::new(State {
+                history,
+                ..State::default()
+            }),
+        }
+    }
+
+    /// The pod's namespace, which is containerd's.
+    pub(crate) fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Learns of a container before it is made.
+    pub(crate) fn learn(&self, id: &str, bundle: &Bundle) {
+        let limit = bundle.spec["linux"]["resources"]["memory"]["limit"].as_u64();
+        let about = About {
+            name: bundle.annotation(NAME).unwrap_or(id).to_owned(),
+            memory_limit: limit.filter(|limit| *limit > 0),
+            places: Vec::new(),
+        };
+        let mut state = self.state();
+        if bundle.kind() != Role::Member {
+            state.history.name = bundle.pod_name(id);
+        }
+        state.told.remove(id);
+        state.containers.insert(id.to_owned(), about);
+    }
+
+    /// Learns where it may write: its root, and directories of the host.
+    pub(crate) fn learn_places(&self, id: &str, root: PathBuf, prepared: &Prepared) {
+        let mounts = &prepared.spec["mounts"];
+        let volumes = prepared.sources.iter().filter_map(|(index, source)| {
+            let Source::Host(bind, _) = source else {
+                return None;
+            };
+            let place = mounts[*index]["destination"].as_str()?;
+            let wanted = !bind.read_only && bind.path.is_dir();
+            wanted.then(|| (place.to_owned(), bind.path.clone()))
+        });
+        let places = std::iter::once(("/".to_owned(), root)).chain(volumes);
+        if let Some(about) = self.state().containers.get_mut(id) {
+            about.places = places.collect();
+        }
+    }
+
+    /// A container was told to end, so that its end is nobody's fault.
+    pub(crate) fn told_to_end(&self, id: &str) {
+        self.state().told.insert(id.to_owned());
+    }
+
+    pub(crate) fn forget(&self, id: &str) {
+        let mut state = self.state();
+        state.containers.remove(id);
+        state.told.remove(id);
+    }
+
+    /// A container was not made, or not started.
+    pub(crate) fn refused(&self, id: &str, phase: &str, error: &str) {
+        self.note(Kind::Refused, phase, Some(id), error.to_owned(), Vec::new());
+    }
+
+    /// The machine has ended by itself.
+    pub(crate) fn lost(&self, kind: Kind, sentence: String, evidence: Vec<String>) {
+        self.note(kind, "run", None, sentence, evidence);
+    }
+
+    /// The guest's kernel has killed a process of a container: the first one, by which it ended, or
+    /// another.
+    pub(crate) fn out_of_memory(&self, id: &str, its_end: bool) {
+        let (name, limit) = {
+            let state = self.state();
+            let about = state.containers.get(id);
+            let name = about.map_or_else(|| id.to_owned(), |about| about.name.clone());
+            (name, about.and_then(|about| about.memory_limit))
+        };
+        let what = match its_end {
+            true => "its command",
+            false => "a process of it",
+        };
+        let limit = match limit {
+            Some(limit) => format!("its limit is {}", size(limit)),
+            None => "it has no limit but the machine's memory".to_owned(),
+        };
+        let sentence = format!(
+            "container {name}: the guest's kernel killed {what} for want of memory; {limit}"
+        );
+        self.note(Kind::OutOfMemory, "run", Some(id), sentence, Vec::new());
+    }
+
+    /// The command of a container has ended. What ended well, or when it was told to, is not noted.
+    pub(crate) fn ended(&self, id: &str, exit: Exit) {
+        let (name, places) = {
+            let state = self.state();
+            if exit.code == 0 || state.told.contains(id) {
+                return;
+            }
+            let Some(about) = state.containers.get(id) else {
+                return;
+            };
+            (about.name.clone(), about.places.clone())
+        };
+        let how = match exit.code {
+            code @ 129..=192 => format!("was ended by signal {}", code - 128),
+            code => format!("ended with code {code}"),
+        };
+        let sentence = format!("container {name}: its command {how}");
+        let full: Vec<String> = places
+            .iter()
+            .filter_map(|(place, path)| fullness(path).map(|said| format!("{place} {said}")))
+            .collect();
+        match full.first() {
+            None => self.note(Kind::Exit, "run", Some(id), sentence, Vec::new()),
+            Some(first) => {
+                let sentence = format!("{sentence}, and the file system at {first}");
+                self.note(Kind::DiskFull, "run", Some(id), sentence, full);
+            }
+        }
+    }
+
+    fn note(
+        &self,
+        kind: Kind,
+        phase: &str,
+        container: Option<&str>,
+        sentence: String,
+        evidence: Vec<String>,
+    ) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = now.map_or(0, |passed| passed.as_millis());
+        let mut state = self.state();
+        let container = container.map(|id| {
+            let about = state.containers.get(id);
+            about.map_or_else(|| id.to_owned(), |about| about.name.clone())
+        });
+        state.history.add(Cause {
+            at: u64::try_from(now).unwrap_or(u64::MAX),
+            kind,
+            phase: phase.to_owned(),
+            container,
+            sentence,
+            evidence,
+            times: 1,
+        });
+        if let Err(error) = state.history.write(&self.base) {
+            log::warn!("what went wrong is not written down: {error}");
+        }
+    }
+}
+
+/// What is said of a file system that is full.
+fn fullness(path: &Path) -> Option<String> {
+    let found = rustix::fs::statvfs(path).ok()?;
+    let (left, all) = (
+        found.f_bavail.saturating_mul(found.f_frsize),
+        found.f_blocks.saturating_mul(found.f_frsize),
+    );
+    if all > 0 && left < LEFT.min(all / 16) {
+        return Some(format!(
+            "is full ({} of {} are left)",
+            size(left),
+            size(all)
+        ));
+    }
+    let no_files = found.f_files > 0 && found.f_favail == 0;
+    no_files.then(|| format!("can have no more files ({} are there)", found.f_files))
+}
+
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..MIB => format!("{} KiB", bytes / KIB),
+        _ => format!("{} MiB", bytes / MIB),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_ended_as_it_was_told_is_not_noted() {
+        let base = std::env::temp_dir().join(format!("pericarp-chronicle-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&base);
+        let chronicle = Chronicle {
+            base: base.clone(),
+            ..Chronicle::new("k8s.io", "p")
+        };
+        let limit = json!({"resources": {"memory": {"limit": 25_165_824}}});
+        let bundle = Bundle {
+            path: "/b".into(),
+            spec: json!({"annotations": {NAME: "web"}, "linux": limit}),
+        };
+        chronicle.learn("c", &bundle);
+        chronicle.ended("c", Exit::now(0));
+        chronicle.told_to_end("c");
+        chronicle.ended("c", Exit::now(143));
+        assert!(!base.exists());
+        chronicle.learn("c", &bundle);
+        chronicle.ended("c", Exit::now(139));
+        chronicle.out_of_memory("c", true);
+        chronicle.refused("c", "start", "no such program");
+        let all = pericarp_pod::history::all(&base);
+        std::fs::remove_dir_all(&base).unwrap();
+        let said: Vec<&str> = all[0]
+            .causes
+            .iter()
+            .map(|one| one.sentence.as_str())
+            .collect();
+        assert_eq!(
+            said,
+            [
+                "container web: its command was ended by signal 11",
+                "container web: the guest's kernel killed its command for want of memory; its \
+                 limit is 24 MiB",
+                "no such program",
+            ]
+        );
+        assert_eq!(all[0].causes[2].container.as_deref(), Some("web"));
+    }
+
+    #[test]
+    fn a_file_system_with_room_is_not_full() {
+        assert_eq!(fullness(Path::new("/proc/self")), None);
+        assert_eq!(
+            (size(65536), size(3 << 20)),
+            ("64 KiB".into(), "3 MiB".into())
+        );
+    }
+}

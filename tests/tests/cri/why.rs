@@ -1,0 +1,147 @@
+//! `pericarp verify` and `pericarp why`, asked on the node as its operator asks: a pod is in a machine of
+//! its own or it is not, and what goes wrong is said in the words that containerd was told.
+
+use std::path::Path;
+
+use pericarp_tests::cri::{container, pod};
+use rustix::process::{Signal, kill_process};
+use serde_json::Value;
+
+use crate::limits::{MIB, limited};
+use crate::machines::process;
+use crate::stage::{Stage, script, until};
+use crate::volumes::mount;
+
+fn asked(stage: &Stage, command: &str, pod: &str) -> (Option<i32>, Value) {
+    let (code, said, errors) = stage.node.pericarp(&[command, pod, "--json"]);
+    let said = serde_json::from_str(&said);
+    (
+        code,
+        said.unwrap_or_else(|_| panic!("{command} {pod}: {errors}")),
+    )
+}
+
+/// Waits until the cause is of this kind, and says it.
+fn cause(stage: &Stage, pod: &str, kind: &str) -> Value {
+    let mut found = Value::Null;
+    until(&format!("the cause is {kind}"), || {
+        let (code, said) = asked(stage, "why", pod);
+        assert_eq!(code, Some(0));
+        found = said["cause"].clone();
+        found["kind"] == kind
+    });
+    found
+}
+
+fn sentence(cause: &Value) -> &str {
+    cause["sentence"].as_str().unwrap()
+}
+
+pub(crate) fn a_pod_is_verified_and_what_goes_wrong_in_it_is_said(stage: &mut Stage) {
+    let (pod, idle) = stage.idle("broken");
+    let (code, said) = asked(stage, "verify", "broken");
+    assert_eq!((code, &said["isolated"]), (Some(0), &true.into()), "{said}");
+    let checks = said["checks"].as_array().unwrap();
+    let boot = checks.iter().find(|one| one["name"] == "boot id").unwrap();
+    assert_eq!(
+        boot["pod"],
+        *idle.shell("cat /proc/sys/kernel/random/boot_id")
+    );
+    assert_ne!(boot["pod"], boot["host"]);
+    // A plain pod is found out, and one that is not there is bad input.
+    let plain = stage
+        .node
+        .run_pod(pericarp_tests::cri::pod("plain"), "runc")
+        .unwrap();
+    let (code, said) = asked(stage, "verify", "default/plain");
+    assert_eq!(
+        (code, &said["isolated"]),
+        (Some(1), &false.into()),
+        "{said}"
+    );
+    plain.remove().unwrap();
+    assert_eq!(stage.node.pericarp(&["verify", "nobody"]).0, Some(2));
+    let (code, said) = asked(stage, "why", "broken");
+    assert_eq!((code, &said["cause"]), (Some(0), &Value::Null));
+
+    // Its image has no such program.
+    let refused = pod.start(&container("missing", &["/no/such/program"]));
+    let error = refused.unwrap_err();
+    let found = cause(stage, "broken", "refused");
+    assert_eq!(found["container"], "missing");
+    assert!(
+        error.message().contains(sentence(&found)),
+        "{error}: {found}"
+    );
+
+    // It wants more memory than it may have.
+    let greedy = script("exec tail -c 200000000 /dev/zero");
+    let greedy = limited(container("greedy", &greedy), 24 * MIB, 0);
+    pod.start(&greedy).unwrap().ended();
+    let found = cause(stage, "broken", "out-of-memory");
+    assert_eq!(found["container"], "greedy");
+    assert!(sentence(&found).contains("its limit is 24 MiB"), "{found}");
+
+    // It writes where there is no room.
+    let full = "mkdir /run/full && mount -t tmpfs -o size=256k full /run/full";
+    let node = |text: &str| {
+        let (code, _, errors) = stage.node.program(Path::new("/bin/sh"), &["-c", text]);
+        assert_eq!(code, Some(0), "{errors}");
+    };
+    node(full);
+    let write = script("cat /dev/zero > /data/file; exit 3");
+    let mut filler = container("filler", &write);
+    filler.mounts = vec![mount(Path::new("/run/full"), "/data", false)];
+    let filler = pod.start(&filler).unwrap();
+    assert_eq!(filler.ended().exit_code, 3);
+    let found = cause(stage, "broken", "disk-full");
+    assert!(sentence(&found).contains("ended with code 3"), "{found}");
+    assert!(
+        sentence(&found).contains("the file system at /data is full"),
+        "{found}"
+    );
+    // The rest is known, too.
+    let (_, all) = asked(stage, "why", "default/broken");
+    assert_eq!(all["causes"][0]["container"], "missing", "{all}");
+    assert_eq!(all["running"], true);
+    pod.remove().unwrap();
+    node("umount /run/full && rmdir /run/full");
+}
+
+pub(crate) fn what_ends_a_machine_is_said_after_it_has_gone(stage: &mut Stage) {
+    // The guest's kernel.
+    let panicked = stage.pod("panicked");
+    let mut crash = container("crash", &script("echo c > /proc/sysrq-trigger; sleep 100"));
+    let linux = crash.linux.mut_or_insert_default();
+    linux.security_context.mut_or_insert_default().privileged = true;
+    panicked.start(&crash).unwrap().ended();
+    let found = cause(stage, "panicked", "machine");
+    assert!(sentence(&found).contains("kernel panicked"), "{found}");
+    let lines = found["evidence"].as_array().unwrap();
+    let said = |line: &Value| line.as_str().unwrap().contains("sysrq triggered crash");
+    assert!(lines.iter().any(said), "{found}");
+    panicked.remove().unwrap();
+
+    // A process beside the machine.
+    let (killed, idle) = stage.idle("killed");
+    kill_process(process(&killed.id, "pericarp-vsock"), Signal::KILL).unwrap();
+    idle.ended();
+    let found = cause(stage, "killed", "machine");
+    let part = "a sidecar of the machine died (pericarp-vsock: killed by signal 9";
+    assert!(sentence(&found).contains(part), "{found}");
+    killed.remove().unwrap();
+
+    // A pod that was never there.
+    let mut config = pod("odd");
+    config
+        .annotations
+        .insert("io.pericarp/memory".into(), "1M".into());
+    let error = stage.node.run_pod(config, stage.subject.name).unwrap_err();
+    let found = cause(stage, "odd", "refused");
+    assert!(
+        error.message().contains(sentence(&found)),
+        "{error}: {found}"
+    );
+    // All of them are remembered without their pods.
+    assert_eq!(cause(stage, "default/panicked", "machine")["phase"], "run");
+}
