@@ -30,7 +30,7 @@ const LEAST_VOLUME: u64 = 1 << 20;
 const MOST_VOLUME: u64 = 1 << 44;
 
 /// Every key.
-pub(crate) static KEYS: [Key; 20] = [
+pub(crate) static KEYS: [Key; 21] = [
     Key {
         name: "features",
         scope: Scope::Node,
@@ -130,6 +130,24 @@ pub(crate) static KEYS: [Key; 20] = [
         show: |draft| {
             let assets = draft.settings.assets.as_ref();
             assets.map(|path| path.display().to_string())
+        },
+    },
+    Key {
+        name: "audit-directory",
+        scope: Scope::Profile,
+        meaning: "Directory of audit.jsonl, in which each pod of the profile has a line for each \
+                  container, command, mount and signal that it is given, each kill for want of \
+                  memory, and its end. 64 MiB of it are set aside as audit.jsonl.old.",
+        user: "the shim, from a pod's start on",
+        unset: "none, and nothing is written",
+        maturity: Maturity::Stable,
+        annotation: Annotation::None,
+        kind: Kind::Directory {
+            set: |draft, path| draft.settings.audit = Some(path),
+        },
+        show: |draft| {
+            let audit = draft.settings.audit.as_ref();
+            audit.map(|path| path.display().to_string())
         },
     },
     Key {
@@ -395,6 +413,7 @@ mod tests {
             ("annotations", list("memory"), "memory"),
             ("hypervisor", text("qemu-tcg"), "qemu-tcg"),
             ("assets", text("/a"), "/a"),
+            ("audit-directory", text("/b"), "/b"),
             ("boot-timeout", number("2.5"), "2.5"),
             ("sizing", text("kata"), "kata"),
             ("cpu-requests", text("counted"), "counted"),

@@ -91,8 +91,10 @@ impl Rootfs {
 pub struct Settings {
     /// What runs the machine.
     pub hypervisor: Wanted,
-    /// Directory of the guest's kernel and agent; without it, the one beside the program.
+    /// Directory of the guest's kernel and agent, or of versions of them; without it, the node's.
     pub assets: Option<PathBuf>,
+    /// Directory of the audit stream; none is none.
+    pub audit: Option<PathBuf>,
     /// How long a machine may take until its agent answers; without it, as the hypervisor's driver
     /// says.
     pub boot_timeout: Option<Duration>,

@@ -6,6 +6,7 @@
 //! cleans up behind one that is dead. This file knows the actions and nothing else.
 
 mod arguments;
+mod audit;
 mod blocks;
 mod bootstrap;
 mod bundle;

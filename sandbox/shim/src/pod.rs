@@ -24,9 +24,10 @@ use pericarp_api::agent;
 use pericarp_pod::process::{Name, context};
 use protobuf::MessageField;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
+    audit::Audit,
     blocks::Blocks,
     bundle::{Bundle, Kind, refused},
     cgroup,
@@ -40,7 +41,7 @@ use crate::{
     process::{Exit, LOST, Process},
     profile,
     rootfs::{OfPod, Places},
-    spec,
+    spec::{self, Prepared, Source},
     stdio::Stdio,
     task::{Task, guest_id},
     volumes::Volumes,
@@ -48,8 +49,12 @@ use crate::{
     why::Chronicle,
 };
 
+const CONTAINER_NAME: &str = "io.kubernetes.cri.container-name";
+const IMAGE_NAME: &str = "io.kubernetes.cri.image-name";
+
 pub(crate) struct Pod {
     why: Chronicle,
+    audit: Audit,
     directory: Directory,
     volumes: Arc<Volumes>,
     blocks: Arc<Blocks>,
@@ -156,6 +161,7 @@ impl Pod {
         let orders = Arc::new(orders);
         Arc::new(Self {
             why,
+            audit: Audit::default(),
             volumes: Volumes::new(directory.clone()),
             blocks: Blocks::new(Arc::clone(&orders)),
             watched: Watched::default(),
@@ -212,6 +218,8 @@ impl Pod {
             let reason = state.reason.take().unwrap_or(ended.reason);
             let said = has_ended(&reason).to_string();
             log::error!("{said}");
+            self.audit
+                .tell("machine-ended", None, json!({ "reason": said }));
             self.why.lost(ended.kind, said, ended.evidence);
             state.machine = MachineState::Ended(reason);
             state.handle = None;
@@ -275,7 +283,7 @@ impl Pod {
     }
 
     fn make(&self, request: &CreateTaskRequest, bundle: &Bundle) -> Result<Arc<Task>, ShimError> {
-        let kind = bundle.kind();
+        let (id, kind) = (&request.id, bundle.kind());
         // Before anything is made.
         let mut prepared = match kind {
             Kind::Sandbox => None,
@@ -283,11 +291,15 @@ impl Pod {
         };
         if kind != Kind::Member {
             bundle.check_pod()?;
+            let profile = profile::of(request, bundle)?;
+            let name = bundle.pod_name(id);
+            let audit = profile.pod.settings.audit.as_deref();
+            self.audit.begin(audit, self.why.namespace(), id, &name);
             let plan = Plan {
                 namespace: self.why.namespace().to_owned(),
                 id: id.clone(),
-                name: bundle.pod_name(id),
-                profile: profile::of(request, bundle)?,
+                name,
+                profile,
                 hostname: bundle.spec["hostname"]
                     .as_str()
                     .unwrap_or_default()
@@ -296,6 +308,12 @@ impl Pod {
                 network: bundle.network()?,
                 group: cgroup::group(bundle.cgroup())?,
             };
+            let size = &plan.profile.size;
+            self.audit.tell(
+                "pod",
+                None,
+                json!({"vcpus": size.vcpus, "memory_bytes": size.memory}),
+            );
             // What it says from now on is of the new one.
             self.state().machine.forget_ended();
             let booted = self.orders.boot(plan)?;
@@ -342,6 +360,7 @@ impl Pod {
         }
         let nodes = prepared.nodes.iter();
         let devices: Result<_, _> = nodes.map(|node| places.node(node, of_pod)).collect();
+        self.tell_container(&request.id, bundle, prepared);
         let wanted = agent::CreateContainerRequest {
             container: own.name.container.clone(),
             root: MessageField::some(root),
@@ -357,6 +376,28 @@ impl Pod {
             client.create_container(context(), &wanted)
         })?;
         Ok(Task::new(&request.id, path, kind, own, Some(places)))
+    }
+
+    /// Says what a container is to run and to be shown.
+    fn tell_container(&self, id: &str, bundle: &Bundle, prepared: &Prepared) {
+        let process = &bundle.spec["process"];
+        let facts = json!({
+            "name": bundle.annotation(CONTAINER_NAME),
+            "image": bundle.annotation(IMAGE_NAME),
+            "args": process["args"],
+            "user": process["user"],
+        });
+        self.audit.tell("container", Some(id), facts);
+        for (index, source) in &prepared.sources {
+            if let Source::Host(bind, _) = source {
+                let facts = json!({
+                    "source": bind.path.display().to_string(),
+                    "destination": prepared.spec["mounts"][*index]["destination"],
+                    "read_only": bind.read_only,
+                });
+                self.audit.tell("mount", Some(id), facts);
+            }
+        }
     }
 
     /// Has the host's kernel end the machine as soon as the container that is to go first.

@@ -1,6 +1,7 @@
 //! `pericarp verify` and `pericarp why`, asked on the node as its operator asks: a pod is in a machine of
 //! its own or it is not, and what goes wrong is said in the words that containerd was told.
 
+use std::fs;
 use std::path::Path;
 
 use pericarp_tests::cri::{container, pod};
@@ -37,7 +38,25 @@ fn sentence(cause: &Value) -> &str {
     cause["sentence"].as_str().unwrap()
 }
 
+/// What the audit stream says of a pod: the events, each with its line.
+fn audited(stage: &Stage, pod: &str) -> Vec<(String, Value)> {
+    let text = fs::read_to_string(stage.node.scratch().path("audit/audit.jsonl")).unwrap();
+    let lines = text
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let of_pod = lines.filter(|line| line["pod"] == pod);
+    of_pod
+        .map(|line| (line["event"].as_str().unwrap().to_owned(), line))
+        .collect()
+}
+
 pub(crate) fn a_pod_is_verified_and_what_goes_wrong_in_it_is_said(stage: &mut Stage) {
+    let scratch = stage.node.scratch();
+    let more = scratch.path("pericarp.toml.d");
+    fs::create_dir(&more).unwrap();
+    let audit = scratch.path("audit").display().to_string();
+    let said = format!("[profiles.pericarp]\naudit-directory = \"{audit}\"\n");
+    fs::write(more.join("audit.toml"), said).unwrap();
     let (pod, idle) = stage.idle("broken");
     let (code, said) = asked(stage, "verify", "broken");
     assert_eq!((code, &said["isolated"]), (Some(0), &true.into()), "{said}");
@@ -106,20 +125,39 @@ pub(crate) fn a_pod_is_verified_and_what_goes_wrong_in_it_is_said(stage: &mut St
     assert_eq!(all["running"], true);
     pod.remove().unwrap();
     node("umount /run/full && rmdir /run/full");
+    // Who keeps watch has seen all of it.
+    let seen = audited(stage, "default/broken");
+    let of = |event: &str| -> Vec<&Value> {
+        let all = seen.iter().filter(|(name, _)| name == event);
+        all.map(|(_, line)| line).collect()
+    };
+    assert_eq!(of("pod").len(), 1, "{seen:?}");
+    let names: Vec<_> = of("container").iter().map(|line| &line["name"]).collect();
+    assert_eq!(names, ["idle", "missing", "greedy", "filler"]);
+    let boot = |line: &&Value| line["args"][2] == "cat /proc/sys/kernel/random/boot_id";
+    assert_eq!(of("exec").into_iter().filter(boot).count(), 1, "{seen:?}");
+    assert!(!of("out-of-memory").is_empty(), "{seen:?}");
+    let data = |line: &&Value| line["destination"] == "/data" && line["source"] == "/run/full";
+    assert_eq!(of("mount").into_iter().filter(data).count(), 1, "{seen:?}");
+    assert!(!of("kill").is_empty(), "{seen:?}");
 }
 
 pub(crate) fn what_ends_a_machine_is_said_after_it_has_gone(stage: &mut Stage) {
     // The guest's kernel.
-    let panicked = stage.pod("panicked");
+    let mut config = pod("panicked");
+    let linux = config.linux.mut_or_insert_default();
+    linux.security_context.mut_or_insert_default().privileged = true;
+    let panicked = stage.node.run_pod(config, stage.subject.name).unwrap();
     let mut crash = container("crash", &script("echo c > /proc/sysrq-trigger; sleep 100"));
     let linux = crash.linux.mut_or_insert_default();
     linux.security_context.mut_or_insert_default().privileged = true;
     panicked.start(&crash).unwrap().ended();
     let found = cause(stage, "panicked", "machine");
-    assert!(sentence(&found).contains("kernel panicked"), "{found}");
-    let lines = found["evidence"].as_array().unwrap();
-    let said = |line: &Value| line.as_str().unwrap().contains("sysrq triggered crash");
-    assert!(lines.iter().any(said), "{found}");
+    for part in ["kernel panicked", "sysrq triggered crash"] {
+        assert!(sentence(&found).contains(part), "{found}");
+    }
+    // The last lines of its console, which are those of a trace.
+    assert!(!found["evidence"].as_array().unwrap().is_empty(), "{found}");
     panicked.remove().unwrap();
 
     // A process beside the machine.

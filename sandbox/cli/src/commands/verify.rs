@@ -4,7 +4,7 @@
 //! The host's side counts: a guest says what it likes. What it says of itself is compared with the
 //! host's own, so that a container that is not in a machine cannot look as if it were.
 
-use std::{collections::HashMap, ffi::OsString, fs, path::PathBuf, time::Duration};
+use std::{collections::HashMap, ffi::OsString, fs, path::Path, time::Duration};
 
 use pericarp_api::{
     agent::{Empty, FactsResponse},
@@ -155,7 +155,7 @@ fn has_kvm(pid: u32) -> bool {
         .flatten();
     open.flatten()
         .filter_map(|fd| fs::read_link(fd.path()).ok())
-        .any(|link| link == PathBuf::from("anon_inode:kvm-vm"))
+        .any(|link| link == Path::new("anon_inode:kvm-vm"))
 }
 
 /// All that a process has started, directly or not.

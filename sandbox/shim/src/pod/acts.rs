@@ -18,7 +18,7 @@ use containerd_shim_protos::{
 use pericarp_api::{StreamKind, StreamTarget, agent};
 use pericarp_pod::process::{Name, context};
 use protobuf::MessageField;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Pod, kill::KILL};
 use crate::{
@@ -141,7 +141,10 @@ impl Pod {
         if is_command && self.machine().is_ok() {
             // Where the first process was not the one, that was told before.
             match exit.out_of_memory {
-                true => self.why.out_of_memory(&task.id, true),
+                true => {
+                    self.audit.tell("out-of-memory", Some(&task.id), json!({}));
+                    self.why.out_of_memory(&task.id, true);
+                }
                 false => self.why.ended(&task.id, exit),
             }
         }
@@ -194,6 +197,7 @@ impl Pod {
             }
             tell_of_memory(connection, MEMORY_PAUSE, || {
                 pod.why.out_of_memory(&task.id, false);
+                pod.audit.tell("out-of-memory", Some(&task.id), json!({}));
                 pod.events.publish_if_few_wait(&TaskOOM {
                     container_id: task.id.clone(),
                     ..TaskOOM::default()
@@ -229,6 +233,13 @@ impl Pod {
         })?;
         spec::process(&mut object)?;
         object["terminal"] = request.terminal.into();
+        let facts = json!({
+            "exec_id": request.exec_id,
+            "args": object["args"],
+            "user": object["user"],
+            "terminal": request.terminal,
+        });
+        self.audit.tell("exec", Some(&request.id), facts);
         let name = Name {
             container: task.guest_name().to_owned(),
             process: guest_id(&request.exec_id),

@@ -8,6 +8,7 @@
 use std::{sync::Arc, thread, time::Duration};
 
 use rustix::process::{Signal, pidfd_send_signal};
+use serde_json::json;
 
 use super::Pod;
 use crate::{
@@ -35,6 +36,8 @@ impl Pod {
     ) -> Result<(), ShimError> {
         let task = self.task(id)?;
         let process = task.process(exec)?;
+        let facts = json!({"exec_id": exec, "signal": signal, "all": all});
+        self.audit.tell("kill", Some(id), facts);
         if exec.is_empty() {
             self.why.told_to_end(id);
         }
