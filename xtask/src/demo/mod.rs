@@ -5,6 +5,7 @@
 //! outlives it but the files in `target/demo`: a janitor process ends and
 //! removes the rest even when the demo is killed.
 
+mod article;
 mod identity;
 mod image;
 mod oci;
@@ -45,19 +46,22 @@ pub(crate) fn run(project: &Project) -> Result<(), Failure> {
     );
     let identities = identity::compare(project, &disks.archive, &mut janitor)?;
 
+    step(5, "types the article's commands with kubectl, on a node without a cluster");
+    article::play(project, &disks.archive)?;
+
     step(
-        5,
+        6,
         "runs the same fio job in each, in turns, for about two minutes",
     );
     let storage = storage::compare(project, &dir, &disks, &mut janitor)?;
 
-    step(6, "the results");
+    step(7, "the results");
     println!("\n{identities}\n{storage}");
     println!("Took {} s after the build.", started.elapsed().as_secs());
     Ok(())
 }
 
-const STEPS: usize = 6;
+const STEPS: usize = 7;
 
 fn step(number: usize, what: &str) {
     println!("[{number}/{STEPS}] {what}");
@@ -69,7 +73,11 @@ fn build(project: &Project) -> Result<(), Failure> {
         "--release",
         "--package=pericarp",
         "--package=pericarp-block",
+        "--package=pericarp-fs",
+        "--package=pericarp-net",
         "--package=pericarp-vsock",
+        "--package=pericarp-vmm",
+        "--package=pericarp-shim",
         "--package=pericarp-tests",
         "--bins",
     ]))
