@@ -98,7 +98,13 @@ impl State {
 
     /// Whether this probe is to be asked now.
     pub(super) fn is_asked(&self, kind: Kind) -> bool {
-        let started = self.health().started;
+        let Health {
+            started, failed, ..
+        } = self.health();
+        // It is on its way out.
+        if failed.is_some() {
+            return false;
+        }
         match kind {
             Kind::Startup => !started && self.startup.is_some(),
             Kind::Liveness => started && self.liveness.is_some(),
@@ -209,6 +215,7 @@ mod tests {
         assert!(state.health().started && state.health().ready);
         assert!(state.answer(Kind::Liveness, false));
         assert_eq!(state.health().failed, Some(Failed::Liveness));
+        assert!(!state.is_asked(Kind::Liveness));
 
         let mut never = self::state(container, Health::default());
         never.answer(Kind::Startup, false);
