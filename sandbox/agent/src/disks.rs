@@ -6,8 +6,10 @@
 //! the bus is looked at again for one that does not appear by itself.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -98,11 +100,30 @@ fn check(serial: &str) -> Result<(), RequestError> {
     Ok(())
 }
 
-/// The disk whose serial can be read now.
+/// Serials that have been read, by the kernel's numbers of their disks, which no other disk ever
+/// gets. Reading one asks the backend, and the host may have taken that from a disk that was not
+/// let go of: it would be waited for without end, by whoever looks for another disk.
+static READ: Mutex<BTreeMap<u64, String>> = Mutex::new(BTreeMap::new());
+
+/// The serial of the disk with this directory.
+fn serial_of(disk: &Path) -> Option<String> {
+    let read = |file: &str| fs::read_to_string(disk.join(file)).ok();
+    let known = || READ.lock().unwrap_or_else(PoisonError::into_inner);
+    let number = read("diskseq").and_then(|text| text.trim().parse().ok());
+    if let Some(serial) = number.and_then(|number: u64| known().get(&number).cloned()) {
+        return Some(serial);
+    }
+    let serial = read("serial")?.trim_matches(['\0', '\n', ' ']).to_owned();
+    if let Some(number) = number {
+        known().insert(number, serial.clone());
+    }
+    Some(serial)
+}
+
+/// The disk with this serial, if it is there now.
 fn look(blocks: &Path, serial: &str) -> Option<Disk> {
     fs::read_dir(blocks).ok()?.flatten().find_map(|entry| {
-        let text = fs::read_to_string(entry.path().join("serial")).ok()?;
-        if text.trim_matches(['\0', '\n', ' ']) != serial {
+        if serial_of(&entry.path())? != serial {
             return None;
         }
         let numbers = fs::read_to_string(entry.path().join("dev")).ok()?;
@@ -163,6 +184,27 @@ mod tests {
             })
         );
         assert_eq!(other, None);
+    }
+
+    #[test]
+    fn a_serial_is_read_once() {
+        let dir = std::env::temp_dir().join(format!("pericarp-serials-{}", std::process::id()));
+        let disk = dir.join("vda");
+        fs::create_dir_all(&disk).unwrap();
+        let write = |file: &str, text: &str| fs::write(disk.join(file), text).unwrap();
+        write("dev", "254:0\n");
+        write("diskseq", "4000000001\n");
+        write("serial", "first\n");
+        assert!(look(&dir, "first").is_some());
+        // As one that nobody answers for any more.
+        fs::remove_file(disk.join("serial")).unwrap();
+        assert!(look(&dir, "first").is_some());
+        // Another disk of the same name.
+        write("diskseq", "4000000002\n");
+        write("serial", "second\n");
+        assert!(look(&dir, "first").is_none());
+        assert!(look(&dir, "second").is_some());
+        fs::remove_dir_all(&dir).unwrap();
     }
 
     #[test]
