@@ -20,6 +20,7 @@ use pericarp_kube::{
 };
 use pericarp_node::manifest::overhead;
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::json;
 
 use crate::{
@@ -100,6 +101,7 @@ const STATE: &str = "/var/lib/pericarp/node";
 /// In the state directory: where it listens, for `pericarp kubeconfig`.
 const ADDRESS: &str = "address";
 const KEYS: &str = "pki";
+const NODE_NAME: &str = "node-name";
 
 /// The name of an instance, which becomes that of directories and of a control group.
 fn name(given: &Given, problems: &mut Vec<Problem>) -> String {
@@ -166,15 +168,10 @@ pub(crate) fn serve(arguments: Vec<OsString>) -> Result<i32, Refusal> {
     );
     let usual = format!("/pericarp-{name}");
     let cgroup_parent = absolute(&given, "cgroup-parent", usual, &mut problems);
-    let node_name = match given.value("node-name") {
-        Some(said) => {
-            dns_label("--node-name", said, &mut problems);
-            said.to_owned()
-        }
-        // It tells the pods of instances apart.
-        None if name == USUAL_NAME => host_name(),
-        None => format!("{}-{name}", host_name()),
-    };
+    let said = given.value("node-name");
+    if let Some(said) = said {
+        dns_label("--node-name", said, &mut problems);
+    }
     let config = match Config::load(given.value("config").map(Path::new)) {
         Ok(config) => Some(config),
         Err(all) => {
@@ -190,7 +187,15 @@ pub(crate) fn serve(arguments: Vec<OsString>) -> Result<i32, Refusal> {
     // Before there are threads, all of which inherit it.
     let mut signals = Signals::block()?;
     super::words::begin(given.flag("verbose"));
+    allow_files();
     make_private(&state)?;
+    // The kernel's own name of it, by which it tells where something is mounted.
+    let state = fs::canonicalize(&state).map_err(|error| failure(&error))?;
+    let node_name = node_name(&state, said, || match name == USUAL_NAME {
+        true => host_name(),
+        // It tells the pods of instances apart.
+        false => format!("{}-{name}", host_name()),
+    })?;
     let store = Store::open(&state.join("objects.redb")).map_err(|error| failure(&error))?;
     let keys = state.join(KEYS);
     let certificates = Certificates::open(&keys, &name, listen.ip(), &node_name)
@@ -263,6 +268,44 @@ fn host_name() -> String {
     let name: String = name.chars().filter(|c| inner(*c)).collect();
     let name = name.trim_matches(['-', '.']);
     if name.is_empty() { "localhost" } else { name }.to_owned()
+}
+
+/// As many open files as may be: each client and each stream has some.
+fn allow_files() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // Without it there is room for fewer clients.
+    let _ = setrlimit(Resource::Nofile, limit);
+}
+
+/// The node's name, which is kept: pods are found again by it, whatever the machine is called by
+/// then.
+fn node_name(
+    state: &Path,
+    said: Option<&str>,
+    usual: impl FnOnce() -> String,
+) -> Result<String, Refusal> {
+    let file = state.join(NODE_NAME);
+    match (fs::read_to_string(&file), said) {
+        (Ok(kept), Some(said)) if kept.trim() != said => {
+            let rule = format!(
+                "is another than '{}', by which its pods are known",
+                kept.trim()
+            );
+            let cure = "leave it out, or give another --state-dir";
+            Err(Problem::new("--node-name", said.to_owned(), rule, cure).into())
+        }
+        (Ok(kept), _) => Ok(kept.trim().to_owned()),
+        (Err(error), _) if error.kind() == io::ErrorKind::NotFound => {
+            let name = said.map_or_else(usual, str::to_owned);
+            let new = state.join("node-name.new");
+            let written = fs::write(&new, format!("{name}\n"));
+            let kept = written.and_then(|()| fs::rename(&new, &file));
+            kept.map_err(|error| failure(&error))?;
+            Ok(name)
+        }
+        (Err(error), _) => Err(failure(&error)),
+    }
 }
 
 /// What is in it are keys and secrets.
@@ -366,6 +409,26 @@ mod tests {
     fn problems(line: &[&str]) -> Vec<String> {
         match serve(line.iter().map(OsString::from).collect()) {
             Err(Refusal::Input(problems)) => problems.iter().map(ToString::to_string).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_node_keeps_its_name() {
+        let state = std::env::temp_dir().join(format!("pericarp-name-{}", std::process::id()));
+        fs::create_dir_all(&state).unwrap();
+        let name = |said, usual: &str| node_name(&state, said, || usual.to_owned());
+        let all = [name(None, "one"), name(None, "two"), name(Some("one"), "")];
+        let other = name(Some("two"), "");
+        fs::remove_dir_all(&state).unwrap();
+        for name in all {
+            assert_eq!(name.unwrap(), "one");
+        }
+        match other {
+            Err(Refusal::Input(problems)) => {
+                let said = problems[0].to_string();
+                assert!(said.contains("is another than 'one'"), "{said}");
+            }
             other => panic!("{other:?}"),
         }
     }

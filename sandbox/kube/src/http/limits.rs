@@ -6,8 +6,6 @@ use rustix::net::sockopt;
 
 /// A silent peer is asked after this time, and then this often.
 const IDLE: Duration = Duration::from_secs(30);
-/// What is sent has to be confirmed in this time, in milliseconds.
-const CONFIRMED: u32 = 120_000;
 
 /// Ends the connection some time after the peer's machine has gone. What cannot be set is not: it
 /// costs a place among the connections at worst.
@@ -16,6 +14,5 @@ pub(super) fn vanished_peers(socket: impl AsFd) {
     let _ = sockopt::set_socket_keepalive(socket, true);
     let _ = sockopt::set_tcp_keepidle(socket, IDLE);
     let _ = sockopt::set_tcp_keepintvl(socket, IDLE);
-    let _ = sockopt::set_tcp_user_timeout(socket, CONFIRMED);
     let _ = sockopt::set_tcp_nodelay(socket, true);
 }

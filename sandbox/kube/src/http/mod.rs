@@ -34,7 +34,12 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use thiserror::Error;
-use tokio::{net::unix::pipe, runtime::Builder, sync::Semaphore, time::timeout};
+use tokio::{
+    net::unix::pipe,
+    runtime::Builder,
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
 use tokio_rustls::TlsAcceptor;
 
 pub(crate) use self::{
@@ -60,6 +65,8 @@ const DEFAULT_NAMESPACE: &str = "default";
 const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 /// So many clients at once; a watch and an exec have one each.
 const CONNECTIONS: usize = 1024;
+/// One of these. A stream that began as a request has its connection's until it ends.
+pub(crate) type Place = Arc<OwnedSemaphorePermit>;
 /// For the first words of TLS.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// For the head of a request. A connection on which nothing is asked ends after it, too.
@@ -215,11 +222,16 @@ async fn accept(listener: tokio::net::TcpListener, acceptor: TlsAcceptor, api: A
             }
         };
         let (acceptor, api) = (acceptor.clone(), Arc::clone(&api));
+        let place: Place = Arc::new(place);
         tokio::spawn(async move {
             limits::vanished_peers(&stream);
             // Who shows no certificate of ours is told so by TLS, and by nothing else.
             if let Ok(Ok(stream)) = timeout(HANDSHAKE, acceptor.accept(stream)).await {
-                let service = service_fn(move |request| respond(Arc::clone(&api), request));
+                let of_streams = Arc::clone(&place);
+                let service = service_fn(move |mut request: Request<Incoming>| {
+                    request.extensions_mut().insert(Arc::clone(&of_streams));
+                    respond(Arc::clone(&api), request)
+                });
                 let connection = http1::Builder::new()
                     .timer(TokioTimer::new())
                     .header_read_timeout(HEAD)

@@ -1,7 +1,7 @@
 //! Sandboxes and containers come. The part of `worker` that makes them.
 
-use std::fs::{self, OpenOptions, Permissions};
-use std::io;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Read as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -329,8 +329,9 @@ impl Worker {
         };
         let hosts = sandbox::hosts(pod, &sandbox.ips, &of_node);
         let place = places.hosts(uid);
-        // It is written in place: running containers have this very file.
-        if fs::read_to_string(&place).ok().as_ref() != Some(&hosts) {
+        // It is written in place: running containers have this very file, and may have made it as
+        // large as they like.
+        if !holds(&place, hosts.as_bytes()) {
             fs::write(&place, hosts)?;
             fs::set_permissions(&place, Permissions::from_mode(0o644))?;
         }
@@ -402,4 +403,12 @@ impl Worker {
 fn private(path: &Path) -> io::Result<()> {
     fs::create_dir_all(path)?;
     fs::set_permissions(path, Permissions::from_mode(0o750))
+}
+
+/// Whether a file has these bytes and no others.
+fn holds(path: &Path, bytes: &[u8]) -> bool {
+    let limit = bytes.len() as u64 + 1;
+    let mut found = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(limit).read_to_end(&mut found));
+    read.is_ok() && found == bytes
 }

@@ -68,8 +68,9 @@ impl Worker {
         }
         let mut verdict = None;
         for (name, path, limit) in limited {
-            match volumes::size::used(&path) {
-                Ok(used) if used > u64::try_from(limit.value()).unwrap_or_default() => {
+            let most = u64::try_from(limit.value()).unwrap_or_default();
+            match volumes::size::used(&path, most) {
+                Ok(used) if used > most => {
                     let message = too_large(&name, limit);
                     self.tell(pod, None, Sort::Warning, "Evicted", &message);
                     verdict = Some(Reason::new("Evicted", message));

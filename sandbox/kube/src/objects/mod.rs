@@ -79,6 +79,11 @@ pub(crate) fn admit(
 ) -> Result<(Value, Vec<String>), Failure> {
     let warnings = form(context, kind, &object)?;
     prepare(kind, namespace, &mut object)?;
+    // What an object was saved with that was on its way out.
+    if let Some(metadata) = object["metadata"].as_object_mut() {
+        metadata.remove("deletionTimestamp");
+        metadata.remove("deletionGracePeriodSeconds");
+    }
     let name = names::printable(&name_of(&object));
     let mut faults = Faults::default();
     metadata(kind, &object, &mut faults);

@@ -6,6 +6,10 @@ use crate::failure::Failure;
 
 /// A longer list is refused.
 const LONGEST: usize = 10_000;
+/// An object nested deeper could not be read back from the store.
+const DEEPEST: usize = 100;
+/// All copies of a patch may have so many bytes: each could double what the last has made.
+const COPIED: usize = 3 << 20;
 
 /// What `object` becomes.
 pub(super) fn apply(object: &Value, patch: &Value) -> Result<Value, Failure> {
@@ -18,23 +22,28 @@ pub(super) fn apply(object: &Value, patch: &Value) -> Result<Value, Failure> {
         return Err(Failure::bad_request("the patch has too many operations"));
     }
     let mut object = object.clone();
+    let mut copied = 0;
     for (index, operation) in operations.iter().enumerate() {
-        one(&mut object, operation).map_err(|why| {
+        one(&mut object, operation, &mut copied).map_err(|why| {
             Failure::unprocessable(format!("operation {index} of the patch: {why}"))
         })?;
     }
     Ok(object)
 }
 
-fn one(object: &mut Value, operation: &Value) -> Result<(), String> {
+fn one(object: &mut Value, operation: &Value, copied: &mut usize) -> Result<(), String> {
     let path = text(operation, "path")?;
     let value = || operation.get("value").cloned().ok_or("has no value");
+    let fits = |value: Value| match path.matches('/').count() + depth(&value) > DEEPEST {
+        true => Err(format!("nests deeper than {DEEPEST} levels")),
+        false => Ok(value),
+    };
     match text(operation, "op")? {
-        "add" => add(object, path, value()?),
+        "add" => add(object, path, fits(value()?)?),
         "remove" => remove(object, path).map(drop),
         "replace" => {
             let found = object.pointer_mut(path).ok_or_else(|| nothing(path))?;
-            *found = value()?;
+            *found = fits(value()?)?;
             Ok(())
         }
         "test" => match object.pointer(path) == Some(&value()?) {
@@ -47,18 +56,38 @@ fn one(object: &mut Value, operation: &Value) -> Result<(), String> {
                 return Err(format!("{from} cannot be moved into itself"));
             }
             let moved = remove(object, from)?;
-            add(object, path, moved)
+            add(object, path, fits(moved)?)
         }
         "copy" => {
             let from = text(operation, "from")?;
-            let found = object.pointer(from).cloned();
-            add(object, path, found.ok_or_else(|| nothing(from))?)
+            let found = object.pointer(from).ok_or_else(|| nothing(from))?;
+            *copied += found.to_string().len();
+            if *copied > COPIED {
+                return Err("copies too much".to_owned());
+            }
+            let found = found.clone();
+            add(object, path, fits(found)?)
         }
         other => Err(format!(
             "there is no operation \"{}\"",
             other.escape_debug()
         )),
     }
+}
+
+/// How many levels there are below a value; without calling itself, since it may be deep.
+fn depth(value: &Value) -> usize {
+    let mut deepest = 0;
+    let mut all = vec![(value, 0)];
+    while let Some((value, depth)) = all.pop() {
+        deepest = deepest.max(depth);
+        match value {
+            Value::Object(fields) => all.extend(fields.values().map(|one| (one, depth + 1))),
+            Value::Array(items) => all.extend(items.iter().map(|one| (one, depth + 1))),
+            _ => {}
+        }
+    }
+    deepest
 }
 
 fn text<'a>(operation: &'a Value, field: &str) -> Result<&'a str, String> {
@@ -142,6 +171,26 @@ mod tests {
             apply(&object, &patch).unwrap(),
             json!({"a": [9, 2, 8], "b": {}, "e": 1, "f": 3})
         );
+    }
+
+    #[test]
+    fn an_object_grows_within_bounds() {
+        let mut path = "/a".to_owned();
+        let mut deep = Vec::new();
+        for _ in 0..200 {
+            deep.push(json!({"op": "add", "path": path, "value": {}}));
+            path += "/a";
+        }
+        let refused = apply(&json!({}), &Value::Array(deep)).unwrap_err();
+        assert!(refused.message().contains("nests deeper"), "{refused:?}");
+        let twice = json!({"op": "copy", "from": "/a", "path": "/a/b"});
+        let twice = Value::Array(vec![twice; 60]);
+        let refused = apply(&json!({"a": {"text": "x".repeat(100)}}), &twice).unwrap_err();
+        assert!(refused.message().contains("of the patch: "), "{refused:?}");
+        let many = json!({"op": "copy", "from": "/a", "path": "/b"});
+        let many = Value::Array(vec![many; 60]);
+        let refused = apply(&json!({"a": "x".repeat(100_000)}), &many).unwrap_err();
+        assert!(refused.message().contains("copies too much"), "{refused:?}");
     }
 
     #[test]

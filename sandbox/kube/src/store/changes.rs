@@ -11,8 +11,9 @@ use serde_json::Value;
 
 use super::{Kind, Memory, Store, StoreError};
 
-/// So many changes of each kind are remembered.
+/// So many changes of each kind are remembered, unless they have more bytes than this.
 const REMEMBERED: usize = 4096;
+const BYTES: usize = 32 << 20;
 
 /// What happened to an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +44,9 @@ pub struct Change {
 /// The last changes, oldest first.
 #[derive(Debug)]
 pub(super) struct Changes {
-    last: VecDeque<Change>,
+    /// Each with the bytes of its object, as text.
+    last: VecDeque<(Change, usize)>,
+    bytes: usize,
     /// All changes after this version are here.
     since: u64,
 }
@@ -52,17 +55,21 @@ impl Changes {
     pub(super) fn since(version: u64) -> Self {
         Self {
             last: VecDeque::new(),
+            bytes: 0,
             since: version,
         }
     }
 
-    pub(super) fn push(&mut self, change: Change) {
-        if self.last.len() == REMEMBERED
-            && let Some(oldest) = self.last.pop_front()
-        {
-            self.since = oldest.version;
+    pub(super) fn push(&mut self, change: Change, bytes: usize) {
+        self.last.push_back((change, bytes));
+        self.bytes += bytes;
+        // The last one stays, however large.
+        while self.last.len() > 1 && (self.last.len() > REMEMBERED || self.bytes > BYTES) {
+            if let Some((oldest, bytes)) = self.last.pop_front() {
+                self.since = oldest.version;
+                self.bytes -= bytes;
+            }
         }
-        self.last.push_back(change);
     }
 
     /// Whether all changes after `version` are here.
@@ -71,8 +78,9 @@ impl Changes {
     }
 
     fn after(&self, version: u64) -> Option<&Change> {
-        let index = self.last.partition_point(|one| one.version <= version);
-        self.last.get(index)
+        let seen = |(one, _): &(Change, usize)| one.version <= version;
+        let index = self.last.partition_point(seen);
+        self.last.get(index).map(|(change, _)| change)
     }
 }
 

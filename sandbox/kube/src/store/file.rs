@@ -1,6 +1,6 @@
 //! The store's file: one table of objects by kind, namespace and name, and the last version.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use redb::{Database, ReadableTable as _, TableDefinition};
 use serde_json::Value;
@@ -21,7 +21,12 @@ pub(super) struct Kept {
 
 /// An open file. It is locked: a second process cannot open it.
 #[derive(Debug)]
-pub(super) struct File(Database);
+pub(super) struct File {
+    path: PathBuf,
+    /// None after an error, until it is opened again: a database that could not write once, such as
+    /// to a full disk, never does again.
+    database: Option<Database>,
+}
 
 fn disk(error: impl Into<redb::Error>) -> StoreError {
     StoreError::Disk(Box::new(error.into()))
@@ -53,7 +58,10 @@ impl File {
         // The tables are there from now on.
         transaction.commit().map_err(disk)?;
         Ok((
-            Self(database),
+            Self {
+                path: path.to_owned(),
+                database: Some(database),
+            },
             Kept {
                 objects: kept,
                 version,
@@ -61,27 +69,40 @@ impl File {
         ))
     }
 
-    /// Keeps an object, or forgets it, and the version; both or none.
+    /// Keeps an object, given as text, or forgets it, and the version; both or none. After an error
+    /// it is one of the two, too, and the next write is asked of the file anew.
     pub(super) fn write(
-        &self,
+        &mut self,
         kind: Kind,
         (namespace, name): &Key,
-        object: Option<&Value>,
+        object: Option<&str>,
         version: u64,
     ) -> Result<(), StoreError> {
         let key = format!("{}/{namespace}/{name}", kind.plural());
-        let transaction = self.0.begin_write().map_err(disk)?;
+        let database = match self.database.take() {
+            Some(database) => database,
+            None => Database::open(&self.path).map_err(disk)?,
+        };
+        Self::try_write(&database, &key, object, version)?;
+        self.database = Some(database);
+        Ok(())
+    }
+
+    fn try_write(
+        database: &Database,
+        key: &str,
+        object: Option<&str>,
+        version: u64,
+    ) -> Result<(), StoreError> {
+        let transaction = database.begin_write().map_err(disk)?;
         {
             let mut objects = transaction.open_table(OBJECTS).map_err(disk)?;
             match object {
-                Some(object) => {
-                    let text = object.to_string();
-                    objects
-                        .insert(key.as_str(), text.as_bytes())
-                        .map_err(disk)?;
+                Some(text) => {
+                    objects.insert(key, text.as_bytes()).map_err(disk)?;
                 }
                 None => {
-                    objects.remove(key.as_str()).map_err(disk)?;
+                    objects.remove(key).map_err(disk)?;
                 }
             }
             let mut numbers = transaction.open_table(NUMBERS).map_err(disk)?;

@@ -109,7 +109,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::AlreadyExists`]; when it cannot be written.
     pub fn create(&self, kind: Kind, mut object: Value) -> Result<Arc<Value>, StoreError> {
-        let file = self.file();
+        let mut file = self.file();
         let key = key_of(kind, &object);
         if key.1.is_empty() {
             return Err(StoreError::Invalid("metadata.name: is missing".into()));
@@ -118,7 +118,7 @@ impl Store {
             return Err(StoreError::AlreadyExists { kind, name: key.1 });
         }
         stamp(&mut object)?;
-        self.put(&file, What::Added, kind, key, object)
+        self.put(&mut file, What::Added, kind, key, object)
     }
 
     /// Changes an object under the store's lock. Its name, uid and time stay what they are. When
@@ -133,7 +133,7 @@ impl Store {
         name: &str,
         change: &mut Edit<'_>,
     ) -> Result<Arc<Value>, StoreError> {
-        let file = self.file();
+        let mut file = self.file();
         let key = (namespace.to_owned(), name.to_owned());
         let old = self.found(kind, &key)?;
         let mut object = (*old).clone();
@@ -145,7 +145,7 @@ impl Store {
         if object == *old {
             return Ok(old);
         }
-        self.put(&file, What::Modified, kind, key, object)
+        self.put(&mut file, What::Modified, kind, key, object)
     }
 
     /// Forgets an object; what it was last, with the version of its end.
@@ -172,11 +172,11 @@ impl Store {
         name: &str,
         check: &mut dyn FnMut(&Value) -> Result<(), StoreError>,
     ) -> Result<Arc<Value>, StoreError> {
-        let file = self.file();
+        let mut file = self.file();
         let key = (namespace.to_owned(), name.to_owned());
         let old = self.found(kind, &key)?;
         check(&old)?;
-        self.put(&file, What::Deleted, kind, key, (*old).clone())
+        self.put(&mut file, What::Deleted, kind, key, (*old).clone())
     }
 
     /// All changes of a kind after `version`.
@@ -207,7 +207,7 @@ impl Store {
     /// Writes one change, then lets it be seen.
     fn put(
         &self,
-        file: &MutexGuard<'_, File>,
+        file: &mut MutexGuard<'_, File>,
         what: What,
         kind: Kind,
         key: Key,
@@ -215,7 +215,8 @@ impl Store {
     ) -> Result<Arc<Value>, StoreError> {
         let version = self.memory().version + 1;
         object["metadata"]["resourceVersion"] = json!(version.to_string());
-        let kept = (what != What::Deleted).then_some(&object);
+        let text = object.to_string();
+        let kept = (what != What::Deleted).then_some(text.as_str());
         file.write(kind, &key, kept, version)?;
         let object = Arc::new(object);
         let mut memory = self.memory();
@@ -226,13 +227,14 @@ impl Store {
         };
         memory.version = version;
         if let Some(changes) = memory.changes.get_mut(&kind) {
-            changes.push(Change {
+            let change = Change {
                 what,
                 kind,
                 object: Arc::clone(&object),
                 before,
                 version,
-            });
+            };
+            changes.push(change, text.len());
         }
         drop(memory);
         self.0.changed.notify_all();

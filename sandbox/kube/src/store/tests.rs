@@ -103,15 +103,24 @@ fn changes_are_seen_in_their_order_and_by_kind() {
 #[test]
 fn who_is_too_slow_is_told() {
     let mut changes = Changes::since(0);
+    let change = |version| Change {
+        what: What::Added,
+        kind: Kind::Pod,
+        object: Arc::new(Value::Null),
+        before: None,
+        version,
+    };
     for version in 1..=5000 {
-        changes.push(Change {
-            what: What::Added,
-            kind: Kind::Pod,
-            object: Arc::new(Value::Null),
-            before: None,
-            version,
-        });
+        changes.push(change(version), 4);
     }
     assert!(!changes.reach(903));
     assert!(changes.reach(904));
+    // Large ones are forgotten sooner, but for the last.
+    for version in 5001..=5004 {
+        changes.push(change(version), 12 << 20);
+    }
+    assert!(!changes.reach(5001));
+    assert!(changes.reach(5002));
+    changes.push(change(5005), 1 << 30);
+    assert!(changes.reach(5004) && !changes.reach(5003));
 }

@@ -82,10 +82,11 @@ pub(super) async fn attach(
             "containerd's streams are of another version",
         ));
     }
-    let client = upgraded(&mut request);
+    let (client, place) = upgraded(&mut request);
     let wanted = *wanted;
     let ends = version == V5;
     tokio::spawn(async move {
+        let _place = place;
         if let Ok(client) = client.await {
             carry(TokioIo::new(client), upstream, &wanted, ends).await;
         }

@@ -37,8 +37,9 @@ pub(super) async fn join(mut request: Request<Incoming>, url: &str) -> Result<An
         ("upgrade", "SPDY/3.1".to_owned()),
     ];
     headers.extend(upstream.protocol.take().map(|chosen| (PROTOCOL, chosen)));
-    let client = upgraded(&mut request);
+    let (client, place) = upgraded(&mut request);
     tokio::spawn(async move {
+        let _place = place;
         let Ok(client) = client.await else {
             return;
         };
@@ -56,8 +57,9 @@ pub(super) async fn join(mut request: Request<Incoming>, url: &str) -> Result<An
 pub(super) async fn tunnel(mut request: Request<Incoming>, url: &str) -> Result<Answer, Failure> {
     let headers = websocket::accept(request.headers(), &[TUNNEL])?.0;
     let mut upstream = upstream::open(url, &[IN_TUNNEL.to_owned()]).await?;
-    let client = upgraded(&mut request);
+    let (client, place) = upgraded(&mut request);
     tokio::spawn(async move {
+        let _place = place;
         if let Ok(client) = client.await {
             let first = upstream.first;
             carry(TokioIo::new(client), &mut upstream.stream, &first).await;
@@ -74,8 +76,9 @@ pub(super) fn serve(mut request: Request<Incoming>, address: IpAddr) -> Result<A
         let message = format!("the protocol of ports has to be {IN_TUNNEL}");
         return Err(Failure::bad_request(message));
     }
-    let client = upgraded(&mut request);
+    let (client, place) = upgraded(&mut request);
     tokio::spawn(async move {
+        let _place = place;
         if let Ok(client) = client.await {
             ports::serve(TokioIo::new(client), address).await;
         }
@@ -93,8 +96,9 @@ pub(super) fn serve_tunnel(
     address: IpAddr,
 ) -> Result<Answer, Failure> {
     let headers = websocket::accept(request.headers(), &[TUNNEL])?.0;
-    let client = upgraded(&mut request);
+    let (client, place) = upgraded(&mut request);
     tokio::spawn(async move {
+        let _place = place;
         if let Ok(client) = client.await {
             let (mut near, far) = tokio::io::duplex(PIECE);
             tokio::join!(

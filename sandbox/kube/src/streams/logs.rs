@@ -67,10 +67,12 @@ pub(super) async fn answer_log(
         pod: name_of(pod),
         container,
     };
-    let path = api
-        .node
-        .log_path(namespace, &whose.pod, &whose.container, previous);
-    let Some(path) = path else {
+    let path = super::of_node(api, {
+        let (namespace, pod) = (namespace.to_owned(), whose.pod.clone());
+        let container = whose.container.clone();
+        move |node| node.log_path(&namespace, &pod, &container, previous)
+    });
+    let Some(path) = path.await? else {
         return Err(nothing_yet(pod, &whose, previous));
     };
     let opened = tokio::task::spawn_blocking(move || open(&path, tail).map(|file| (file, path)));

@@ -27,7 +27,8 @@ use serde_json::Value;
 use crate::{
     cri::{Client, Streams},
     failure::Failure,
-    http::{Answer, Api, Body, Query},
+    http::{Answer, Api, Body, Place, Query},
+    node::Node,
     objects::name_of,
     store::Kind,
 };
@@ -170,6 +171,18 @@ async fn ask<T: Send + 'static>(
     answered.map_err(|error| Failure::internal(format!("containerd: {error}")))
 }
 
+/// What the node knows of a pod. It may ask containerd, on a thread that may wait for that.
+async fn of_node<T: Send + 'static>(
+    api: &Arc<Api>,
+    question: impl FnOnce(&Node) -> T + Send + 'static,
+) -> Result<T, Failure> {
+    let api = Arc::clone(api);
+    let asked = tokio::task::spawn_blocking(move || question(&api.node));
+    asked
+        .await
+        .map_err(|_| Failure::internal("the request failed"))
+}
+
 /// Where containerd streams a container's standard streams.
 async fn container(
     api: &Arc<Api>,
@@ -180,7 +193,11 @@ async fn container(
     let wanted = Wanted::of(query)?;
     let name = container_of(pod, query)?;
     let namespace = pod["metadata"]["namespace"].as_str().unwrap_or_default();
-    let Some(id) = api.node.container_id(namespace, &name_of(pod), &name) else {
+    let id = of_node(api, {
+        let (namespace, pod, name) = (namespace.to_owned(), name_of(pod), name.clone());
+        move |node| node.container_id(&namespace, &pod, &name)
+    });
+    let Some(id) = id.await? else {
         let pod = name_of(pod);
         return Err(Failure::bad_request(format!(
             "container \"{name}\" of pod \"{pod}\" is not running"
@@ -226,7 +243,11 @@ fn machine(api: &Api, pod: &Value) -> Result<Option<IpAddr>, Failure> {
 async fn ports_of(api: &Arc<Api>, pod: &Value) -> Result<String, Failure> {
     let namespace = pod["metadata"]["namespace"].as_str().unwrap_or_default();
     let name = name_of(pod);
-    let Some(id) = api.node.sandbox_id(namespace, &name) else {
+    let id = of_node(api, {
+        let (namespace, name) = (namespace.to_owned(), name.clone());
+        move |node| node.sandbox_id(&namespace, &name)
+    });
+    let Some(id) = id.await? else {
         return Err(Failure::bad_request(format!(
             "pod \"{name}\" is not running"
         )));
@@ -246,7 +267,9 @@ fn switching(headers: &[(&'static str, String)]) -> Answer {
     answer
 }
 
-/// What becomes of the connection after the answer.
-fn upgraded(request: &mut Request<Incoming>) -> OnUpgrade {
-    hyper::upgrade::on(request)
+/// What becomes of the connection after the answer, and its place among all, which it has until it
+/// ends.
+fn upgraded(request: &mut Request<Incoming>) -> (OnUpgrade, Option<Place>) {
+    let place = request.extensions_mut().remove();
+    (hyper::upgrade::on(request), place)
 }

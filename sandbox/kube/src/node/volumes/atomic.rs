@@ -38,6 +38,8 @@ pub(super) fn write(dir: &Path, files: &Files, group: Option<u32>) -> io::Result
     if let Some(old) = &old
         && as_it_is(&dir.join(old), files)
     {
+        // Whoever wrote it may have been stopped before these.
+        links(dir, files)?;
         return Ok(false);
     }
     let version = new_version(dir)?;

@@ -29,7 +29,15 @@ pub(super) fn memory(path: &Path, size: Option<u64>) -> io::Result<()> {
 
 /// Unmounts what is mounted at `path` itself, if anything is.
 pub(super) fn unmount(path: &Path) -> io::Result<()> {
-    for place in mounted()?.iter().rev().filter(|place| *place == path) {
+    let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
+        return Ok(());
+    };
+    // It may be reached through a link; the kernel knows one name.
+    let path = match fs::canonicalize(above) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        above => above?.join(name),
+    };
+    for place in mounted()?.iter().rev().filter(|place| **place == path) {
         detach(place)?;
     }
     Ok(())

@@ -13,17 +13,32 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-/// The bytes on disk below `top`. More than can be looked at is as much as can be.
-pub(in crate::node) fn used(top: &Path) -> io::Result<u64> {
+/// What a name costs at least, in bytes: one with nothing in it has to be kept in mind here, too.
+const LEAST: u64 = 512;
+
+/// The bytes on disk below `top`, or some number above `limit`: it is not looked further then. More
+/// than can be looked at is as much as can be.
+pub(in crate::node) fn used(top: &Path, limit: u64) -> io::Result<u64> {
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let root = openat(CWD, top, flags, Mode::empty())?;
     let mut bytes = 0;
     let mut twice = HashSet::new();
     let mut todo = vec![PathBuf::from(".")];
-    while let Some(path) = todo.pop() {
+    while bytes <= limit
+        && let Some(path) = todo.pop()
+    {
         let within = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
         match openat2(root.as_fd(), &path, flags, Mode::empty(), within) {
-            Ok(dir) => one(dir.as_fd(), &path, &mut bytes, &mut twice, &mut todo)?,
+            Ok(dir) => {
+                let mut found = Found {
+                    bytes,
+                    limit,
+                    twice: &mut twice,
+                    todo: &mut todo,
+                };
+                found.one(dir.as_fd(), &path)?;
+                bytes = found.bytes;
+            }
             // Nobody needs so deep a tree but to hide in it.
             Err(Errno::NAMETOOLONG) => return Ok(u64::MAX),
             // It went or became something else meanwhile.
@@ -34,37 +49,47 @@ pub(in crate::node) fn used(top: &Path) -> io::Result<u64> {
     Ok(bytes)
 }
 
-fn one(
-    dir: BorrowedFd<'_>,
-    path: &Path,
-    bytes: &mut u64,
-    twice: &mut HashSet<u64>,
-    todo: &mut Vec<PathBuf>,
-) -> io::Result<()> {
-    use std::os::unix::ffi::OsStrExt as _;
-    for entry in Dir::read_from(dir)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        if matches!(name.to_bytes(), b"." | b"..") {
-            continue;
+/// What has been found so far.
+struct Found<'a> {
+    bytes: u64,
+    limit: u64,
+    /// Files of several names that have been counted.
+    twice: &'a mut HashSet<u64>,
+    /// Directories that have not been looked at.
+    todo: &'a mut Vec<PathBuf>,
+}
+
+impl Found<'_> {
+    /// Adds one directory's.
+    fn one(&mut self, dir: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+        use std::os::unix::ffi::OsStrExt as _;
+        for entry in Dir::read_from(dir)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            let Ok(stat) = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) else {
+                continue;
+            };
+            let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+            // A file of several names is there once.
+            if stat.st_nlink > 1 && !is_directory && !self.twice.insert(stat.st_ino) {
+                continue;
+            }
+            let blocks = u64::try_from(stat.st_blocks).unwrap_or_default();
+            let bytes = blocks.saturating_mul(512).max(LEAST);
+            self.bytes = self.bytes.saturating_add(bytes);
+            if self.bytes > self.limit {
+                return Ok(());
+            }
+            if is_directory {
+                let name = std::ffi::OsStr::from_bytes(name.to_bytes());
+                self.todo.push(path.join(name));
+            }
         }
-        let Ok(stat) = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) else {
-            continue;
-        };
-        // A file of several names is there once.
-        if stat.st_nlink > 1
-            && FileType::from_raw_mode(stat.st_mode) != FileType::Directory
-            && !twice.insert(stat.st_ino)
-        {
-            continue;
-        }
-        let blocks = u64::try_from(stat.st_blocks).unwrap_or_default();
-        *bytes = bytes.saturating_add(blocks.saturating_mul(512));
-        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-            todo.push(path.join(std::ffi::OsStr::from_bytes(name.to_bytes())));
-        }
+        Ok(())
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -84,7 +109,9 @@ mod tests {
         fs::create_dir(&outside).unwrap();
         fs::write(outside.join("large"), vec![1; 4 << 20]).unwrap();
         std::os::unix::fs::symlink(&outside, top.join("link")).unwrap();
-        let used = used(&top).unwrap();
-        assert!((1 << 20..2 << 20).contains(&used), "{used}");
+        let bytes = used(&top, u64::MAX).unwrap();
+        assert!((1 << 20..2 << 20).contains(&bytes), "{bytes}");
+        // Beyond the limit nothing more is looked at.
+        assert!(used(&top, 1000).unwrap() > 1000);
     }
 }

@@ -31,7 +31,13 @@ pub(in crate::node) fn mount(root: &Path, sub: &str, target: &Path) -> io::Resul
         fs::create_dir_all(above)?;
     }
     let directory = FileType::from_raw_mode(fstat(&part)?.st_mode) == FileType::Directory;
-    super::remove::tree(target)?;
+    // A place to mount on is empty. Were anything still mounted there, to remove what it holds would
+    // be to remove what is in the volume.
+    match fs::remove_dir(target) {
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => fs::remove_file(target)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        done => done?,
+    }
     if directory {
         fs::create_dir(target)?;
     } else {
