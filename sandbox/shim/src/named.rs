@@ -11,6 +11,13 @@
 use std::path::{Component, Path, PathBuf};
 
 const EMPTY_DIR: &str = "kubernetes.io~empty-dir";
+/// The plugins whose volumes a kubelet fills by itself.
+const SETTINGS: [&str; 4] = [
+    "kubernetes.io~configmap",
+    "kubernetes.io~secret",
+    "kubernetes.io~projected",
+    "kubernetes.io~downward-api",
+];
 
 /// What is known of a volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +30,8 @@ pub(crate) struct Named {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     EmptyDir,
+    /// One that the kubelet fills: a ConfigMap, a Secret, a token, what the pod is.
+    Settings,
     /// A directory or file in a volume, whichever kind that has.
     Part,
     /// Another that a kubelet has made a directory for.
@@ -55,12 +64,18 @@ pub(crate) fn volume(path: &Path) -> Named {
         name: name.to_owned(),
         kind,
     };
+    // Its last five names are those of the volume, and nothing that leads up again.
+    let mut last = path.components().rev().take(5);
+    let climbs = last.any(|part| part == Component::ParentDir);
     for (index, part) in parts.iter().enumerate() {
         if *part != "pods" {
             continue;
         }
         match parts[index + 1..] {
             [_, "volumes", EMPTY_DIR, name] => return named(name, Kind::EmptyDir),
+            [_, "volumes", plugin, name] if SETTINGS.contains(&plugin) && !climbs => {
+                return named(name, Kind::Settings);
+            }
             [_, "volumes", _, name, ..] => return named(name, Kind::Other),
             [_, "volume-subpaths", name, _, ..] => return named(name, Kind::Part),
             _ => {}
@@ -84,6 +99,31 @@ mod tests {
             (
                 "/var/lib/kubelet/pods/u/volumes/kubernetes.io~empty-dir/cache/sub",
                 "cache",
+                Kind::Other,
+            ),
+            (
+                "/var/lib/kubelet/pods/u/volumes/kubernetes.io~projected/kube-api-access-x",
+                "kube-api-access-x",
+                Kind::Settings,
+            ),
+            (
+                "/state/pods/u/volumes/kubernetes.io~configmap/settings",
+                "settings",
+                Kind::Settings,
+            ),
+            (
+                "/state/pods/u/volumes/kubernetes.io~configmap/settings/part",
+                "settings",
+                Kind::Other,
+            ),
+            (
+                "/state/pods/u/volumes/kubernetes.io~secret/../x",
+                "x",
+                Kind::Other,
+            ),
+            (
+                "/pods/u/volumes/kubernetes.io~nfs/n/pods/u/volumes/kubernetes.io~secret/s",
+                "n",
                 Kind::Other,
             ),
             (

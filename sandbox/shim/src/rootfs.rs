@@ -188,7 +188,11 @@ impl Places {
                 return Ok(());
             }
         }
-        let written_by_kubelet = bind.read_only && watched::version(&bind.path).is_some();
+        // A container may make any other directory look like one, to have it looked at or to be rid of
+        // its limits.
+        let written_by_kubelet = bind.read_only
+            && named.kind == Kind::Settings
+            && watched::version(&bind.path).is_some();
         let limited = (!written_by_kubelet).then_some(&named);
         let volume = pod.volumes.show(bind, recursive, &about.lanes, limited)?;
         (told.tag, told.path) = volume.part();
@@ -321,7 +325,7 @@ fn size_limit(named: &Named, pod: OfPod<'_>) -> Result<Option<(String, u64)>, Sh
     let field = format!("io.pericarp/volume.{}.size-limit", named.name);
     match named.kind {
         Kind::EmptyDir | Kind::Part => Ok(Some((field, limit))),
-        Kind::Other => Err(no_empty_dir(&field)),
+        Kind::Settings | Kind::Other => Err(no_empty_dir(&field)),
         Kind::Path => Ok(None),
     }
 }

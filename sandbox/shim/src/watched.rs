@@ -2,14 +2,20 @@
 //! the guest keeps a copy, and is told here when it has to look again.
 //!
 //! A kubelet puts all files of a version into a directory of its own and has one link, `..data`, lead
-//! there. That is what such a volume is known by, and that it is mounted to be read alone. The host's
-//! inotify says when the link has been replaced; a thread of the pod passes that on.
+//! there. That is what such a volume is known by, beside its place (`named`) and that it is mounted to
+//! be read alone. The host's inotify says when the link has been replaced; a thread of the pod passes
+//! that on.
+//!
+//! A container may write where such a volume comes from, if it is shown the same directory elsewhere.
+//! What is looked at here, as root, is below that directory alone: no link is followed, and nothing
+//! that is mounted there is entered.
 
 use std::{
     collections::HashMap,
-    fs, io,
+    ffi::CStr,
+    io,
     mem::MaybeUninit,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     thread,
@@ -17,7 +23,14 @@ use std::{
 };
 
 use pericarp_api::{MAX_COPIED, MAX_COPIED_BYTES, VERSION_LINK, host::Guest, is_version};
-use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
+use rustix::{
+    fs::{
+        AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags,
+        inotify::{self, CreateFlags, Reader, WatchFlags},
+        openat2, readlinkat, statat,
+    },
+    path::Arg,
+};
 
 use crate::{error::ShimError, guest};
 
@@ -26,6 +39,12 @@ const SETTLE: Duration = Duration::from_millis(30);
 /// A container that is being created has no copy yet, and may take so long.
 const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(500);
+/// Directories in one another, as many as a guest copies.
+const DEEPEST: usize = 16;
+const LISTED: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
 
 /// All of a pod's.
 #[derive(Debug, Default)]
@@ -60,31 +79,50 @@ pub(crate) struct Watch {
 
 /// Where the link of such a volume leads, if this is one of which a guest can keep a copy.
 pub(crate) fn version(directory: &Path) -> Option<String> {
-    let link = fs::read_link(directory.join(VERSION_LINK)).ok()?;
-    let version = link.to_str().filter(|name| is_version(name))?;
+    let directory = rustix::fs::open(directory, LISTED, Mode::empty()).ok()?;
+    let link = readlinkat(&directory, VERSION_LINK, Vec::new()).ok()?;
+    let version = link.to_str().ok().filter(|name| is_version(name))?;
+    let files = inside(&directory, version).ok()?;
     let mut left = (MAX_COPIED, MAX_COPIED_BYTES);
-    is_small(&directory.join(version), &mut left).then(|| version.to_owned())
+    (is_small(&files, &mut left, 0) == Ok(true)).then(|| version.to_owned())
+}
+
+/// Opens a directory in another one, where it is really there.
+fn inside(directory: impl AsFd, name: impl Arg) -> rustix::io::Result<OwnedFd> {
+    let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    openat2(directory, name, LISTED, Mode::empty(), how)
 }
 
 /// Whether no more than that is in a directory.
-fn is_small(directory: &Path, left: &mut (usize, u64)) -> bool {
-    let Ok(entries) = fs::read_dir(directory) else {
-        return false;
-    };
-    entries.flatten().all(|entry| {
-        let Ok(there) = entry.metadata() else {
-            return false;
+fn is_small(
+    directory: &OwnedFd,
+    left: &mut (usize, u64),
+    depth: usize,
+) -> rustix::io::Result<bool> {
+    if depth > DEEPEST {
+        return Ok(false);
+    }
+    for entry in Dir::read_from(directory)? {
+        let entry = entry?;
+        let name: &CStr = entry.file_name();
+        if [c".", c".."].contains(&name) {
+            continue;
+        }
+        let there = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let kind = FileType::from_raw_mode(there.st_mode);
+        let bytes = match kind {
+            FileType::RegularFile => u64::try_from(there.st_size).unwrap_or(u64::MAX),
+            _ => 0,
         };
-        let (Some(files), Some(bytes)) = (
-            left.0.checked_sub(1),
-            left.1
-                .checked_sub(if there.is_file() { there.len() } else { 0 }),
-        ) else {
-            return false;
+        let (Some(files), Some(bytes)) = (left.0.checked_sub(1), left.1.checked_sub(bytes)) else {
+            return Ok(false);
         };
         *left = (files, bytes);
-        !there.is_dir() || is_small(&entry.path(), left)
-    })
+        if kind == FileType::Directory && !is_small(&inside(directory, name)?, left, depth + 1)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 impl Watched {
@@ -234,7 +272,7 @@ impl Drop for Watch {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::{fs, os::unix::fs::symlink};
 
     use super::*;
 
@@ -254,6 +292,19 @@ mod tests {
             symlink(elsewhere, top.join("..data")).unwrap();
             assert_eq!(version(&top), None, "{elsewhere}");
         }
+        // What is called as a version is no way out either, nor is what is in one.
+        symlink("/etc", top.join("..3")).unwrap();
+        fs::remove_file(top.join("..data")).unwrap();
+        symlink("..3", top.join("..data")).unwrap();
+        assert_eq!(version(&top), None);
+        fs::create_dir(top.join("..4")).unwrap();
+        symlink("/", top.join("..4/all")).unwrap();
+        fs::remove_file(top.join("..data")).unwrap();
+        symlink("..4", top.join("..data")).unwrap();
+        assert_eq!(version(&top).unwrap(), "..4");
+        let deep = top.join("..4").join(vec!["x"; DEEPEST + 1].join("/"));
+        fs::create_dir_all(deep).unwrap();
+        assert_eq!(version(&top), None);
         fs::remove_dir_all(top).unwrap();
     }
 

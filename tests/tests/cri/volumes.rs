@@ -48,8 +48,10 @@ const WATCHER: &str = "/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2 --library-
     while (sysread($f, $event, 4096)) { print unpack(\"x16 Z*\", $event), \"\\n\" }' /etc/settings";
 
 pub(crate) fn a_config_map_changes_under_the_container(stage: &mut Stage) {
-    let volume = stage.node.scratch().path("config-map");
-    fs::create_dir(&volume).unwrap();
+    // Known by its place, too.
+    let volumes = stage.node.scratch().path("pods/uid/volumes");
+    let volume = volumes.join("kubernetes.io~projected/settings");
+    fs::create_dir_all(&volume).unwrap();
     publish(&volume, 1, "first");
     let pod = stage.pod("config");
     let mut config = container("reader", &IDLE);
