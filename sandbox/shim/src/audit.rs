@@ -1,16 +1,23 @@
 //! What is done to a pod and in it, as JSON lines for who keeps watch: one file for all pods of a
 //! node's profiles that ask for it, which is set aside when it is large.
 //!
-//! Told by `pod`. A line is written before what it says is done, or where a guest is heard. What cannot
-//! be written is a line in the log, and nobody waits.
+//! Told by `pod`, before what a line says is done, or where a guest is heard. A thread writes them in
+//! that order, so that a directory which does not answer (a dead server, somebody who keeps the file
+//! locked) holds up nothing. What cannot be written is a line in the log, and nobody waits.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, ErrorKind, Write as _},
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
-    path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
-    time::SystemTime,
+    path::Path,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        mpsc::{
+            Receiver, RecvTimeoutError, Sender, SyncSender, TrySendError, channel, sync_channel,
+        },
+    },
+    thread,
+    time::{Duration, SystemTime},
 };
 
 use rustix::fs::{FlockOperation, flock};
@@ -22,37 +29,62 @@ const OLD: &str = "audit.jsonl.old";
 const LARGE: u64 = 64 << 20;
 /// Another shim may be setting it aside.
 const TRIES: u32 = 8;
+/// Lines that wait to be written; a container with all its mounts is some dozens.
+const MOST: usize = 1024;
+/// For those that are left when the shim leaves.
+const LAST_LIMIT: Duration = Duration::from_secs(2);
 
 /// The stream of one pod.
 #[derive(Debug, Default)]
 pub(crate) struct Audit {
-    stream: Mutex<Option<Stream>>,
+    begun: Mutex<Option<Begun>>,
+}
+
+#[derive(Debug)]
+struct Begun {
+    stream: Stream,
+    /// Ends when all lines have been written, once nobody has the stream.
+    written: Receiver<()>,
 }
 
 #[derive(Debug, Clone)]
 struct Stream {
-    directory: PathBuf,
     namespace: String,
     id: String,
     name: String,
+    lines: SyncSender<String>,
 }
 
 impl Audit {
     /// Begins, if the pod's profile has a directory for it.
     pub(crate) fn begin(&self, directory: Option<&Path>, namespace: &str, id: &str, name: &str) {
-        let stream = directory.map(|directory| Stream {
-            directory: directory.to_owned(),
-            namespace: namespace.to_owned(),
-            id: id.to_owned(),
-            name: name.to_owned(),
+        let begun = directory.map(|directory| {
+            let (lines, said) = sync_channel(MOST);
+            let (end, written) = channel();
+            let directory = directory.to_owned();
+            let write = move || write_all(&directory, &said, end);
+            if let Err(error) = thread::Builder::new().name("audit".into()).spawn(write) {
+                log::error!("audit: a thread: {error}");
+            }
+            let stream = Stream {
+                namespace: namespace.to_owned(),
+                id: id.to_owned(),
+                name: name.to_owned(),
+                lines,
+            };
+            Begun { stream, written }
         });
-        *self.stream.lock().unwrap_or_else(PoisonError::into_inner) = stream;
+        *self.begun() = begun;
+    }
+
+    fn begun(&self) -> MutexGuard<'_, Option<Begun>> {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Says that this happens to a container, or to the pod.
     pub(crate) fn tell(&self, event: &str, container: Option<&str>, more: Value) {
-        let stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(stream) = stream.clone() else {
+        let stream = self.begun().as_ref().map(|begun| begun.stream.clone());
+        let Some(stream) = stream else {
             return;
         };
         let mut object = json!({
@@ -68,10 +100,41 @@ impl Audit {
         for (key, value) in more.as_object().into_iter().flatten() {
             object[key] = value.clone();
         }
-        if let Err(error) = append(&stream.directory, &format!("{object}\n"), LARGE) {
-            log::warn!("audit: {}: {error}: {object}", stream.directory.display());
+        match stream.lines.try_send(format!("{object}\n")) {
+            Ok(()) => {}
+            Err(TrySendError::Full(line)) => {
+                log::warn!(
+                    "audit: {MOST} lines wait already, not written: {}",
+                    line.trim_end()
+                );
+            }
+            Err(TrySendError::Disconnected(line)) => {
+                log::warn!("audit: nobody writes: {}", line.trim_end());
+            }
         }
     }
+
+    /// Waits a moment until everything has been written. Nothing more is.
+    pub(crate) fn finish(&self) {
+        let Some(Begun { stream, written }) = self.begun().take() else {
+            return;
+        };
+        drop(stream);
+        if written.recv_timeout(LAST_LIMIT) == Err(RecvTimeoutError::Timeout) {
+            log::warn!("audit: the last lines are not written: the directory does not answer");
+        }
+    }
+}
+
+/// Writes what comes; `end` goes with this.
+fn write_all(directory: &Path, lines: &Receiver<String>, end: Sender<()>) {
+    for line in lines {
+        if let Err(error) = append(directory, &line, LARGE) {
+            let line = line.trim_end();
+            log::warn!("audit: {}: {error}: {line}", directory.display());
+        }
+    }
+    drop(end);
 }
 
 fn append(directory: &Path, line: &str, large: u64) -> io::Result<()> {
@@ -151,6 +214,7 @@ mod tests {
         let directory = std::env::temp_dir().join(format!("pericarp-told-{}", std::process::id()));
         audit.begin(Some(&directory), "k8s.io", "p", "default/web");
         audit.tell("exec", Some("c"), json!({"args": ["sh", "-c", "a\nb"]}));
+        audit.finish();
         let text = fs::read_to_string(directory.join(FILE)).unwrap();
         fs::remove_dir_all(&directory).unwrap();
         let said: Value = serde_json::from_str(&text).unwrap();
@@ -160,5 +224,28 @@ mod tests {
             (&json!("default/web"), &json!("c"))
         );
         assert_eq!(said["args"][2], "a\nb");
+    }
+
+    #[test]
+    fn a_directory_that_does_not_answer_holds_up_nobody() {
+        let directory = std::env::temp_dir().join(format!("pericarp-deaf-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&directory);
+        fs::create_dir(&directory).unwrap();
+        // It is to be set aside, which waits for the lock.
+        let locked = open(&directory.join(FILE)).unwrap();
+        locked.set_len(LARGE).unwrap();
+        flock(&locked, FlockOperation::LockExclusive).unwrap();
+        let audit = Audit::default();
+        audit.begin(Some(&directory), "k8s.io", "p", "default/web");
+        // One is being written.
+        for _ in 0..MOST + 8 {
+            audit.tell("exec", None, json!({}));
+        }
+        drop(locked);
+        audit.finish();
+        let text = fs::read_to_string(directory.join(FILE)).unwrap();
+        fs::remove_dir_all(&directory).unwrap();
+        let lines = text.lines().count();
+        assert!((MOST..=MOST + 1).contains(&lines), "{lines}");
     }
 }

@@ -211,24 +211,30 @@ impl Pod {
         }
     }
 
+    /// Nothing more is to be said: waits a moment for what has been.
+    pub(crate) fn finish(&self) {
+        self.audit.finish();
+    }
+
     /// The machine has ended, and nobody has ended it in good order.
     pub(crate) fn lost(&self, ended: Ended) {
-        let tasks: Vec<Arc<Task>> = {
+        let (tasks, said): (Vec<Arc<Task>>, String) = {
             let mut state = self.state();
             let reason = state.reason.take().unwrap_or(ended.reason);
             let said = has_ended(&reason).to_string();
-            log::error!("{said}");
-            self.audit
-                .tell("machine-ended", None, json!({ "reason": said }));
-            self.why.lost(ended.kind, said, ended.evidence);
             state.machine = MachineState::Ended(reason);
             state.handle = None;
             let there = state.tasks.values().filter_map(|slot| match slot {
                 Slot::There(task) => Some(Arc::clone(task)),
                 Slot::Creating { .. } => None,
             });
-            there.collect()
+            (there.collect(), said)
         };
+        // Files are written here, for which no request is to wait.
+        log::error!("{said}");
+        let facts = json!({ "reason": said });
+        self.audit.tell("machine-ended", None, facts);
+        self.why.lost(ended.kind, said, ended.evidence);
         // Containers notice by themselves: their streams have ended.
         for task in tasks.into_iter().filter(|task| task.is_pod()) {
             self.over(&task, "", Exit::now(LOST));

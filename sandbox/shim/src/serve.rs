@@ -77,6 +77,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), ShimError> {
     // The answer to the last request is on its way.
     thread::sleep(FAREWELL);
     events.finish();
+    pod.finish();
     // Its threads end with the process.
     std::mem::forget(server);
     Ok(())
