@@ -350,9 +350,6 @@ impl Pod {
         prepared.spec["process"]["terminal"] = request.terminal.into();
         let own = Process::create(name, stdio)?;
         let mut places = Places::make(&self.directory, &own.name.container)?;
-        let top = self.directory.shared().join(CONTAINERS);
-        self.why
-            .learn_places(&request.id, top.join(&own.name.container), prepared);
         let of_pod = OfPod {
             volumes: &self.volumes,
             blocks: &self.blocks,
@@ -364,6 +361,12 @@ impl Pod {
         for (index, source) in &prepared.sources {
             sources.push(places.source(*index, source, of_pod)?);
         }
+        let shared = root.file_system.is_none().then(|| {
+            let top = self.directory.shared().join(CONTAINERS);
+            top.join(&own.name.container)
+        });
+        self.why
+            .learn_places(&request.id, shared, prepared, &sources);
         let nodes = prepared.nodes.iter();
         let devices: Result<_, _> = nodes.map(|node| places.node(node, of_pod)).collect();
         self.tell_container(&request.id, bundle, prepared);

@@ -10,6 +10,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use pericarp_api::agent;
 use pericarp_pod::history::{BASE, Cause, History, Kind};
 
 use crate::{
@@ -33,12 +34,28 @@ struct About {
     places: Vec<(String, PathBuf)>,
 }
 
+/// The end of a command that is to be noted, and what is looked at for its cause.
+#[derive(Debug)]
+pub(crate) struct Noteworthy {
+    name: String,
+    exit: Exit,
+    places: Vec<(String, PathBuf)>,
+}
+
 #[derive(Debug, Default)]
 struct State {
     history: History,
     containers: HashMap<String, About>,
     /// They were told to end.
     told: HashSet<String>,
+}
+
+impl State {
+    /// What a container is called.
+    fn name(&self, id: &str) -> String {
+        let about = self.containers.get(id);
+        about.map_or_else(|| id.to_owned(), |about| about.name.clone())
+    }
 }
 
 /// The notes of a pod.
@@ -92,20 +109,34 @@ impl Chronicle {
         state.containers.insert(id.to_owned(), about);
     }
 
-    /// Learns where it may write: its root, and directories of the host.
-    pub(crate) fn learn_places(&self, id: &str, root: PathBuf, prepared: &Prepared) {
+    /// Learns where it may write: its root, and directories of the host, as far as they are shared.
+    /// How full a disk is, the guest alone knows.
+    pub(crate) fn learn_places(
+        &self,
+        id: &str,
+        root: Option<PathBuf>,
+        prepared: &Prepared,
+        shown: &[agent::Source],
+    ) {
         let mounts = &prepared.spec["mounts"];
-        let volumes = prepared.sources.iter().filter_map(|(index, source)| {
-            let Source::Host(bind, _) = source else {
-                return None;
-            };
-            let place = mounts[*index]["destination"].as_str()?;
-            let wanted = !bind.read_only && bind.path.is_dir();
-            wanted.then(|| (place.to_owned(), bind.path.clone()))
-        });
-        let places = std::iter::once(("/".to_owned(), root)).chain(volumes);
+        let volumes = prepared
+            .sources
+            .iter()
+            .zip(shown)
+            .filter_map(|((index, source), shown)| {
+                let Source::Host(bind, _) = source else {
+                    return None;
+                };
+                let place = mounts[*index]["destination"].as_str()?;
+                let is_shared = shown.file_system.is_none();
+                let wanted = is_shared && !bind.read_only && bind.path.is_dir();
+                wanted.then(|| (place.to_owned(), bind.path.clone()))
+            });
+        let root = root.map(|root| ("/".to_owned(), root));
+        // Before the lock: a dead server lets us wait.
+        let places: Vec<_> = root.into_iter().chain(volumes).collect();
         if let Some(about) = self.state().containers.get_mut(id) {
-            about.places = places.collect();
+            about.places = places;
         }
     }
 
@@ -122,7 +153,14 @@ impl Chronicle {
 
     /// A container was not made, or not started.
     pub(crate) fn refused(&self, id: &str, phase: &str, error: &str) {
-        self.note(Kind::Refused, phase, Some(id), error.to_owned(), Vec::new());
+        let name = self.state().name(id);
+        self.note(
+            Kind::Refused,
+            phase,
+            Some(name),
+            error.to_owned(),
+            Vec::new(),
+        );
     }
 
     /// The machine has ended by itself.
@@ -136,8 +174,8 @@ impl Chronicle {
         let (name, limit) = {
             let state = self.state();
             let about = state.containers.get(id);
-            let name = about.map_or_else(|| id.to_owned(), |about| about.name.clone());
-            (name, about.and_then(|about| about.memory_limit))
+            let limit = about.and_then(|about| about.memory_limit);
+            (state.name(id), limit)
         };
         let what = match its_end {
             true => "its command",
@@ -150,21 +188,28 @@ impl Chronicle {
         let sentence = format!(
             "container {name}: the guest's kernel killed {what} for want of memory; {limit}"
         );
-        self.note(Kind::OutOfMemory, "run", Some(id), sentence, Vec::new());
+        self.note(Kind::OutOfMemory, "run", Some(name), sentence, Vec::new());
     }
 
-    /// The command of a container has ended. What ended well, or when it was told to, is not noted.
-    pub(crate) fn ended(&self, id: &str, exit: Exit) {
-        let (name, places) = {
-            let state = self.state();
-            if exit.code == 0 || state.told.contains(id) {
-                return;
-            }
-            let Some(about) = state.containers.get(id) else {
-                return;
-            };
-            (about.name.clone(), about.places.clone())
-        };
+    /// The command of a container has ended: what is to be noted of that, with [`Chronicle::ended`].
+    /// What ended well, or when it was told to, is not.
+    pub(crate) fn noteworthy(&self, id: &str, exit: Exit) -> Option<Noteworthy> {
+        let state = self.state();
+        if exit.code == 0 || state.told.contains(id) {
+            return None;
+        }
+        let about = state.containers.get(id)?;
+        Some(Noteworthy {
+            name: about.name.clone(),
+            exit,
+            places: about.places.clone(),
+        })
+    }
+
+    /// Notes the end of a command, and whether there was no room where it wrote. A dead server lets
+    /// us wait for that, so everybody else has been told by then.
+    pub(crate) fn ended(&self, what: Noteworthy) {
+        let Noteworthy { name, exit, places } = what;
         let how = match exit.code {
             code @ 129..=192 => format!("was ended by signal {}", code - 128),
             code => format!("ended with code {code}"),
@@ -175,10 +220,10 @@ impl Chronicle {
             .filter_map(|(place, path)| fullness(path).map(|said| format!("{place} {said}")))
             .collect();
         match full.first() {
-            None => self.note(Kind::Exit, "run", Some(id), sentence, Vec::new()),
+            None => self.note(Kind::Exit, "run", Some(name), sentence, Vec::new()),
             Some(first) => {
                 let sentence = format!("{sentence}, and the file system at {first}");
-                self.note(Kind::DiskFull, "run", Some(id), sentence, full);
+                self.note(Kind::DiskFull, "run", Some(name), sentence, full);
             }
         }
     }
@@ -187,17 +232,13 @@ impl Chronicle {
         &self,
         kind: Kind,
         phase: &str,
-        container: Option<&str>,
+        container: Option<String>,
         sentence: String,
         evidence: Vec<String>,
     ) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now = now.map_or(0, |passed| passed.as_millis());
         let mut state = self.state();
-        let container = container.map(|id| {
-            let about = state.containers.get(id);
-            about.map_or_else(|| id.to_owned(), |about| about.name.clone())
-        });
         state.history.add(Cause {
             at: u64::try_from(now).unwrap_or(u64::MAX),
             kind,
@@ -243,6 +284,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::spec::Bind;
 
     #[test]
     fn what_ended_as_it_was_told_is_not_noted() {
@@ -258,12 +300,17 @@ mod tests {
             spec: json!({"annotations": {NAME: "web"}, "linux": limit}),
         };
         chronicle.learn("c", &bundle);
-        chronicle.ended("c", Exit::now(0));
+        let noteworthy = |code| chronicle.noteworthy("c", Exit::now(code));
+        assert!(noteworthy(0).is_none());
         chronicle.told_to_end("c");
-        chronicle.ended("c", Exit::now(143));
+        assert!(noteworthy(143).is_none());
         assert!(!base.exists());
         chronicle.learn("c", &bundle);
-        chronicle.ended("c", Exit::now(139));
+        let what = noteworthy(139).unwrap();
+        // It may be deleted before everything has been looked at.
+        chronicle.forget("c");
+        chronicle.ended(what);
+        chronicle.learn("c", &bundle);
         chronicle.out_of_memory("c", true);
         chronicle.refused("c", "start", "no such program");
         let all = pericarp_pod::history::all(&base);
@@ -283,6 +330,44 @@ mod tests {
             ]
         );
         assert_eq!(all[0].causes[2].container.as_deref(), Some("web"));
+    }
+
+    #[test]
+    fn what_the_guest_has_as_a_disk_is_not_looked_at() {
+        let chronicle = Chronicle::new("k8s.io", "p");
+        let bundle = Bundle {
+            path: "/b".into(),
+            spec: json!({}),
+        };
+        chronicle.learn("c", &bundle);
+        let bind = |path: &str| {
+            let bind = Bind {
+                path: path.into(),
+                read_only: false,
+                follows: false,
+            };
+            Source::Host(bind, true)
+        };
+        let mounts = json!([{"destination": "/shared"}, {"destination": "/disk"}]);
+        let prepared = Prepared {
+            spec: json!({ "mounts": mounts }),
+            sources: vec![(0, bind("/")), (1, bind("/"))],
+            nodes: Vec::new(),
+            shared_processes: false,
+        };
+        let disk = agent::Source {
+            file_system: Some(agent::FileSystem::default()).into(),
+            ..agent::Source::default()
+        };
+        let places = |root: Option<PathBuf>| {
+            let shown = [agent::Source::default(), disk.clone()];
+            chronicle.learn_places("c", root, &prepared, &shown);
+            let what = chronicle.noteworthy("c", Exit::now(1)).unwrap();
+            let places = what.places.into_iter().map(|(place, _)| place);
+            places.collect::<Vec<_>>()
+        };
+        assert_eq!(places(None), ["/shared"]);
+        assert_eq!(places(Some("/r".into())), ["/", "/shared"]);
     }
 
     #[test]

@@ -138,6 +138,7 @@ impl Pod {
         };
         let is_command = exec.is_empty() && !task.is_pod();
         let out_of_memory = is_command && self.ran_out_of_memory(task, exit);
+        let mut noteworthy = None;
         if is_command && self.machine().is_ok() {
             // Where the first process was not the one, that was told before.
             match exit.out_of_memory {
@@ -145,7 +146,7 @@ impl Pod {
                     self.audit.tell("out-of-memory", Some(&task.id), json!({}));
                     self.why.out_of_memory(&task.id, true);
                 }
-                false => self.why.ended(&task.id, exit),
+                false => noteworthy = self.why.noteworthy(&task.id, exit),
             }
         }
         if out_of_memory {
@@ -156,6 +157,11 @@ impl Pod {
         }
         if process.step(|phase| !matches!(phase, Phase::Over(_)), Phase::Over(exit)) {
             self.told_over(task, exec, exit);
+        }
+        // Last: it looks at the volumes, one of which may be a dead server's, and nobody waits for that
+        // to stop or delete the container.
+        if let Some(what) = noteworthy {
+            self.why.ended(what);
         }
     }
 
