@@ -41,6 +41,9 @@ struct Hierarchy {
 pub(crate) struct Entered {
     group: PathBuf,
     hierarchies: Vec<Hierarchy>,
+    /// Of the processes that the kernel has killed, those that have nothing to do with an end: the
+    /// group was there before, or another process has come in place of one.
+    outlived: u64,
 }
 
 /// Where a configuration's group is, from the top of each hierarchy. None if it names none.
@@ -87,6 +90,7 @@ impl Entered {
         let mut entered = Self {
             group,
             hierarchies: Vec::new(),
+            outlived: 0,
         };
         for hierarchy in hierarchies {
             let path = hierarchy.mount.join(&entered.group);
@@ -98,12 +102,32 @@ impl Entered {
             });
             entering.map_err(during(format!("the control group {}", path.display())))?;
         }
+        entered.outlive(u64::MAX);
         Ok(entered)
     }
 
-    /// What the kernel says if it has killed processes of the group for want of memory: the group
-    /// above is full, or the host is.
+    /// The pod goes on without that many processes, which others have come in place of. One more that
+    /// was killed may be the machine, which takes longer to end: that is still to be told.
+    pub(crate) fn outlive(&mut self, processes: u64) {
+        let killed = self.killed().map_or(0, |(killed, _)| killed);
+        self.outlived = killed.min(self.outlived.saturating_add(processes));
+    }
+
+    /// What the kernel says if it has killed processes of the group for want of memory, which nothing
+    /// has come in place of: the group above is full, or the host is.
     pub(crate) fn killed_for_memory(&self) -> Option<String> {
+        let (killed, limit) = self.killed()?;
+        let killed = killed.checked_sub(self.outlived).filter(|new| *new > 0)?;
+        let limit = limit.map_or_else(String::new, |limit| {
+            format!("; its group may hold {} MiB", limit >> 20)
+        });
+        Some(format!(
+            "the host's kernel has killed {killed} of the pod's processes for want of memory{limit}"
+        ))
+    }
+
+    /// How many it has killed since the group was made, and what the group above may hold.
+    fn killed(&self) -> Option<(u64, Option<u64>)> {
         let number = |path: PathBuf, name: &str| -> Option<u64> {
             let text = fs::read_to_string(path).ok()?;
             let line = text.lines().find_map(|line| line.strip_prefix(name))?;
@@ -115,16 +139,10 @@ impl Entered {
                 true => ("memory.events", "memory.max"),
                 false => ("memory.oom_control", "memory.limit_in_bytes"),
             };
-            let killed = number(group.join(events), "oom_kill ").filter(|killed| *killed > 0)?;
+            let killed = number(group.join(events), "oom_kill ")?;
             let above = group.parent()?;
             let limit = number(above.join(limit), "").filter(|limit| *limit < 1 << 60);
-            let limit = limit.map_or_else(String::new, |limit| {
-                format!("; its group may hold {} MiB", limit >> 20)
-            });
-            Some(format!(
-                "the host's kernel has killed {killed} of the pod's processes for want of \
-                 memory{limit}"
-            ))
+            Some((killed, limit))
         })
     }
 }
@@ -275,6 +293,49 @@ mod tests {
             let error = group(wrong).unwrap_err().to_string();
             assert!(error.starts_with("linux.cgroupsPath: "), "{error}");
         }
+    }
+
+    #[test]
+    fn what_was_killed_before_ends_nothing() {
+        let top = std::env::temp_dir().join(format!("pericarp-killed-{}", std::process::id()));
+        fs::create_dir_all(top.join("pod/p")).unwrap();
+        fs::write(top.join("pod/memory.max"), "67108864\n").unwrap();
+        let kernel = |killed: u32| {
+            let text = format!("oom 9\noom_kill {killed}\noom_group_kill 0\n");
+            fs::write(top.join("pod/p/memory.events"), text).unwrap();
+        };
+        let hierarchy = Hierarchy {
+            mount: top.clone(),
+            home: PathBuf::new(),
+            unified: true,
+        };
+        let mut entered = Entered {
+            group: "pod/p".into(),
+            hierarchies: vec![hierarchy],
+            outlived: 0,
+        };
+        kernel(0);
+        assert_eq!(entered.killed_for_memory(), None);
+        kernel(2);
+        let said = entered.killed_for_memory().unwrap();
+        assert!(said.contains("has killed 2 of"), "{said}");
+        entered.outlive(1);
+        let said = entered.killed_for_memory().unwrap();
+        assert!(said.contains("has killed 1 of"), "{said}");
+        // Not all of them were killed by the kernel.
+        entered.outlive(3);
+        assert_eq!(entered.killed_for_memory(), None);
+        kernel(3);
+        let said = entered.killed_for_memory().unwrap();
+        assert!(
+            said.ends_with(
+                "killed 1 of the pod's processes for want of memory; its group may hold 64 MiB"
+            ),
+            "{said}"
+        );
+        // There is nothing to leave.
+        entered.hierarchies.clear();
+        fs::remove_dir_all(top).unwrap();
     }
 
     #[test]

@@ -130,12 +130,13 @@ impl Disks {
         true
     }
 
-    /// Starts those again that have ended. An error is for the pod to end with. Whether there were
-    /// any.
-    pub(crate) fn revive(&mut self, machine: u32) -> Result<bool, ShimError> {
+    /// Starts those again that have ended. An error is for the pod to end with. How many there
+    /// were.
+    pub(crate) fn revive(&mut self, machine: u32) -> Result<u64, ShimError> {
         if self.all.iter_mut().all(|one| one.sidecar.death().is_none()) {
-            return Ok(false);
+            return Ok(0);
         }
+        let mut revived = 0;
         let _ordinary = Ordinary::begin();
         let _pinned = self.cpus.as_ref().map(Pinned::to).transpose()?;
         for one in &mut self.all {
@@ -143,9 +144,10 @@ impl Disks {
             if let Some(death) = one.deaths.revive(&mut one.sidecar, again)? {
                 log::warn!("{death}; it was started again");
                 as_killable_as(machine, one.sidecar.pid());
+                revived += 1;
             }
         }
-        Ok(true)
+        Ok(revived)
     }
 
     /// Lets go of all of them; the machine has ended.

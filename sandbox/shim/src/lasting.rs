@@ -48,21 +48,23 @@ impl Lasting {
         self.all.iter_mut().find_map(pericarp_pod::Lasting::death)
     }
 
-    /// Starts those again that have ended. An error is for the pod to end with. Whether there were
-    /// any.
-    pub(crate) fn revive(&mut self, machine: u32) -> Result<bool, ShimError> {
+    /// Starts those again that have ended. An error is for the pod to end with. How many there
+    /// were.
+    pub(crate) fn revive(&mut self, machine: u32) -> Result<u64, ShimError> {
         if self.death().is_none() {
-            return Ok(false);
+            return Ok(0);
         }
+        let mut revived = 0;
         let _ordinary = Ordinary::begin();
         let _pinned = self.cpus.as_ref().map(Pinned::to).transpose()?;
         for one in &mut self.all {
             if let Some(death) = one.revive()? {
                 log::warn!("{death}; it was started again");
                 as_killable_as(machine, one.pid());
+                revived += 1;
             }
         }
-        Ok(true)
+        Ok(revived)
     }
 
     pub(crate) fn end(self) {

@@ -415,9 +415,14 @@ impl Running {
         }
         let machine = self.machine.pid();
         let lasting = self.lasting.revive(machine);
-        match lasting.and_then(|any| Ok(self.disks.revive(machine)? || any)) {
-            Ok(false) => {}
-            Ok(true) => self.tell_processes(),
+        match lasting.and_then(|some| Ok(self.disks.revive(machine)? + some)) {
+            Ok(0) => {}
+            Ok(revived) => {
+                if let Some(group) = &mut self.group {
+                    group.outlive(revived);
+                }
+                self.tell_processes();
+            }
             Err(error) => return Some(error.to_string()),
         }
         let mut fds = [PollFd::new(&self.hello, PollFlags::IN)];
