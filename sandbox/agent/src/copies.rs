@@ -84,7 +84,6 @@ impl Copies {
         (tag, path): (&str, &str),
         version: &str,
     ) -> Result<PathBuf, RequestError> {
-        let source = shares.open(tag, path)?;
         // Held meanwhile: another container may want the same one.
         let mut kept = self.lock();
         let part = (tag.to_owned(), path.to_owned());
@@ -92,14 +91,17 @@ impl Copies {
             there.users += 1;
             return Ok(there.place.clone());
         }
+        let source = shares.open(tag, path)?;
         let place = Path::new(STATE).join("copies").join(kept.next.to_string());
         kept.next += 1;
-        fs::create_dir_all(&place).map_err(trying(place.display().to_string()))?;
-        let flags = MountFlags::NOSUID | MountFlags::NODEV;
-        mount("copy", &place, "tmpfs", flags, Some(MEMORY)).map_err(trying("a volume's memory"))?;
-        if let Err(error) = follow(&source, &place, version) {
+        let made = make(&place).and_then(|()| {
+            follow(&source, &place, version).map_err(trying(format!("the copy of '{path}'")))
+        });
+        drop(source);
+        if let Err(error) = made {
             take_away(&place);
-            return Err(trying(format!("the copy of '{path}'"))(error));
+            shares.close(tag, path);
+            return Err(error);
         }
         let copied = Copied {
             place: place.clone(),
@@ -116,19 +118,20 @@ impl Copies {
         request: &RefreshRequest,
     ) -> Result<(), RequestError> {
         let Part { tag, path, .. } = request.part.clone().unwrap_or_default();
-        let source = shares.open(&tag, &path)?;
+        // Held meanwhile: what is opened is let go of with the copy.
         let kept = self.lock();
-        let Some(there) = kept.all.get(&(tag, path.clone())) else {
+        let Some(there) = kept.all.get(&(tag.clone(), path.clone())) else {
             return Err(RequestError::NotFound(format!(
                 "there is no copy of '{path}'"
             )));
         };
+        let source = shares.open(&tag, &path)?;
         follow(&source, &there.place, &request.version)
             .map_err(trying(format!("the copy of '{path}'")))
     }
 
-    /// A container is done with it.
-    pub(crate) fn let_go(&self, tag: &str, path: &str) {
+    /// A container is done with it; the last one lets go of what was copied, too.
+    pub(crate) fn let_go(&self, shares: &Shares, tag: &str, path: &str) {
         let mut kept = self.lock();
         let part = (tag.to_owned(), path.to_owned());
         let Some(there) = kept.all.get_mut(&part) else {
@@ -138,6 +141,7 @@ impl Copies {
         if there.users == 0 {
             take_away(&there.place);
             kept.all.remove(&part);
+            shares.close(tag, path);
         }
     }
 
@@ -152,6 +156,12 @@ impl Copies {
         // A panic ends this program, so nobody sees a state left half changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn make(place: &Path) -> Result<(), RequestError> {
+    fs::create_dir_all(place).map_err(trying(place.display().to_string()))?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    mount("copy", place, "tmpfs", flags, Some(MEMORY)).map_err(trying("a volume's memory"))
 }
 
 fn take_away(place: &Path) {

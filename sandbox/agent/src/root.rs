@@ -295,9 +295,7 @@ impl Root {
             from.shares.let_go(&tag, &path);
         }
         for (tag, path) in self.copies.drain(..) {
-            from.copies.let_go(&tag, &path);
-            // The kernel's mount of what was copied.
-            from.shares.let_go(&tag, &path);
+            from.copies.let_go(from.shares, &tag, &path);
         }
         while let Some(disk) = self.volumes.pop() {
             from.volumes.let_go(&disk)?;

@@ -170,7 +170,8 @@ impl Shares {
         shown.map_err(failed())
     }
 
-    /// Opens a part of a share, by its place alone.
+    /// Opens a part of a share, by its place alone. A directory is to be closed: the kernel mounts what
+    /// the host has mounted there.
     pub(crate) fn open(&self, tag: &str, path: &str) -> Result<OwnedFd, RequestError> {
         if !is_tag(tag) || !is_part(path) {
             return Err(RequestError::Invalid(format!(
@@ -195,6 +196,19 @@ impl Shares {
             }
             parts.remove(&part);
         }
+        self.leave(tag, path);
+    }
+
+    /// The same for a part that was opened, and is shown to nobody by that.
+    pub(crate) fn close(&self, tag: &str, path: &str) {
+        // Held meanwhile: nobody is shown it at this moment.
+        let parts = self.parts();
+        if !parts.contains_key(&(tag.to_owned(), path.to_owned())) {
+            self.leave(tag, path);
+        }
+    }
+
+    fn leave(&self, tag: &str, path: &str) {
         let Some(top) = self.lock().get(tag).map(|there| there.place.clone()) else {
             return;
         };
