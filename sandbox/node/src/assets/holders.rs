@@ -1,7 +1,8 @@
 //! Who was made of a version and still runs: whoever has its directory open.
 //!
 //! Asked of `/proc`, where it cannot be out of date, by device and inode: a process may see the
-//! directory under another name.
+//! directory in another place. Its own name is the same there, and nothing of another name is looked
+//! at: it may be on a dead server, for which we would wait.
 
 use std::{
     fmt, fs,
@@ -36,17 +37,25 @@ impl fmt::Display for Holder {
 /// Everybody who has this directory open, as far as we may see it.
 #[must_use]
 pub fn holders(directory: &Path) -> Vec<Holder> {
-    let Ok(wanted) = fs::metadata(directory) else {
+    let Ok(directory) = fs::canonicalize(directory) else {
+        return Vec::new();
+    };
+    let Ok(wanted) = fs::metadata(&directory) else {
         return Vec::new();
     };
     let wanted = (wanted.dev(), wanted.ino());
+    let is_called_so = |fd: &Path| {
+        let leads_to = fs::read_link(fd);
+        leads_to.is_ok_and(|place| place.file_name() == directory.file_name())
+    };
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     processes
         .filter_map(|entry| {
             let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
             let process = entry.path();
             let open = fs::read_dir(process.join("fd")).ok()?.flatten();
-            let open = open.filter_map(|fd| fs::metadata(fd.path()).ok());
+            let open = open.map(|fd| fd.path()).filter(|fd| is_called_so(fd));
+            let open = open.filter_map(|fd| fs::metadata(fd).ok());
             let times = open.filter(|file| (file.dev(), file.ino()) == wanted);
             let times = times.count();
             // Who removes it has it open, too, once.
