@@ -18,7 +18,7 @@ use std::{
 use pericarp_oci::digest::Digest;
 use pericarp_pod::{
     Assets,
-    assets::place::{CURRENT, MANIFEST, VERSIONS},
+    assets::place::{CURRENT, LOCK, MANIFEST, VERSIONS},
 };
 use rustix::{
     fs::{FlockOperation, flock},
@@ -29,11 +29,12 @@ use thiserror::Error;
 pub use holders::{Holder, holders};
 use listing::Listing;
 
-const LOCK: &str = "lock";
 const NEW_LINK: &str = "current.new";
 const NEW: &str = "new-";
 const GONE: &str = "gone-";
 const LONGEST_NAME: usize = 64;
+/// Of a version that is damaged.
+const CURE: &str = "remove it with `pericarp assets rm`, and add it again";
 /// Of a digest, in a name that nobody has chosen.
 const SHORT: usize = 12;
 
@@ -92,6 +93,9 @@ pub struct Version {
     pub current: bool,
 }
 
+/// What a store has under a name: a version, or what is wrong with it.
+pub type Listed = (String, Result<Version, StoreError>);
+
 /// A store.
 #[derive(Debug)]
 pub struct Store {
@@ -126,12 +130,12 @@ impl Store {
         Some(link.file_name()?.to_str()?.to_owned())
     }
 
-    /// All versions, by name.
+    /// All versions, by name; of one that is damaged, what is wrong with it.
     ///
     /// # Errors
     ///
     /// The store cannot be read. One that is not there is empty.
-    pub fn list(&self) -> Result<Vec<Version>, StoreError> {
+    pub fn list(&self) -> Result<Vec<Listed>, StoreError> {
         let directory = self.root.join(VERSIONS);
         let entries = match fs::read_dir(&directory) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
@@ -143,8 +147,12 @@ impl Store {
             names.extend(name.into_string().ok());
         }
         names.sort();
-        // One that has gone meanwhile is none.
-        let versions = names.iter().filter_map(|name| self.version(name).ok());
+        let versions = names.into_iter().filter_map(|name| {
+            let version = self.version(&name);
+            // One that has gone meanwhile is none.
+            let is_there = version.is_ok() || fs::symlink_metadata(directory.join(&name)).is_ok();
+            is_there.then_some((name, version))
+        });
         Ok(versions.collect())
     }
 
@@ -157,6 +165,9 @@ impl Store {
         check_name(name)?;
         let directory = self.directory(name);
         let listing = match Listing::read(&directory) {
+            Err(error) if error.kind() == ErrorKind::NotFound && directory.is_dir() => {
+                return Err(refused(name, format!("has no '{MANIFEST}'"), CURE));
+            }
             Err(error) if error.kind() == ErrorKind::NotFound => return Err(self.unknown(name)),
             listing => listing.map_err(during(&directory.join(MANIFEST)))?,
         };
@@ -178,8 +189,7 @@ impl Store {
     /// There is no such version, or the first file that is not as it was.
     pub fn verify(&self, name: &str) -> Result<Version, StoreError> {
         let version = self.version(name)?;
-        let cure = "remove it with `pericarp assets rm`, and add it again";
-        listing::verify(&self.directory(name)).map_err(|rule| refused(name, rule, cure))?;
+        listing::verify(&self.directory(name)).map_err(|rule| refused(name, rule, CURE))?;
         Ok(version)
     }
 
@@ -235,15 +245,18 @@ impl Store {
             str::to_owned,
         );
         let place = self.directory(&chosen);
-        if let Ok(there) = self.version(&chosen) {
-            let same = there.digest == digest.to_string();
-            if same {
+        match self.version(&chosen) {
+            Ok(there) if there.digest == digest.to_string() => {
                 let _ = fs::remove_dir_all(&new);
                 return Ok((there, false));
             }
-            let rule = format!("is there, and is another ({})", there.digest);
-            let cure = "choose another name: a version is never changed";
-            return unwanted(refused(chosen, rule, cure));
+            Ok(there) => {
+                let rule = format!("is there, and is another ({})", there.digest);
+                let cure = "choose another name: a version is never changed";
+                return unwanted(refused(chosen, rule, cure));
+            }
+            Err(damaged) if fs::symlink_metadata(&place).is_ok() => return unwanted(damaged),
+            Err(_) => {}
         }
         let moved = fs::rename(&new, &place)
             .and_then(|()| sync(&self.root.join(VERSIONS)))
@@ -487,7 +500,7 @@ mod tests {
     fn versions_come_are_taken_and_go() {
         let place = Place::new("life");
         let store = place.store();
-        assert_eq!(store.list().unwrap(), []);
+        assert!(store.list().unwrap().is_empty());
         let (one, new) = store.add(&place.source("one"), Some("1"), None).unwrap();
         assert!(new && !one.current);
         assert_eq!(one.kernel.as_deref(), Some("6.12.1"));
@@ -523,7 +536,7 @@ mod tests {
             .list()
             .unwrap()
             .into_iter()
-            .map(|it| (it.name, it.current))
+            .map(|(name, version)| (name, version.unwrap().current))
             .collect();
         assert_eq!(names, [("1".to_owned(), false), (two.name.clone(), true)]);
         // What was added can be added elsewhere, with its digest.
@@ -596,13 +609,37 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("'pericarp-agent'"), "{error}");
-        assert_eq!(other.list().unwrap(), []);
+        assert!(other.list().unwrap().is_empty());
         let left = fs::read_dir(other.root()).unwrap().flatten();
         let left: Vec<_> = left
             .map(|entry| entry.file_name())
             .filter(|name| name != LOCK && name != VERSIONS)
             .collect();
         assert!(left.is_empty(), "{left:?}");
+    }
+
+    #[test]
+    fn one_whose_list_is_damaged_is_listed() {
+        let place = Place::new("listless");
+        let store = place.store();
+        for name in ["1", "2", "3"] {
+            store.add(&place.source(name), Some(name), None).unwrap();
+        }
+        fs::remove_file(store.directory("1").join(MANIFEST)).unwrap();
+        let list = store.directory("2").join(MANIFEST);
+        fs::remove_file(&list).unwrap();
+        fs::write(&list, "{").unwrap();
+        let all = store.list().unwrap();
+        let said = |number: usize| all[number].1.as_ref().unwrap_err().to_string();
+        assert_eq!((all.len(), all[2].1.is_ok()), (3, true));
+        assert!(said(0).starts_with("'1' has no 'manifest.json'; "));
+        assert!(said(1).contains("2/manifest.json': "), "{}", said(1));
+        for name in ["1", "2"] {
+            assert!(store.take(name).is_err());
+            assert!(store.add(&place.source(name), Some(name), None).is_err());
+            store.remove(name, &[]).unwrap();
+        }
+        assert_eq!(store.list().unwrap().len(), 1);
     }
 
     #[test]

@@ -151,12 +151,25 @@ fn as_json(version: &Version) -> Value {
 fn list(given: &Given, store: &Store) -> Result<i32, Refusal> {
     let mut damaged = false;
     let mut rows = Vec::new();
-    for version in store.list().map_err(refusal)? {
-        let checked = given.flag("check").then(|| store.verify(&version.name));
-        let problem = checked.and_then(Result::err).map(|error| error.to_string());
+    let current = store.current();
+    for (name, version) in store.list().map_err(refusal)? {
+        let checked = match given.flag("check") && version.is_ok() {
+            true => store.verify(&name),
+            false => version,
+        };
+        let (version, problem) = match checked {
+            Ok(version) => (Some(version), None),
+            // What can be said of it is, all the same.
+            Err(error) => (store.version(&name).ok(), Some(error.to_string())),
+        };
         damaged |= problem.is_some();
-        let users = holders(&store.directory(&version.name));
-        rows.push((version, users, problem));
+        rows.push(Row {
+            users: holders(&store.directory(&name)),
+            current: current.as_ref() == Some(&name),
+            name,
+            version,
+            problem,
+        });
     }
     let text = match given.flag("json") {
         true => {
@@ -171,32 +184,44 @@ fn list(given: &Given, store: &Store) -> Result<i32, Refusal> {
     Ok(i32::from(damaged))
 }
 
-type Row = (Version, Vec<Holder>, Option<String>);
+struct Row {
+    name: String,
+    current: bool,
+    /// None where its list of files is damaged.
+    version: Option<Version>,
+    users: Vec<Holder>,
+    problem: Option<String>,
+}
 
-fn row_as_json((version, users, problem): &Row) -> Value {
-    let mut object = as_json(version);
-    let users = users
+fn row_as_json(row: &Row) -> Value {
+    let mut object = match &row.version {
+        Some(version) => as_json(version),
+        None => json!({"name": row.name, "current": row.current}),
+    };
+    let users = row
+        .users
         .iter()
         .map(|user| json!({"pid": user.pid, "program": user.program, "pod": user.pod}));
     object["users"] = users.collect();
-    object["problem"] = json!(problem);
+    object["problem"] = json!(row.problem);
     object
 }
 
 fn table(rows: &[Row]) -> String {
     let head = ["NAME", "KERNEL", "MIB", "DIGEST", "USED BY", "NEW PODS"].map(str::to_owned);
-    let cells = rows.iter().map(|(version, users, problem)| {
-        let users: Vec<String> = users.iter().map(ToString::to_string).collect();
-        let state = match (problem, version.current) {
+    let cells = rows.iter().map(|row| {
+        let users: Vec<String> = row.users.iter().map(ToString::to_string).collect();
+        let state = match (&row.problem, row.current) {
             (Some(problem), _) => problem.clone(),
             (None, true) => "take it".to_owned(),
             (None, false) => String::new(),
         };
+        let of = |say: fn(&Version) -> String| row.version.as_ref().map(say).unwrap_or_default();
         [
-            version.name.clone(),
-            version.kernel.clone().unwrap_or_default(),
-            version.bytes.div_ceil(1 << 20).to_string(),
-            version.digest.chars().take(SHOWN).collect(),
+            row.name.escape_debug().to_string(),
+            of(|version| version.kernel.clone().unwrap_or_default()),
+            of(|version| version.bytes.div_ceil(1 << 20).to_string()),
+            of(|version| version.digest.chars().take(SHOWN).collect()),
             users.join(", "),
             state,
         ]
@@ -245,9 +270,25 @@ mod tests {
             pod: Some("default/web".into()),
         };
         assert_eq!(
-            table(&[(version, vec![user], None)]),
+            table(&[
+                Row {
+                    name: "1".into(),
+                    current: true,
+                    version: Some(version),
+                    users: vec![user],
+                    problem: None,
+                },
+                Row {
+                    name: "2".into(),
+                    current: false,
+                    version: None,
+                    users: Vec::new(),
+                    problem: Some("'2' has no list".into()),
+                },
+            ]),
             "NAME  KERNEL  MIB  DIGEST               USED BY              NEW PODS\n\
-             1     6.12.1  15   sha256:abababababab  the pod default/web  take it\n"
+             1     6.12.1  15   sha256:abababababab  the pod default/web  take it\n\
+             2                                                            '2' has no list\n"
         );
     }
 }

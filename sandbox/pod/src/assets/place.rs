@@ -34,6 +34,8 @@ pub const STORE: &str = "/var/lib/pericarp/assets";
 pub const CURRENT: &str = "current";
 /// The directory of all versions.
 pub const VERSIONS: &str = "versions";
+/// Held by whoever changes a store.
+pub const LOCK: &str = "lock";
 /// The files of a version and their digests.
 pub const MANIFEST: &str = "manifest.json";
 /// Says where they are, if not in a store or beside the program.
@@ -129,10 +131,13 @@ pub(super) fn hold(given: &Path) -> Result<(PathBuf, Option<Held>), String> {
     }
 }
 
-/// The name of the version that a directory is, if it is one.
+/// The name of the version that a directory is, if it is one. In a store one without its list is a
+/// version, too: nobody is to remove it from under a machine for what it lacks.
 fn version_name(directory: &Path) -> Option<String> {
-    let versions = directory.parent()?.file_name()?;
-    let is_version = versions == VERSIONS && directory.join(MANIFEST).is_file();
+    let versions = directory.parent()?;
+    let store = versions.parent()?;
+    let is_version = versions.file_name()? == VERSIONS
+        && (directory.join(MANIFEST).is_file() || is_store(store) || store.join(LOCK).is_file());
     let name = directory.file_name()?.to_str()?;
     is_version.then(|| name.to_owned())
 }
@@ -204,9 +209,11 @@ mod tests {
         assert_eq!(locked(), Err(Errno::WOULDBLOCK));
         drop(held);
         locked().unwrap();
-        // By its own name, too.
+        // By its own name, too, and whatever it lacks.
         let pinned = hold(&place.0.join("versions/2")).unwrap();
         assert_eq!(pinned.1.unwrap().name(), "2");
+        fs::remove_file(place.0.join("versions/2").join(MANIFEST)).unwrap();
+        assert_eq!(hold(&place.0).unwrap().1.unwrap().name(), "2");
     }
 
     #[test]
