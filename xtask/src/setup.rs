@@ -102,6 +102,11 @@ const NEEDS: &[Need] = &[
         why: "measures what a guest's network carries",
     },
     Need {
+        program: "setfacl",
+        package: "acl",
+        why: "sets access control lists, in a test",
+    },
+    Need {
         program: "containerd",
         package: "containerd",
         why: "runs pods in tests, in namespaces of its own",
