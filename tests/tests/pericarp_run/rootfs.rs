@@ -485,6 +485,6 @@ fn mistakes_with_directories_are_refused() {
     refused(
         &tree,
         ": the guest's files have no 'kernel/modules/order-shares'; run `cargo xtask setup`, which \
-         makes them",
+         makes them, or `pericarp assets add`",
     );
 }
