@@ -94,7 +94,10 @@ fn play(image: Option<&Path>) -> Outcome<()> {
     stage.kubectl("apply -f trusted-app.yaml")?;
     stage.kubectl("apply -f untrusted-app.yaml")?;
     stage.kubectl("wait --for=condition=Ready pod/trusted pod/untrusted --timeout=240s")?;
-    println!("(both are ready after {:.1} s)", begun.elapsed().as_secs_f64());
+    println!(
+        "(both are ready after {:.1} s)",
+        begun.elapsed().as_secs_f64()
+    );
     stage.kubectl("get pods --all-namespaces")?;
     let sandboxed = stage.exec("untrusted")?;
     let shared = stage.exec("trusted")?;
@@ -149,7 +152,10 @@ impl Stage {
             return Err(String::from_utf8_lossy(&output.stderr).into_owned());
         }
         node.scratch().file("kubeconfig", &output.stdout);
-        for (name, text) in [("trusted-app.yaml", TRUSTED), ("untrusted-app.yaml", UNTRUSTED)] {
+        for (name, text) in [
+            ("trusted-app.yaml", TRUSTED),
+            ("untrusted-app.yaml", UNTRUSTED),
+        ] {
             node.scratch().file(name, text.as_bytes());
         }
         let kubectl = Part::Kubectl.find().ok_or("there is no kubectl")?;

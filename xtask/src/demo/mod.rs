@@ -46,7 +46,10 @@ pub(crate) fn run(project: &Project) -> Result<(), Failure> {
     );
     let identities = identity::compare(project, &disks.archive, &mut janitor)?;
 
-    step(5, "types the article's commands with kubectl, on a node without a cluster");
+    step(
+        5,
+        "types the article's commands with kubectl, on a node without a cluster",
+    );
     article::play(project, &disks.archive)?;
 
     step(
