@@ -184,7 +184,7 @@ mod tests {
         let refused = apply(&json!({}), &Value::Array(deep)).unwrap_err();
         assert!(refused.message().contains("nests deeper"), "{refused:?}");
         let twice = json!({"op": "copy", "from": "/a", "path": "/a/b"});
-        let twice = Value::Array(vec![twice; 60]);
+        let twice = Value::Array(vec![twice; 200]);
         let refused = apply(&json!({"a": {"text": "x".repeat(100)}}), &twice).unwrap_err();
         assert!(refused.message().contains("of the patch: "), "{refused:?}");
         let many = json!({"op": "copy", "from": "/a", "path": "/b"});
