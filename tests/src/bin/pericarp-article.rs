@@ -1,17 +1,16 @@
-//! `pericarp-article [IMAGE.tar]`: the commands of Microsoft's article on pod sandboxing, typed
+//! `pericarp-article`: the commands of Microsoft's article on pod sandboxing, typed
 //! with kubectl on a node without a cluster, one pod under runc and one in a machine of its own,
 //! each command and its output as they come. `cargo xtask demo` builds and starts this, as root.
 //!
 //! The node is a containerd in namespaces of its own with `pericarp node serve` beside it, as the
 //! tests have it; nothing of it is left at the end. The article's image is not asked for from a
-//! registry: the archive's takes its name, or a small one with busybox.
+//! registry: a small one with busybox has its name.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use pericarp_tests::bounded::poll;
-use pericarp_tests::cri::config::ARTICLES_IMAGE;
 use pericarp_tests::cri::node::{STEP, lifetime};
 use pericarp_tests::cri::{Handler, Node};
 use pericarp_tests::parts::{Part, beside_us, missing};
@@ -63,13 +62,11 @@ spec:
 type Outcome<T> = Result<T, String>;
 
 fn main() -> ExitCode {
-    let mut words = std::env::args_os().skip(1);
-    let image = words.next().map(PathBuf::from);
-    if words.next().is_some() || image.as_ref().is_some_and(|image| !image.is_file()) {
-        eprintln!("pericarp-article: takes an OCI archive, or nothing");
+    if std::env::args_os().len() > 1 {
+        eprintln!("pericarp-article: takes no arguments");
         return ExitCode::from(2);
     }
-    match play(image.as_deref()) {
+    match play() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("pericarp-article: {error}");
@@ -85,11 +82,11 @@ struct Stage {
     kubectl: PathBuf,
 }
 
-fn play(image: Option<&Path>) -> Outcome<()> {
+fn play() -> Outcome<()> {
     if let Some(part) = missing(&PARTS) {
         return Err(part);
     }
-    let stage = Stage::start(image)?;
+    let stage = Stage::start()?;
     let begun = Instant::now();
     stage.kubectl("apply -f trusted-app.yaml")?;
     stage.kubectl("apply -f untrusted-app.yaml")?;
@@ -117,7 +114,7 @@ fn play(image: Option<&Path>) -> Outcome<()> {
 }
 
 impl Stage {
-    fn start(image: Option<&Path>) -> Outcome<Self> {
+    fn start() -> Outcome<Self> {
         let ours = Handler {
             name: "pericarp".into(),
             runtime_type: "io.containerd.pericarp.v2".into(),
@@ -127,9 +124,6 @@ impl Stage {
         };
         let node = Node::start("pericarp-article", &[Handler::runc("runc"), ours]);
         let node = node.ok_or("the node does not start")?;
-        if let Some(image) = image {
-            node.import_as(image, ARTICLES_IMAGE);
-        }
         let (program, state) = (beside_us().join("pericarp"), node.scratch().path("kube"));
         println!("$ pericarp node serve &");
         let mut serve = node.inside(&program);

@@ -289,23 +289,12 @@ impl Node {
         }
     }
 
-    /// Gives containerd an archive's one image under this name.
-    ///
-    /// # Panics
-    /// When containerd does not take it.
-    pub fn import_as(&self, archive: &Path, name: &str) {
-        self.images(archive, &["--index-name", name]);
-        let known = poll(STEP, || self.client.image(name).ok().flatten());
-        assert!(known.is_some(), "{name} is not there\n{}", self.log());
-    }
-
-    fn images(&self, archive: &Path, options: &[&str]) {
+    fn images(&self, archive: &Path) {
         let output = Command::new(Part::Ctr.find().unwrap_or_default())
             .arg("--address")
             .arg(self.scratch.path("c.sock"))
             .args(["-n", "k8s.io", "images", "import", "--snapshotter"])
             .arg(snapshotter(self.scratch.dir()))
-            .args(options)
             .arg(archive)
             .output()
             .expect("ctr can be started");
@@ -314,7 +303,7 @@ impl Node {
 
     /// Gives containerd the images of `config`.
     fn import(&self) {
-        self.images(&images(&self.scratch), &[]);
+        self.images(&images(&self.scratch));
         for image in [config::IMAGE, config::ARTICLES_IMAGE, config::PAUSE] {
             // The part of containerd that knows CRI hears of it a moment later.
             let known = poll(STEP, || self.client.image(image).ok().flatten());

@@ -50,7 +50,7 @@ pub(crate) fn run(project: &Project) -> Result<(), Failure> {
         5,
         "types the article's commands with kubectl, on a node without a cluster",
     );
-    article::play(project, &disks.archive)?;
+    article::play(project)?;
 
     step(
         6,
