@@ -23,8 +23,8 @@ use pericarp_block::{
 use pericarp_confine::{Measure, Namespaces, Profile, SocketFile};
 use pericarp_control::{Failure, Server as Control, exit_code, print};
 use pericarp_vhost::program::{
-    self, check_cpus, check_sockets, check_take_over, claim, drain, log_confinement, oversee,
-    raise_descriptor_limit, take_over_failure,
+    self, Ready, check_cpus, check_sockets, check_take_over, claim, log_confinement, oversee,
+    raise_descriptor_limit,
 };
 use pericarp_vhost::{
     CrashSafety, Fleet, InflightFile, Meeting, Pool, PoolOptions, Reopener, Server, Stop, causes,
@@ -257,39 +257,16 @@ fn bind_and_run(
         });
     }
 
-    let running = pool
-        .start(stop)
-        .map_err(|e| Failure::run_time(causes(&e)))?;
-    let failed = |e| Failure::run_time(format_args!("threads: {e}"));
-    let control = control.map(|control| control.start_when(stop.event().try_clone_to_owned()?));
-    let control = control.transpose().map_err(failed)?;
     let ids = options.devices.iter().map(|device| device.id.as_str());
-    let servers = ids.zip(servers).collect();
-    match (predecessor, &options.take_over) {
-        (Some(predecessor), Some(path)) => {
-            // All that takes time is done: from here on its queues stand still.
-            let taken = predecessor.take(servers, &fleet);
-            taken.map_err(|e| take_over_failure(path, &e))?;
-        }
-        _ => {
-            let started = fleet.start(servers);
-            started.map_err(|e| Failure::run_time(format_args!("threads: {e}")))?;
-        }
-    }
-    *ours = true;
-    let control = control.map(|(thread, go)| {
-        let _ = go.send(());
-        thread
-    });
-    let ending = stop.wait();
-    let mut threads = fleet.end();
-    threads.extend(control);
-    let drained = drain(ending, &threads);
-    // Another process listens on them now: not ours to remove.
-    *ours = !meeting.close();
-    drained?;
-    running.end();
-    Ok(())
+    let ready = Ready {
+        pool,
+        fleet,
+        servers: ids.zip(servers).collect(),
+        control,
+        predecessor: predecessor.zip(options.take_over.as_deref()),
+        meeting: &meeting,
+    };
+    ready.serve(stop, ours)
 }
 
 fn descriptors_failed(error: std::io::Error) -> Failure {

@@ -20,8 +20,8 @@ use pericarp_control::{Failure, Server as Control, exit_code, print, start_loggi
 use pericarp_fs::{Command, FsDevice, HELP, Options, identity, parse};
 use pericarp_share::{Share, ShareOptions};
 use pericarp_vhost::program::{
-    self, bind_control, check_cpus, check_sockets, check_take_over, claim, drain, operations,
-    oversee, table_size, take_over_failure,
+    self, Ready, bind_control, check_cpus, check_sockets, check_take_over, claim, operations,
+    oversee, table_size,
 };
 use pericarp_vhost::{
     CrashSafety, Endpoint, Fleet, Meeting, Pool, PoolOptions, Reopener, Server, Stop, causes,
@@ -195,37 +195,13 @@ fn bind_and_run(
         server.hand_over_at(&meeting);
         servers.push((device.id.as_str(), server));
     }
-    let failed = |e| Failure::run_time(format_args!("threads: {e}"));
-    let running = pool
-        .start(stop)
-        .map_err(|e| Failure::run_time(causes(&e)))?;
-    let event = stop.event().try_clone_to_owned().map_err(failed)?;
-    let control = control.map(|control| control.start_when(event)).transpose();
-    let control = control.map_err(failed)?;
-    match (predecessor, &options.take_over) {
-        (Some(predecessor), Some(path)) => {
-            // All that takes time is done: from here on its queues stand still.
-            let taken = predecessor.take(servers, &fleet);
-            taken.map_err(|e| take_over_failure(path, &e))?;
-        }
-        _ => {
-            let started = fleet.start(servers);
-            started.map_err(|e| Failure::run_time(format_args!("threads: {e}")))?;
-        }
-    }
-    *ours = true;
-    let control = control.map(|(thread, go)| {
-        let _ = go.send(());
-        thread
-    });
-
-    let ending = stop.wait();
-    let mut threads = fleet.end();
-    threads.extend(control);
-    let drained = drain(ending, &threads);
-    // Another process listens on them now: not ours to remove.
-    *ours = !meeting.close();
-    drained?;
-    running.end();
-    Ok(())
+    let ready = Ready {
+        pool,
+        fleet,
+        servers,
+        control,
+        predecessor: predecessor.zip(options.take_over.as_deref()),
+        meeting: &meeting,
+    };
+    ready.serve(stop, ours)
 }

@@ -6,6 +6,7 @@
 //! pools and limits, and nothing of a device or of confinement.
 
 mod draft;
+mod life;
 mod process;
 mod take_over;
 
@@ -27,11 +28,11 @@ use crate::limiter::Limits;
 use crate::oversight::{Oversight, metrics_of, with_operations};
 use crate::server::{Endpoint, Fleet};
 pub use draft::{DeviceDraft, Keys, MAX_QUEUES, Served, check_apart};
+pub use life::Ready;
 use pericarp_control::Ending;
 pub use process::{MAX_WORKERS, Process, ProcessDraft};
-pub use take_over::{
-    ask, check_take_over, giver, named, named_at, named_socket, same_file, take_over_failure,
-};
+use take_over::take_over_failure;
+pub use take_over::{ask, check_take_over, giver, named, named_at, named_socket, same_file};
 
 /// How long requests in flight may take to end after SIGTERM.
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
@@ -206,7 +207,7 @@ pub fn log_confinement(confinement: impl Display, is_complete: bool) {
 ///
 /// # Errors
 /// When they do not, or a worker failed.
-pub fn drain(ending: Ending, threads: &[JoinHandle<()>]) -> Result<(), Failure> {
+fn drain(ending: Ending, threads: &[JoinHandle<()>]) -> Result<(), Failure> {
     if ending == Ending::Failed {
         // The sessions may wait for a worker that is gone: nothing to drain.
         return Err(Failure::run_time("a worker failed; see above"));

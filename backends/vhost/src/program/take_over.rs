@@ -77,7 +77,7 @@ fn mistake(running: &Path, rule: impl Display) -> Failure {
 }
 
 /// Why a program could not be taken over from.
-pub fn take_over_failure(running: &Path, error: &HandOverError) -> Failure {
+pub(super) fn take_over_failure(running: &Path, error: &HandOverError) -> Failure {
     match error {
         HandOverError::Connect(_) | HandOverError::Differs(_) => mistake(running, error),
         other => Failure::run_time(format_args!(
