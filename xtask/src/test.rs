@@ -3,10 +3,12 @@
 //! Sets the machine up, runs `check`, builds all programs and runs all tests
 //! with nothing allowed to be skipped. What the test programs print goes
 //! through unchanged. Why tests failed is printed again at the end, where whoever
-//! opens a long log looks first; the last line is the sum of the summary lines.
+//! opens a long log looks first, and before that where the time went; the last
+//! line is the sum of the summary lines.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use crate::assets;
 use crate::check;
@@ -17,20 +19,28 @@ use crate::tools;
 
 /// Runs the whole test command.
 pub(crate) fn run(project: &Project) -> Result<(), Failure> {
-    setup::run(project)?;
-    prepare(project)?;
-    let checked = check::run(project);
+    let mut times = Times::default();
+    times.took("setting up", || {
+        setup::run(project)?;
+        prepare(project)
+    })?;
+    let checked = times.took("checks", || check::run(project));
     if let Err(failure) = &checked {
         // The tests still run: one call should show everything.
         eprintln!("test: {failure}");
     }
     // The tests start the programs themselves, so these must be there first.
-    command::run(
-        cargo()
-            .current_dir(&project.root)
-            .args(["build", "--workspace", "--bins"]),
-    )?;
-    let (total, tests_passed) = run_tests(project)?;
+    // One call for programs and tests: what both are made of is compiled once.
+    times.took("compiling", || {
+        command::run(cargo().current_dir(&project.root).args([
+            "build",
+            "--workspace",
+            "--bins",
+            "--tests",
+        ]))
+    })?;
+    let (total, tests_passed) = times.took("tests", || run_tests(project))?;
+    times.say(&total);
     if !total.why.is_empty() {
         println!("\nonce more, why tests failed:\n{}", total.why);
     }
@@ -43,6 +53,38 @@ pub(crate) fn run(project: &Project) -> Result<(), Failure> {
     }
     checked
 }
+
+/// How long each step took.
+#[derive(Default)]
+struct Times(Vec<(&'static str, f64)>);
+
+impl Times {
+    fn took<T>(&mut self, name: &'static str, step: impl FnOnce() -> T) -> T {
+        let start = Instant::now();
+        let outcome = step();
+        self.0.push((name, start.elapsed().as_secs_f64()));
+        outcome
+    }
+
+    /// Says where the time went: each step, and the test programs that took longest.
+    fn say(&self, total: &Total) {
+        let list = |of: &[(String, f64)]| {
+            let words: Vec<String> = of
+                .iter()
+                .map(|(name, seconds)| format!("{name} {seconds:.0} s"))
+                .collect();
+            words.join(", ")
+        };
+        let steps: Vec<_> = self.0.iter().map(|(n, s)| ((*n).to_owned(), *s)).collect();
+        let mut programs = total.programs.clone();
+        programs.sort_by(|a, b| b.1.total_cmp(&a.1));
+        programs.truncate(LONGEST);
+        println!("\ntime: {}; longest: {}", list(&steps), list(&programs));
+    }
+}
+
+/// How many test programs are named with their time.
+const LONGEST: usize = 12;
 
 /// What tests need and the demo does not.
 pub(crate) fn prepare(project: &Project) -> Result<(), Failure> {
@@ -63,12 +105,20 @@ fn run_tests(project: &Project) -> Result<(Total, bool), Failure> {
 
 /// Runs `cargo test`, passes its output on and adds up the summary lines.
 pub(crate) fn count(command: &mut Command) -> Result<(Total, bool), Failure> {
-    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    // One pipe for both streams: cargo says on the other one which program it runs.
+    let piped = || -> std::io::Result<_> {
+        let (output, writer) = std::io::pipe()?;
+        Ok((output, writer.try_clone()?, writer))
+    };
+    let (output, stdout, stderr) = piped().map_err(|e| format!("cannot make a pipe: {e}"))?;
+    command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
     let mut child = command
         .spawn()
         .map_err(|error| cannot_start(command, &error))?;
+    // Our own ends of the pipe, which would keep it open.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
     let mut total = Total::default();
-    if let Some(output) = child.stdout.take() {
+    {
         let mut reader = BufReader::new(output);
         let mut line = Vec::new();
         // Bytes, not text: a test may print anything.
@@ -100,8 +150,20 @@ fn is_frame(line: &str) -> bool {
     numbered && rest.contains("::") || line.starts_with("at ") || line == "stack backtrace:"
 }
 
+/// The test program that cargo says it runs: `Running tests/cri/main.rs
+/// (target/debug/deps/cri-0123)` or `Doc-tests pericarp_ring`.
+fn program(line: &str) -> Option<String> {
+    let line = line.trim();
+    if let Some(name) = line.strip_prefix("Doc-tests ") {
+        return Some(format!("documentation of {name}"));
+    }
+    let (_, path) = line.strip_prefix("Running ")?.rsplit_once(" (")?;
+    let file = path.strip_suffix(')')?.rsplit_once('/')?.1;
+    Some(file.rsplit_once('-')?.0.to_owned())
+}
+
 /// The sum over all test programs.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, Default)]
 pub(crate) struct Total {
     pub(crate) passed: u64,
     pub(crate) failed: u64,
@@ -109,6 +171,10 @@ pub(crate) struct Total {
     pub(crate) why: String,
     /// What belongs there of the test whose turn it is.
     said: Vec<String>,
+    /// Each test program and how long its tests took, in seconds.
+    programs: Vec<(String, f64)>,
+    /// The program whose turn it is.
+    program: String,
 }
 
 impl Total {
@@ -137,9 +203,19 @@ impl Total {
         if line.starts_with("test ") && line.trim_end().ends_with("... FAILED") {
             self.why += line;
         }
+        if let Some(name) = program(line) {
+            self.program = name;
+        }
         let Some(summary) = line.strip_prefix("test result: ") else {
             return;
         };
+        let seconds = summary.rsplit_once("finished in ").and_then(|(_, time)| {
+            let time = time.trim_end().strip_suffix('s')?;
+            time.parse::<f64>().ok()
+        });
+        if let Some(seconds) = seconds {
+            self.programs.push((self.program.clone(), seconds));
+        }
         let words: Vec<&str> = summary
             .split([' ', ';', '.'])
             .map(str::trim)
@@ -171,13 +247,27 @@ mod tests {
         ] {
             total.add_line(line);
         }
+        assert_eq!((total.passed, total.failed), (15, 22));
+    }
+
+    #[test]
+    fn programs_have_their_times() {
+        let mut total = Total::default();
+        let output = "   Compiling one v0.1.0\n     Running tests/cri/main.rs (target/debug/deps/cri-0a1b)\n\
+                      test result: ok. 1 passed; 0 failed; 0 ignored; finished in 313.20s\n\
+                      \x20    Running unittests src/lib.rs (target/debug/deps/pericarp_ring-9)\n\
+                      test result: ok. 2 passed; 0 failed; 0 ignored; finished in 0.01s\n\
+                      \x20  Doc-tests pericarp_ring\ntest result: ok. 1 passed; finished in 1.00s\n\
+                      Running what a test does (for a while)\n";
+        output.split_inclusive('\n').for_each(|l| total.add_line(l));
+        let of = |name: &str, seconds| (name.to_owned(), seconds);
         assert_eq!(
-            total,
-            Total {
-                passed: 15,
-                failed: 22,
-                ..Total::default()
-            }
+            total.programs,
+            [
+                of("cri", 313.2),
+                of("pericarp_ring", 0.01),
+                of("documentation of pericarp_ring", 1.0)
+            ]
         );
     }
 

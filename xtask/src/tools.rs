@@ -15,6 +15,8 @@ struct Tool {
     name: &'static str,
     version: &'static str,
     why: &'static str,
+    /// Whether its speed is nobody's concern: the compiler then spends little time on it.
+    plain: bool,
     /// What it is built with: a header, and the package that has it.
     needs: &'static [(&'static str, &'static str)],
 }
@@ -24,18 +26,21 @@ const TOOLS: &[Tool] = &[
         name: "pjdfstest",
         version: "0.2.2",
         why: "asks a file system for what POSIX says of names, modes and errors",
+        plain: true,
         needs: &[("/usr/include/sys/acl.h", "libacl1-dev")],
     },
     Tool {
         name: "fsx",
         version: "0.3.2",
         why: "reads, writes, maps and cuts a file at random and compares",
+        plain: true,
         needs: &[],
     },
     Tool {
         name: "virtiofsd",
         version: "1.14.0",
         why: "the peer whose answers are compared with those of our file server",
+        plain: false,
         needs: &[
             ("/usr/include/cap-ng.h", "libcap-ng-dev"),
             ("/usr/include/seccomp.h", "libseccomp-dev"),
@@ -62,13 +67,17 @@ pub(crate) fn prepare(project: &Project) -> Result<(), Failure> {
     if !packages.is_empty() {
         apt::install(&packages)?;
     }
-    for Tool {
-        name, version, why, ..
-    } in missing
-    {
-        println!("setup: builds {name} {version}: {why}");
+    for tool in missing {
+        let (name, version) = (tool.name, tool.version);
+        println!("setup: builds {name} {version}: {}", tool.why);
+        let mut command = cargo();
+        if tool.plain {
+            command
+                .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1")
+                .env("CARGO_PROFILE_RELEASE_DEBUG", "false");
+        }
         command::run(
-            cargo()
+            command
                 // Where this tree's own settings do not reach.
                 .current_dir("/")
                 .args(["install", "--quiet", "--locked", "--force", name])
