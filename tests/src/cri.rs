@@ -5,7 +5,7 @@
 //! node     containerd, its configuration, network and image; what was started ends with it
 //! pod      a pod and its containers, as a test sees them
 //! traces   what pods leave behind
-//! client   the calls of CRI, on grpc
+//! client   the calls of CRI, by the client that `pericarp node serve` has
 //! exec     a command with streams, over the socket whose address CRI gives
 //! log      the files that containers' output is in
 //! ```
@@ -13,25 +13,13 @@
 pub mod client;
 pub mod config;
 pub mod exec;
-pub mod grpc;
 pub mod log;
 pub mod node;
 pub mod pod;
 pub mod traces;
 
-/// The messages of CRI.
-#[allow(
-    warnings,
-    clippy::all,
-    clippy::unwrap_used,
-    reason = "generated from proto/cri.proto; kubernetes/cri-api has the documentation"
-)]
-pub mod proto {
-    include!(concat!(env!("OUT_DIR"), "/cri/mod.rs"));
-    pub use self::cri::*;
-}
-
+pub use client::CallError;
 pub use config::{Handler, SMALL, container, pod};
-pub use grpc::CallError;
 pub use node::Node;
+pub use pericarp_kube::cri::proto;
 pub use pod::{Container, Pod};

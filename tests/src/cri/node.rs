@@ -18,9 +18,9 @@ use std::time::Duration;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use super::client::CallError;
 use super::client::Client;
 use super::config::{self, Handler};
-use super::grpc::CallError;
 use super::pod::Pod;
 use super::proto::PodSandboxConfig;
 use super::traces::{self, Traces};

@@ -5,9 +5,9 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use super::client::CallError;
 use super::client::Output;
 use super::exec::Exec;
-use super::grpc::CallError;
 use super::log::{self, Line};
 use super::node::{Node, STEP};
 use super::proto::{ContainerConfig, ContainerState, ContainerStatus, PodSandboxConfig};
@@ -190,7 +190,7 @@ impl Container<'_> {
     ///
     /// # Errors
     /// When containerd cannot.
-    pub fn stop(&self, seconds: i64) -> Result<(), CallError> {
+    pub fn stop(&self, seconds: u32) -> Result<(), CallError> {
         self.node.client().stop(&self.id, seconds)
     }
 

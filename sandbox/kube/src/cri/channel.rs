@@ -65,6 +65,14 @@ impl CallError {
         }
     }
 
+    /// What containerd says, empty when it says nothing.
+    pub fn message(&self) -> &str {
+        match self {
+            Self::Refused { message, .. } => message,
+            _ => "",
+        }
+    }
+
     /// Whether what was asked about does not exist.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Refused { code, .. } if *code == NOT_FOUND)

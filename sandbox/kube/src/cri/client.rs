@@ -34,6 +34,23 @@ pub struct Output {
     pub stderr: Vec<u8>,
 }
 
+impl Output {
+    /// The standard output as text, without the last newline.
+    pub fn text(&self) -> String {
+        text(&self.stdout)
+    }
+
+    /// The same of the standard error.
+    pub fn error(&self) -> String {
+        text(&self.stderr)
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    text.strip_suffix('\n').unwrap_or(&text).to_owned()
+}
+
 /// Which streams of a command or a container are wanted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Streams {
@@ -59,7 +76,11 @@ impl Client {
         Channel::new(socket).map(|channel| Self(Arc::new(channel)))
     }
 
-    fn call<A: Message>(&self, name: &str, question: &impl Message) -> Answer<A> {
+    /// Any call of the service `RuntimeService`; the common ones have methods of their own.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub fn call<A: Message>(&self, name: &str, question: &impl Message) -> Answer<A> {
         let method = format!("RuntimeService/{name}");
         self.0.call(&method, question, LIMIT)
     }
