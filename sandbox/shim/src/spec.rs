@@ -260,16 +260,8 @@ fn linux_part(
     }
     let resources = linux.remove("resources").unwrap_or_default();
     let devices = linux.remove("devices").unwrap_or_default();
-    // A privileged container is shown all of the host's; it is privileged in its guest.
-    let privileged = resources["devices"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .any(|rule| rule["allow"] == true && rule["type"].as_str().is_none_or(|kind| kind == "a"));
-    let nodes = match privileged {
-        true => Vec::new(),
-        false => devices::nodes(&devices, &resources["devices"])?,
-    };
+    let nodes = devices::nodes(&devices, &resources["devices"])?;
+    let privileged = devices::is_privileged(&resources["devices"]);
     for field in [
         "cgroupsPath",
         "intelRdt",
@@ -497,7 +489,10 @@ mod tests {
             "hostname": "own",
             "linux": {
                 "namespaces": [{"type": "uts"}],
-                "devices": [{"path": "/dev/sda"}],
+                "devices": [
+                    {"path": "/dev/null", "type": "c", "major": 1, "minor": 3},
+                    {"path": "/dev/sda", "type": "b", "major": 8, "minor": 0},
+                ],
                 "resources": {"devices": [{"allow": true, "access": "rwm"}]},
             },
         })))
