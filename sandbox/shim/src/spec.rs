@@ -64,6 +64,10 @@ const OF_NAMESPACES: [&str; 5] = [
 /// Where the guest has what the host's kernel shows on a host.
 const KERNELS: [&str; 3] = ["/dev", "/proc", "/sys"];
 
+/// Of the runtime specification: what the guest's crun reads. containerd's is of 1.1 from 1.7 on, and what
+/// that has beside this is refused below, or of no use in a guest.
+const OCI_VERSION: &str = "1.0.2";
+
 pub(crate) fn prepare(bundle: &Bundle) -> Result<Prepared, ShimError> {
     let mut spec = bundle.spec.clone();
     let Some(top) = spec.as_object_mut() else {
@@ -77,6 +81,7 @@ pub(crate) fn prepare(bundle: &Bundle) -> Result<Prepared, ShimError> {
             "are programs of the host, which no guest runs",
         ));
     }
+    top.insert("ociVersion".into(), json!(OCI_VERSION));
     // crun takes orders from annotations.
     top.remove("annotations");
     top.remove("domainname");
@@ -377,6 +382,7 @@ mod tests {
         assert_eq!(
             prepared.spec,
             json!({
+                "ociVersion": "1.0.2",
                 "process": {"args": ["sh"]},
                 "mounts": [],
                 "linux": {

@@ -133,17 +133,17 @@ pub(crate) fn pods_stay_on_their_own_cpus(stage: &mut Stage) {
         made.id
     };
     let pods = [(own.as_str(), &disk), (other.as_str(), &more)].map(|(cpu, disk)| {
-        let pod = run(on(&format!("on-{cpu}"), cpu)).unwrap();
-        work(&pod, disk);
-        (pod, cpu)
+        let made = run(on(&format!("on-{cpu}"), cpu)).unwrap();
+        work(&made, disk);
+        (made, cpu)
     });
-    for (pod, cpu) in &pods {
-        if let Some(cpus) = held(stage, pod) {
+    for (made, cpu) in &pods {
+        if let Some(cpus) = held(stage, made) {
             assert_eq!(cpus, *cpu);
         }
         let mut seen = BTreeSet::new();
         until("all of its threads have been seen", || {
-            seen.extend(threads(stage, pod));
+            seen.extend(threads(stage, made));
             let has = |role: &str| seen.iter().any(|[process, ..]| process == role);
             let kernels = seen.iter().any(|[_, name, _]| name.starts_with(KERNELS));
             kernels && ROLES.iter().all(|role| has(role))
@@ -152,10 +152,10 @@ pub(crate) fn pods_stay_on_their_own_cpus(stage: &mut Stage) {
         all_on(cpu, &seen);
     }
     // What comes in place of another is there, too.
-    let (pod, cpu) = &pods[0];
+    let (made, cpu) = &pods[0];
     for role in ["pericarp-net", "pericarp-block"] {
         let find = || {
-            let all = processes(stage, pod);
+            let all = processes(stage, made);
             all.into_iter()
                 .find_map(|(is, pid)| (is == role).then_some(pid))
         };
@@ -165,9 +165,9 @@ pub(crate) fn pods_stay_on_their_own_cpus(stage: &mut Stage) {
             find().is_some_and(|now| now != before)
         });
     }
-    all_on(cpu, &threads(stage, pod));
-    for (pod, _) in pods {
-        pod.remove().unwrap();
+    all_on(cpu, &threads(stage, made));
+    for (made, _) in pods {
+        made.remove().unwrap();
     }
     stage.node.assert_clean();
 
