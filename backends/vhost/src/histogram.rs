@@ -140,6 +140,16 @@ impl Snapshot {
         self.max
     }
 
+    /// What was counted: the middle of each bucket that has anything, as
+    /// [`quantile`](Self::quantile) tells it, and how much that is. In order.
+    pub fn buckets(&self) -> impl Iterator<Item = (u64, u64)> {
+        let counted = self.counts.iter().enumerate().filter(|(_, n)| **n > 0);
+        counted.map(|(index, n)| {
+            let (low, width) = range(index);
+            (low + width / 2, *n)
+        })
+    }
+
     /// Adds what another histogram counted.
     pub fn merge(&mut self, other: &Self) {
         for (mine, theirs) in self.counts.iter_mut().zip(&other.counts) {
@@ -172,6 +182,16 @@ mod tests {
         }
         assert_eq!(next, 1 << POWERS);
         assert_eq!(bucket(u64::MAX), BUCKETS - 1);
+    }
+
+    #[test]
+    fn buckets_are_told_with_the_values_of_quantiles() {
+        let some = of(&[7, 7, 1_000_000, 3_000_000]);
+        let buckets: Vec<_> = some.buckets().collect();
+        assert_eq!(buckets.len(), 3);
+        assert_eq!(buckets[0], (7, 2));
+        assert_eq!(buckets[1], (some.quantile(0.75), 1));
+        assert_eq!(of(&[]).buckets().count(), 0);
     }
 
     #[test]

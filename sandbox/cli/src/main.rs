@@ -15,6 +15,7 @@ mod images;
 mod input;
 mod log;
 mod network;
+mod observe;
 mod registry;
 mod report;
 mod rootfs;
@@ -31,7 +32,8 @@ use std::ffi::OsString;
 
 use crate::{
     commands::{
-        assets, check, config, exec, feature, list, logs, node, remove, serve, stop, verify, why,
+        assets, check, config, exec, feature, list, logs, measure, metrics, node, remove, serve,
+        stop, top, verify, why,
     },
     input::problem::{Problem, nearest},
 };
@@ -50,6 +52,9 @@ Commands:
   rm          forget runs that have ended
   verify      show whether a pod is in a machine of its own
   why         say what went wrong in a pod
+  top         show what machines do: I/O, latencies, CPU time, memory
+  metrics     the same for Prometheus
+  measure     measure what a pod takes of its host, for RuntimeClasses
   check       say whether this node has what pods need
   node        have containerd know our handlers, or forget them; serve pods to kubectl
   kubeconfig  how kubectl reaches `pericarp node serve`
@@ -63,7 +68,7 @@ Options:
   --help     show this text
 ";
 
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 18] = [
     "run",
     "exec",
     "ps",
@@ -72,6 +77,9 @@ const COMMANDS: [&str; 15] = [
     "rm",
     "verify",
     "why",
+    "top",
+    "metrics",
+    "measure",
     "check",
     "node",
     "kubeconfig",
@@ -99,6 +107,9 @@ fn main() {
             Some("rm") => commands::run("rm", remove::run, rest),
             Some("verify") => commands::run("verify", verify::run, rest),
             Some("why") => commands::run("why", why::run, rest),
+            Some("top") => commands::run("top", top::run, rest),
+            Some("metrics") => commands::run("metrics", metrics::run, rest),
+            Some("measure") => commands::run("measure", measure::run, rest),
             Some("check") => commands::run("check", check::run, rest),
             Some("node") => commands::run("node", node::run, rest),
             Some("kubeconfig") => commands::run("kubeconfig", serve::kubeconfig, rest),

@@ -19,6 +19,8 @@ use crate::{
 
 /// More than any machine has, and exact in the arithmetic that follows.
 const MOST_MEMORY: u64 = 1 << 50;
+/// No pod's processes take less.
+const LEAST_OVERHEAD: u64 = 1 << 20;
 /// More requests in a second than any device serves.
 const MOST_IOPS: u64 = 1_000_000_000;
 /// A request of this size at least comes through in a second.
@@ -30,7 +32,7 @@ const LEAST_VOLUME: u64 = 1 << 20;
 const MOST_VOLUME: u64 = 1 << 44;
 
 /// Every key.
-pub(crate) static KEYS: [Key; 21] = [
+pub(crate) static KEYS: [Key; 22] = [
     Key {
         name: "features",
         scope: Scope::Node,
@@ -228,6 +230,24 @@ pub(crate) static KEYS: [Key; 21] = [
         show: |draft| draft.settings.max_memory.map(size),
     },
     Key {
+        name: "overhead",
+        scope: Scope::Profile,
+        meaning: "What a pod's processes may take of the host beside the machine's memory, as `pericarp \
+                  measure` finds it. With what the sizing policy adds to limits it is podFixed of the \
+                  RuntimeClass.",
+        user: "whoever makes RuntimeClasses (pericarp node manifests, node serve); the shim, which \
+               writes it down for `pericarp metrics`",
+        unset: "40 MiB where pericarp runs the machine, 288 MiB where QEMU does",
+        maturity: Maturity::Stable,
+        annotation: Annotation::None,
+        kind: Kind::Size {
+            least: LEAST_OVERHEAD,
+            most: MOST_MEMORY,
+            set: |draft, bytes| draft.settings.overhead = Some(bytes),
+        },
+        show: |draft| draft.settings.overhead.map(size),
+    },
+    Key {
         name: "share-cache",
         scope: Scope::Profile,
         meaning: "What a guest keeps of the files of its volumes and roots: never is nothing, auto is what was \
@@ -419,6 +439,7 @@ mod tests {
             ("cpu-requests", text("counted"), "counted"),
             ("max-vcpus", number("8"), "8"),
             ("max-memory", text("8G"), "8 GiB"),
+            ("overhead", text("30M"), "30 MiB"),
             ("share-cache", text("never"), "never"),
             ("rootfs", text("block"), "block"),
             ("volume-iops", number("500"), "500"),

@@ -106,6 +106,8 @@ pub struct Settings {
     pub max_vcpus: Option<u32>,
     /// Most bytes of a machine; without it only the host limits them.
     pub max_memory: Option<u64>,
+    /// Bytes that a pod's processes may take of the host beside the machine's; none is as usual.
+    pub overhead: Option<u64>,
     /// What guests keep of the files of their volumes.
     pub share_cache: ShareCache,
     /// How containers' roots reach the guest.

@@ -8,37 +8,38 @@
 
 use std::fmt::Write as _;
 
-use pericarp_config::{Config, sizing::Policy};
-use pericarp_hypervisor::Driver;
+use pericarp_config::{Config, Settings};
+use pericarp_hypervisor::{HostFacts, select};
+use pericarp_pod::overhead::{MIB, usual};
 
 use crate::daemon_set::Selector;
 
-const MIB: u64 = 1 << 20;
-/// The shim and the sidecars, MiB: three times what they take of an idle pod's host, since under load
-/// they hold requests. PERF.md, "What does a pod take of its host?".
-const SIDECARS: u64 = 32;
-/// The monitor, beside the guest's memory, MiB: twice and more.
-const MONITOR: u64 = 8;
-/// QEMU, likewise: with an emulated CPU it keeps what it has translated.
-const QEMU: u64 = 256;
-
-/// Bytes of a pod's overhead.
+/// MiB of a pod's overhead where nobody has measured: what its profile says, or what is usual for
+/// what runs its machine on this host.
 #[must_use]
-pub fn overhead(policy: Policy, driver: Driver) -> u64 {
-    let hypervisor = match driver {
-        Driver::Pericarp => MONITOR,
-        Driver::Qemu(_) => QEMU,
-    };
-    policy.beside_limits() + (SIDECARS + hypervisor) * MIB
+pub fn overhead(settings: &Settings, host: &HostFacts) -> u64 {
+    let processes = settings.overhead;
+    let processes = processes.unwrap_or_else(|| usual(select(settings.hypervisor, host).driver));
+    with_processes(settings, processes)
 }
 
-/// All of a node's, as one YAML stream. Where only some nodes of a cluster have the handlers, they are
-/// the ones with this label, and pods go there.
+/// The same for these bytes of its processes.
 #[must_use]
-pub fn runtime_classes(config: &Config, driver: Driver, nodes: Option<&Selector>) -> String {
+pub fn with_processes(settings: &Settings, processes: u64) -> u64 {
+    (settings.sizing.beside_limits() + processes).div_ceil(MIB)
+}
+
+/// All of a node's, as one YAML stream, with so many MiB for each profile. Where only some nodes of
+/// a cluster have the handlers, they are the ones with this label, and pods go there.
+#[must_use]
+pub fn runtime_classes(
+    config: &Config,
+    overhead: impl Fn(&str, &Settings) -> u64,
+    nodes: Option<&Selector>,
+) -> String {
     let mut text = String::new();
     for (handler, profile) in config.handlers() {
-        let mib = overhead(profile.settings().sizing, driver).div_ceil(MIB);
+        let mib = overhead(handler, profile.settings());
         // A label, which needs no quotes in YAML.
         let _ = write!(
             text,
@@ -63,11 +64,23 @@ pub fn runtime_classes(config: &Config, driver: Driver, nodes: Option<&Selector>
 
 #[cfg(test)]
 mod tests {
+    use pericarp_config::sizing::Policy;
+    use pericarp_hypervisor::Wanted;
+
     use super::*;
+
+    fn overhead_of(settings: Settings) -> u64 {
+        let host = HostFacts {
+            kvm_device: Ok(()),
+            cpu_flag: Some("svm"),
+        };
+        overhead(&settings, &host)
+    }
 
     #[test]
     fn a_class_for_each_handler_with_what_its_machine_may_hold() {
-        let text = runtime_classes(&Config::default(), Driver::Pericarp, None);
+        let fixed = |_: &str, settings: &Settings| overhead_of(settings.clone());
+        let text = runtime_classes(&Config::default(), fixed, None);
         assert!(!text.contains("scheduling"), "{text}");
         for handler in [
             "pericarp",
@@ -78,13 +91,27 @@ mod tests {
             assert!(text.contains(&format!("  name: {handler}\n")), "{text}");
             assert!(text.contains(&format!("\nhandler: {handler}\n")), "{text}");
         }
-        let mib = (2048 + SIDECARS + MONITOR).to_string();
-        assert!(text.contains(&format!("    memory: {mib}Mi\n")), "{text}");
+        assert!(text.contains("    memory: 2088Mi\n"), "{text}");
         let some = Selector::default();
-        let text = runtime_classes(&Config::default(), Driver::Pericarp, Some(&some));
+        let text = runtime_classes(&Config::default(), fixed, Some(&some));
         let scheduling = "scheduling:\n  nodeSelector:\n    io.pericarp/node: \"true\"\n";
         assert_eq!(text.matches(scheduling).count(), 4, "{text}");
-        let small = overhead(Policy::AksGa, Driver::Pericarp);
-        assert!(small < 128 * MIB && overhead(Policy::Kata, Driver::Pericarp) > small);
+    }
+
+    #[test]
+    fn an_overhead_is_what_the_profile_makes_it() {
+        let of = |sizing, hypervisor, overhead| {
+            overhead_of(Settings {
+                sizing,
+                hypervisor,
+                overhead,
+                ..Settings::default()
+            })
+        };
+        assert_eq!(of(Policy::AksGa, Wanted::Auto, None), 40);
+        assert_eq!(of(Policy::Kata, Wanted::Auto, None), 72);
+        assert_eq!(of(Policy::AksGa, Wanted::QemuTcg, None), 288);
+        assert_eq!(of(Policy::Kata, Wanted::QemuTcg, Some(30 * MIB)), 62);
+        assert_eq!(of(Policy::AksGa, Wanted::Auto, Some(1)), 1);
     }
 }

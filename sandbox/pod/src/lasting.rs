@@ -30,32 +30,37 @@ pub struct Lasting {
 
 #[derive(Debug)]
 enum What {
-    /// With queues of their own of the same taps.
-    Cards(Vec<Card>),
+    /// With queues of their own of the same taps, and where the sidecar answers.
+    Cards(Vec<Card>, PathBuf),
     /// And what is known of them. Memory without a name: what a guest has it grow to is charged to
     /// the machine's control group, and takes no room of a file system that others need.
-    Shares(Vec<Share>, OwnedFd, Option<PathBuf>),
+    Shares(Vec<Share>, OwnedFd, PathBuf),
 }
 
 impl Lasting {
-    /// Starts that of these cards and waits until every card's socket is there.
+    /// Starts that of these cards and waits until every card's socket is there. It answers at
+    /// `control`, as each of its successors does.
     ///
     /// # Errors
     ///
     /// [`PodError`], or what `check` says.
-    pub fn cards<E: From<PodError>>(cards: Vec<Card>, check: Check<'_, E>) -> Result<Self, E> {
-        Self::start(What::Cards(cards), check)
+    pub fn cards<E: From<PodError>>(
+        cards: Vec<Card>,
+        control: PathBuf,
+        check: Check<'_, E>,
+    ) -> Result<Self, E> {
+        Self::start(What::Cards(cards, control), check)
     }
 
     /// Starts that of these shares and waits until every share's socket is there. It answers at
-    /// `control`, if that is wanted.
+    /// `control`, as each of its successors does.
     ///
     /// # Errors
     ///
     /// [`PodError`], or what `check` says.
     pub fn shares<E: From<PodError>>(
         shares: Vec<Share>,
-        control: Option<PathBuf>,
+        control: PathBuf,
         check: Check<'_, E>,
     ) -> Result<Self, E> {
         let state = memfd_create("shares", MemfdFlags::CLOEXEC);
@@ -114,14 +119,14 @@ impl Lasting {
 impl What {
     fn launch<E: From<PodError>>(&self, check: Check<'_, E>) -> Result<Sidecar, E> {
         match self {
-            Self::Cards(cards) => {
+            Self::Cards(cards, control) => {
                 let copies: io::Result<_> = cards.iter().map(Card::try_clone).collect();
                 let copies = copies.map_err(during("the queues of a tap"))?;
-                Sidecar::net(copies, check)
+                Sidecar::net(copies, control, check)
             }
             Self::Shares(shares, state, control) => {
                 let state = state.try_clone().map_err(during("a descriptor"))?;
-                Sidecar::fs(shares, Some(state), control.as_deref(), check)
+                Sidecar::fs(shares, Some(state), control, check)
             }
         }
     }

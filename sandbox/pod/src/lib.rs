@@ -14,6 +14,7 @@ pub mod history;
 pub mod initramfs;
 mod lasting;
 pub mod network;
+pub mod overhead;
 pub mod power_off;
 pub mod process;
 pub mod pump;

@@ -1,7 +1,7 @@
 //! What is known of a running pod of containerd's: written by its shim into the pod's directory,
-//! read by whoever looks at a node's pods.
+//! read by whoever looks at a node's pods. `pericarp run` writes the same of its machine.
 //!
-//! One file, replaced whole. It is root's alone and names nothing that the guest has said. A shim
+//! One file, replaced whole. It is its writer's alone and names nothing that the guest has said. A shim
 //! that was killed leaves it until containerd has cleaned up, so a reader asks whether the shim is
 //! there (`is_alive`).
 
@@ -11,6 +11,8 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+
+use crate::sidecar::{BLOCK, FS, NET};
 
 /// Where pods have their directories: `<namespace>/<pod>` of containerd's.
 pub const BASE: &str = "/run/pericarp";
@@ -24,7 +26,61 @@ pub struct ProcessRecord {
     pub role: String,
     /// Its number.
     pub pid: u32,
+    /// The device that it serves, where there is one such process for each; else empty.
+    #[serde(default)]
+    pub device: String,
 }
+
+/// What a device is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceKind {
+    /// Blocks.
+    #[default]
+    Disk,
+    /// Files.
+    Share,
+    /// Packets.
+    Card,
+}
+
+impl DeviceKind {
+    /// As it is written.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Disk => "disk",
+            Self::Share => "share",
+            Self::Card => "card",
+        }
+    }
+
+    /// The program that serves it.
+    #[must_use]
+    pub fn server(self) -> &'static str {
+        match self {
+            Self::Disk => BLOCK,
+            Self::Share => FS,
+            Self::Card => NET,
+        }
+    }
+}
+
+/// A device of a pod's machine, and who counts what is done with it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceRecord {
+    /// Its name in the machine, and that by which its sidecar knows it.
+    pub id: String,
+    /// What it is.
+    pub kind: DeviceKind,
+    /// The pod's volume, `root` for a container's root, or [`ALL`]; empty where it has no such name.
+    pub volume: String,
+    /// The sidecar's control socket, a name in the pod's directory.
+    pub control: String,
+}
+
+/// The volume of a share that has all roots and volumes without a device of their own.
+pub const ALL: &str = "all";
 
 /// A pod.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +91,9 @@ pub struct PodRecord {
     pub id: String,
     /// What Kubernetes calls it, `namespace/name`; the id where nobody has said it.
     pub name: String,
+    /// Kubernetes' number of it, where it has been said.
+    #[serde(default)]
+    pub uid: String,
     /// Seconds since 1970.
     pub created: u64,
     /// The process of its shim.
@@ -51,8 +110,15 @@ pub struct PodRecord {
     pub assets_version: Option<String>,
     /// The machine's kernel, as far as the assets say it.
     pub kernel: Option<String>,
+    /// Bytes that its processes may take of the host beside the guest's memory, as its
+    /// RuntimeClass has it (`overhead`); 0 where nobody says.
+    #[serde(default)]
+    pub overhead: u64,
     /// The machine and its sidecars; none yet while it is being made.
     pub processes: Vec<ProcessRecord>,
+    /// What the machine has that is counted.
+    #[serde(default)]
+    pub devices: Vec<DeviceRecord>,
 }
 
 impl PodRecord {

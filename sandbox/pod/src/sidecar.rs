@@ -17,7 +17,8 @@ use crate::{PodError, assets::program_directory};
 
 /// What serves disks.
 pub const BLOCK: &str = "pericarp-block";
-const FS: &str = "pericarp-fs";
+/// What serves directories.
+pub const FS: &str = "pericarp-fs";
 /// What serves network cards.
 pub const NET: &str = "pericarp-net";
 const VSOCK: &str = "pericarp-vsock";
@@ -198,13 +199,19 @@ pub struct Sidecar {
 }
 
 impl Sidecar {
-    /// Starts the block backend and waits until every disk's socket is there.
+    /// Starts the block backend and waits until every disk's socket is there. It answers at
+    /// `control`.
     ///
     /// # Errors
     ///
     /// [`PodError`], or what `check` says.
-    pub fn block<E: From<PodError>>(devices: &[Device], check: Check<'_, E>) -> Result<Self, E> {
+    pub fn block<E: From<PodError>>(
+        devices: &[Device],
+        control: &Path,
+        check: Check<'_, E>,
+    ) -> Result<Self, E> {
         let mut command = program(BLOCK);
+        command.arg("--control-path").arg(control);
         for device in devices {
             command.arg("--device").arg(device.argument());
         }
@@ -232,7 +239,7 @@ impl Sidecar {
 
     /// Starts the file backend and waits until every share's socket is there. It goes on with what a
     /// predecessor has left in `state`, and leaves there what a successor needs. It answers
-    /// at `control`, if that is wanted.
+    /// at `control`.
     ///
     /// # Errors
     ///
@@ -240,13 +247,11 @@ impl Sidecar {
     pub fn fs<E: From<PodError>>(
         shares: &[Share],
         state: Option<OwnedFd>,
-        control: Option<&Path>,
+        control: &Path,
         check: Check<'_, E>,
     ) -> Result<Self, E> {
         let mut command = program(FS);
-        if let Some(control) = control {
-            command.arg("--control-path").arg(control);
-        }
+        command.arg("--control-path").arg(control);
         for share in shares {
             command.arg("--device").arg(share.argument());
         }
@@ -260,13 +265,18 @@ impl Sidecar {
     }
 
     /// Starts the network backend and waits until every card's socket is there. The queues are the
-    /// backend's alone then, as far as we go.
+    /// backend's alone then, as far as we go. It answers at `control`.
     ///
     /// # Errors
     ///
     /// [`PodError`], or what `check` says.
-    pub fn net<E: From<PodError>>(cards: Vec<Card>, check: Check<'_, E>) -> Result<Self, E> {
+    pub fn net<E: From<PodError>>(
+        cards: Vec<Card>,
+        control: &Path,
+        check: Check<'_, E>,
+    ) -> Result<Self, E> {
         let mut command = program(NET);
+        command.arg("--control-path").arg(control);
         for card in &cards {
             command.arg("--device").arg(card.argument());
         }

@@ -59,6 +59,8 @@ pub(crate) enum Place {
 pub(crate) struct Wanted<'a> {
     /// What of the container's configuration says so.
     pub(crate) field: &'a str,
+    /// What the pod calls the volume, or `root`.
+    pub(crate) volume: &'a str,
     pub(crate) place: Place,
     pub(crate) read_only: bool,
     pub(crate) purpose: Purpose,
@@ -141,6 +143,7 @@ impl Blocks {
         }
         let backing = Backing {
             id: id.clone(),
+            volume: wanted.volume.to_owned(),
             file,
             read_only: wanted.read_only,
             limits: wanted.limits,
@@ -269,6 +272,7 @@ mod tests {
     fn wanted(place: Place) -> Wanted<'static> {
         Wanted {
             field: "linux.devices: /dev/x",
+            volume: "x",
             place,
             read_only: false,
             purpose: Purpose::Device,

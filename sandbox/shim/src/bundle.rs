@@ -16,6 +16,7 @@ const TYPE: &str = "io.kubernetes.cri.container-type";
 pub(crate) const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
 const POD_NAMESPACE: &str = "io.kubernetes.cri.sandbox-namespace";
 const POD_NAME: &str = "io.kubernetes.cri.sandbox-name";
+const POD_UID: &str = "io.kubernetes.cri.sandbox-uid";
 
 /// What a container is in its pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +75,11 @@ impl Bundle {
             (Some(namespace), Some(name)) => format!("{namespace}/{name}"),
             _ => self.pod_id(id),
         }
+    }
+
+    /// Kubernetes' number of the pod; empty where nobody says it.
+    pub(crate) fn pod_uid(&self) -> &str {
+        self.annotation(POD_UID).unwrap_or_default()
     }
 
     /// A namespace of the configuration: none at all, one of its own, or the one at a path.

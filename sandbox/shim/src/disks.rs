@@ -32,6 +32,8 @@ const QUEUE_SIZE: u16 = 256;
 pub(crate) struct Backing {
     /// Its name in the machine, which no other had, and by which the guest finds it.
     pub(crate) id: String,
+    /// What the pod calls it; empty where it does not.
+    pub(crate) volume: String,
     /// The block device or image, held by its place (O_PATH).
     pub(crate) file: OwnedFd,
     pub(crate) read_only: bool,
@@ -64,8 +66,10 @@ impl Disks {
         }
     }
 
-    pub(crate) fn pids(&self) -> impl Iterator<Item = u32> {
-        self.all.iter().map(|one| one.sidecar.pid())
+    /// Each with the process that serves it.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&Backing, u32)> {
+        let all = self.all.iter();
+        all.map(|one| (&one.backing, one.sidecar.pid()))
     }
 
     pub(crate) fn exit_fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
@@ -177,4 +181,9 @@ impl One {
 /// Where the process answers what it does and may do, for whoever looks after the node.
 fn control(socket: &Path) -> PathBuf {
     socket.with_extension("control")
+}
+
+/// The same in the pod's directory, for the disk of this name.
+pub(crate) fn control_name(id: &str) -> String {
+    format!("{id}.control")
 }

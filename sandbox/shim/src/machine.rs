@@ -29,9 +29,10 @@ use pericarp_pod::{
     history::Kind,
     initramfs,
     network::message,
+    overhead,
     power_off::{POWER_OFF_LIMIT, power_off},
     process::{context, refused, unreachable},
-    record::{MACHINE, PodRecord, ProcessRecord},
+    record::{ALL, DeviceKind, DeviceRecord, MACHINE, PodRecord, ProcessRecord},
     sidecar::{Access, BLOCK, Card, Limits, Share},
     spec::{card_spec, share_spec},
 };
@@ -51,6 +52,9 @@ use crate::{
 
 /// Tag of the share that has everything the pod's containers are shown.
 pub(crate) const POD_SHARE: &str = "pod";
+/// Where the sidecars of shares and of cards answer, in the pod's directory.
+const FS_CONTROL: &str = "fs.control";
+const NET_CONTROL: &str = "net.control";
 /// As `pericarp run` has it.
 const CMDLINE: &str = "panic=-1 loglevel=5";
 const GUEST_CID: u32 = 3;
@@ -76,6 +80,7 @@ pub(crate) struct Plan {
     pub(crate) namespace: String,
     pub(crate) id: String,
     pub(crate) name: String,
+    pub(crate) uid: String,
     pub(crate) profile: Profile,
     pub(crate) hostname: String,
     pub(crate) sysctls: HashMap<String, String>,
@@ -176,7 +181,9 @@ impl Running {
         let choice = select(settings.hypervisor, &HostFacts::probe());
         log::debug!("{choice}");
         let hypervisor = choice.hypervisor();
-        let record = record(plan, &assets, choice.to_string());
+        let mut record = record(plan, &assets, choice.to_string());
+        let beside = settings.overhead;
+        record.overhead = beside.unwrap_or_else(|| overhead::usual(choice.driver));
         record
             .write(directory.path())
             .map_err(during("the pod's record"))?;
@@ -211,16 +218,18 @@ impl Running {
         });
         let shares: Vec<Share> = [of_all].into_iter().chain(own).collect();
         let share_specs = shares.iter().map(share_spec).collect();
-        let control = directory.join("fs.control");
+        record.devices = devices(lanes, &cards);
+        let control = directory.join(FS_CONTROL);
         let wait = &mut || Ok::<(), ShimError>(());
         let (mut sidecars, mut lasting) = (Vec::new(), Lasting::default());
         match hypervisor.finds_shares_again() {
-            true => lasting.push(pericarp_pod::Lasting::shares(shares, Some(control), wait)?),
-            false => sidecars.push(Sidecar::fs(&shares, None, Some(&control), wait)?),
+            true => lasting.push(pericarp_pod::Lasting::shares(shares, control, wait)?),
+            false => sidecars.push(Sidecar::fs(&shares, None, &control, wait)?),
         }
         let card_specs = cards.iter().map(card_spec).collect();
         if !cards.is_empty() {
-            lasting.push(pericarp_pod::Lasting::cards(cards, wait)?);
+            let control = directory.join(NET_CONTROL);
+            lasting.push(pericarp_pod::Lasting::cards(cards, control, wait)?);
         }
         let (socket, host_side) = (directory.join("vsock.sock"), directory.join("vsock/guest"));
         sidecars.push(Sidecar::vsock(&socket, GUEST_CID, &host_side, wait)?);
@@ -320,17 +329,29 @@ impl Running {
         let process = |role: &str, pid| ProcessRecord {
             role: role.to_owned(),
             pid,
+            device: String::new(),
         };
         let all = [process(MACHINE, self.machine.pid())]
             .into_iter()
             .chain(self.sidecars.iter().map(|it| process(it.name(), it.pid())))
-            .chain(self.disks.pids().map(|pid| process(BLOCK, pid)))
+            .chain(self.disks.all().map(|(backing, pid)| ProcessRecord {
+                device: backing.id.clone(),
+                ..process(BLOCK, pid)
+            }))
             .chain(
                 self.lasting
                     .processes()
                     .map(|(name, pid)| process(name, pid)),
             );
         self.record.processes = all.collect();
+        let devices = &mut self.record.devices;
+        devices.retain(|device| device.kind != DeviceKind::Disk);
+        devices.extend(self.disks.all().map(|(backing, _)| DeviceRecord {
+            id: backing.id.clone(),
+            kind: DeviceKind::Disk,
+            volume: backing.volume.clone(),
+            control: disks::control_name(&backing.id),
+        }));
         let mut told = self
             .processes
             .lock()
@@ -479,6 +500,7 @@ fn record(plan: &Plan, assets: &Assets, hypervisor: String) -> PodRecord {
         namespace: plan.namespace.clone(),
         id: plan.id.clone(),
         name: plan.name.clone(),
+        uid: plan.uid.clone(),
         created: now.map_or(0, |passed| passed.as_secs()),
         shim: std::process::id(),
         hypervisor,
@@ -487,8 +509,32 @@ fn record(plan: &Plan, assets: &Assets, hypervisor: String) -> PodRecord {
         assets: assets.directory.clone(),
         assets_version: assets.version().map(str::to_owned),
         kernel: assets.release(),
-        processes: Vec::new(),
+        ..PodRecord::default()
     }
+}
+
+/// Those that a machine has from its start.
+fn devices(lanes: &[Lane], cards: &[Card]) -> Vec<DeviceRecord> {
+    let share = |id: String, volume: &str| DeviceRecord {
+        id,
+        kind: DeviceKind::Share,
+        volume: volume.to_owned(),
+        control: FS_CONTROL.to_owned(),
+    };
+    let of_volumes = lanes.iter().enumerate();
+    let of_volumes = of_volumes
+        .map(|(number, lane)| share(tag(number), lane.name.as_deref().unwrap_or_default()));
+    let cards = cards.iter().map(|card| DeviceRecord {
+        id: card.id.clone(),
+        kind: DeviceKind::Card,
+        volume: String::new(),
+        control: NET_CONTROL.to_owned(),
+    });
+    [share(POD_SHARE.to_owned(), ALL)]
+        .into_iter()
+        .chain(of_volumes)
+        .chain(cards)
+        .collect()
 }
 
 fn enter_group(plan: &Plan, directory: &Directory) -> Result<Option<Entered>, ShimError> {

@@ -305,6 +305,7 @@ impl Pod {
                 namespace: self.why.namespace().to_owned(),
                 id: id.clone(),
                 name,
+                uid: bundle.pod_uid().to_owned(),
                 profile,
                 hostname: bundle.spec["hostname"]
                     .as_str()

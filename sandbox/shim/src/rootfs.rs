@@ -30,6 +30,8 @@ use crate::{
 };
 
 /// What asks for a root that is a disk.
+/// What the disk of a root is called among volumes.
+const ROOT: &str = "root";
 const ROOT_DISK: &str = "the root (rootfs = \"block\")";
 
 /// The places of one container. Removed when dropped.
@@ -218,6 +220,7 @@ impl Places {
         let about = &pod.booted.about;
         let wanted = Wanted {
             field: said.field,
+            volume: said.named.map_or(ROOT, |named| &named.name),
             place: Place::Path(said.device.to_owned()),
             read_only: said.read_only,
             purpose: Purpose::FileSystem,
@@ -267,6 +270,7 @@ impl Places {
         pod.booted.about.saw(node.name());
         let wanted = Wanted {
             field: &node.field(),
+            volume: node.name(),
             place: Place::Number(node.major, node.minor),
             read_only: node.read_only,
             purpose: Purpose::Device,

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use pericarp_tests::bounded::poll;
 use pericarp_tests::client::Client;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use rig::{Rig, http};
 
@@ -65,6 +65,19 @@ fn statistics_count_every_request_once() {
         assert_eq!(sum, part("total", "sum"), "{latency}");
         assert!(part("device", "max") > 0);
     }
+    // Who asks for whole histograms can say what lies between two looks.
+    assert!(queues[0]["latency_ns"]["total"].get("buckets").is_none());
+    let whole = rig.ask(&json!({"op": "stats", "histograms": true}));
+    let times = &whole["devices"][0]["queues"][0]["latency_ns"];
+    for name in ["queue_wait", "backend", "device", "total"] {
+        let buckets = times[name]["buckets"].as_array().unwrap();
+        let count = |bucket: &Value| bucket[1].as_u64().unwrap();
+        assert_eq!(buckets.iter().map(count).sum::<u64>(), 21, "{times}");
+        let values: Vec<_> = buckets.iter().map(|one| one[0].as_u64()).collect();
+        assert!(values.is_sorted(), "{times}");
+    }
+    let odd = rig.ask(&json!({"op": "stats", "histograms": 1}));
+    assert_eq!(odd["error"], "histograms 1: use true or false");
     // A scraper sees the same.
     let text = http(&rig.control, "/metrics");
     for line in [

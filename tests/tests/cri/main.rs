@@ -8,6 +8,7 @@
 
 mod assets;
 mod blocks;
+mod counters;
 mod cpus;
 mod held;
 mod install;
@@ -88,6 +89,8 @@ machines! {
     machines::other_names_of_the_handler_mean_it,
     machines::an_idle_pod_takes_little,
     cpus::pods_stay_on_their_own_cpus,
+    counters::what_a_pod_does_is_counted,
+    counters::an_idle_pod_of_each_profile_is_measured,
     why::a_pod_is_verified_and_what_goes_wrong_in_it_is_said,
     why::what_ends_a_machine_is_said_after_it_has_gone,
     assets::a_pod_keeps_its_guest_and_the_next_has_the_new_one,

@@ -7,6 +7,7 @@
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
 mod bad_input;
+mod counters;
 mod detached;
 mod image;
 mod network;

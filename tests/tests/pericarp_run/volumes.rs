@@ -10,7 +10,7 @@ use pericarp_tests::parts::Part;
 
 use super::rig::*;
 
-const VOLUMES: [Part; 7] = [
+pub(crate) const VOLUMES: [Part; 7] = [
     PERICARP,
     Part::PERICARP_BLOCK,
     Part::PERICARP_FS,

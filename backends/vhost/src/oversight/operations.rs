@@ -52,7 +52,12 @@ pub fn metrics_of(devices: &[Overseen]) -> String {
 }
 
 fn show_stats(devices: &[Overseen], arguments: &Arguments) -> Answer {
-    only(arguments, &["device"])?;
+    only(arguments, &["device", "histograms"])?;
+    let whole = match arguments.get("histograms") {
+        None => false,
+        Some(Value::Bool(whole)) => *whole,
+        Some(other) => return Err(format!("histograms {other}: use true or false")),
+    };
     let chosen: Vec<&Overseen> = if arguments.contains_key("device") {
         vec![&devices[device_named(devices.iter().map(|d| d.id.as_str()), arguments)?]]
     } else {
@@ -61,7 +66,8 @@ fn show_stats(devices: &[Overseen], arguments: &Arguments) -> Answer {
     let shown: Vec<Value> = chosen
         .into_iter()
         .map(|device| {
-            let queues = device.oversight.stats.as_ref().map(stats::json);
+            let queues = device.oversight.stats.as_ref();
+            let queues = queues.map(|queues| stats::json(queues, whole));
             let mut shown = json!({
                 "id": device.id,
                 "limits": limits_of(&device.oversight),

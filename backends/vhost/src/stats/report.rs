@@ -15,8 +15,9 @@ const QUANTILES: [(&str, &str, f64); 4] = [
     ("p999", "0.999", 0.999),
 ];
 
-/// A histogram as a member: latencies in nanoseconds.
-fn histogram(histogram: &Histogram) -> Value {
+/// A histogram as a member: latencies in nanoseconds. All of it, if that is wanted: who asks twice
+/// knows the quantiles of what lies between.
+fn histogram(histogram: &Histogram, whole: bool) -> Value {
     let snapshot = histogram.snapshot();
     let mut members = Map::new();
     members.insert("count".to_owned(), json!(snapshot.count()));
@@ -25,10 +26,14 @@ fn histogram(histogram: &Histogram) -> Value {
         members.insert(name.to_owned(), json!(snapshot.quantile(q)));
     }
     members.insert("max".to_owned(), json!(snapshot.max()));
+    if whole {
+        let buckets: Vec<_> = snapshot.buckets().collect();
+        members.insert("buckets".to_owned(), json!(buckets));
+    }
     Value::Object(members)
 }
 
-fn queue(index: usize, stats: &QueueStats, classes: &[&str]) -> Value {
+fn queue(index: usize, stats: &QueueStats, classes: &[&str], whole: bool) -> Value {
     let requests: Map<String, Value> = classes
         .iter()
         .zip(&stats.classes)
@@ -49,21 +54,21 @@ fn queue(index: usize, stats: &QueueStats, classes: &[&str]) -> Value {
         "turns": load(&stats.turns),
         "throttled": load(&stats.throttled),
         "in_flight": load(&stats.in_flight),
-        "batch": histogram(&stats.batch),
+        "batch": histogram(&stats.batch, false),
         "latency_ns": {
-            "queue_wait": histogram(&stats.queue_wait),
-            "backend": histogram(&stats.backend),
-            "device": histogram(&stats.device),
-            "total": histogram(&stats.total),
+            "queue_wait": histogram(&stats.queue_wait, whole),
+            "backend": histogram(&stats.backend, whole),
+            "device": histogram(&stats.device, whole),
+            "total": histogram(&stats.total, whole),
         },
     })
 }
 
-/// The queues of a device as a JSON array.
-pub(crate) fn json(stats: &DeviceStats) -> Value {
+/// The queues of a device as a JSON array, with their `whole` histograms or the quantiles alone.
+pub(crate) fn json(stats: &DeviceStats, whole: bool) -> Value {
     let queues = stats.queues.iter().enumerate();
     queues
-        .map(|(index, q)| queue(index, q, stats.classes))
+        .map(|(index, q)| queue(index, q, stats.classes, whole))
         .collect()
 }
 

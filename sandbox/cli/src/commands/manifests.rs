@@ -4,10 +4,10 @@
 use std::{ffi::OsString, path::Path};
 
 use pericarp_config::Config;
-use pericarp_hypervisor::{HostFacts, Wanted, select};
+use pericarp_hypervisor::HostFacts;
 use pericarp_node::{
     daemon_set::{Selector, UNIT, daemon_set, image_recipe, is_image, is_unit},
-    manifest::runtime_classes,
+    manifest::{overhead, runtime_classes},
 };
 
 use crate::{
@@ -59,13 +59,13 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<i32, Refusal> {
         return Ok(0);
     }
     let config = Config::load(given.value("config").map(Path::new)).map_err(violations)?;
-    let driver = select(Wanted::Auto, &HostFacts::probe()).driver;
+    let host = HostFacts::probe();
     let mut text = String::new();
     if let Some((image, selector, unit)) = &wanted {
         text += &daemon_set(image, selector, unit);
     }
     let nodes = wanted.as_ref().map(|(_, selector, _)| selector);
-    text += &runtime_classes(&config, driver, nodes);
+    text += &runtime_classes(&config, |_, settings| overhead(settings, &host), nodes);
     print(&text)?;
     Ok(0)
 }

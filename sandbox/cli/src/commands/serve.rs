@@ -11,7 +11,7 @@ use std::{
 };
 
 use pericarp_config::Config;
-use pericarp_hypervisor::{HostFacts, Wanted, select};
+use pericarp_hypervisor::HostFacts;
 use pericarp_kube::{
     certificates::{self, Certificates, Kubeconfig},
     http::{Server, Settings},
@@ -96,7 +96,8 @@ const KUBECONFIG: Grammar = Grammar {
 
 const USUAL_NAME: &str = "local";
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 6443);
-const SOCKET: &str = "/run/containerd/containerd.sock";
+/// Where containerd listens unless it was told otherwise.
+pub(super) const SOCKET: &str = "/run/containerd/containerd.sock";
 const STATE: &str = "/var/lib/pericarp/node";
 /// In the state directory: where it listens, for `pericarp kubeconfig`.
 const ADDRESS: &str = "address";
@@ -271,7 +272,7 @@ fn host_name() -> String {
 }
 
 /// As many open files as may be: each client and each stream has some.
-fn allow_files() {
+pub(super) fn allow_files() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     // Without it there is room for fewer clients.
@@ -337,13 +338,12 @@ fn reached_at(address: SocketAddr) -> SocketAddr {
 
 /// A class for each handler of ours, unless there is one.
 fn runtime_classes(store: &Store, config: &Config) -> Result<(), Refusal> {
-    const MIB: u64 = 1 << 20;
-    let driver = select(Wanted::Auto, &HostFacts::probe()).driver;
+    let host = HostFacts::probe();
     for (handler, profile) in config.handlers() {
         if store.get(Kind::RuntimeClass, "", handler).is_some() {
             continue;
         }
-        let mib = overhead(profile.settings().sizing, driver).div_ceil(MIB);
+        let mib = overhead(profile.settings(), &host);
         let class = json!({
             "apiVersion": "node.k8s.io/v1",
             "kind": "RuntimeClass",

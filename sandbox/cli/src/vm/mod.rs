@@ -4,6 +4,7 @@
 //! reverse: the machine ends before the sidecars it uses, the directory goes last.
 
 mod pod;
+pub(crate) mod record;
 mod start;
 
 use std::{
@@ -17,6 +18,7 @@ use pericarp_hypervisor::{CardSpec, ConsoleSpec, MachineError, MachineSpec, Shar
 use pericarp_pod::{
     Greeting, Lasting, Sidecar, initramfs,
     process::Name,
+    record::DeviceKind,
     sidecar::{Access, Device, Limits, Share},
     spec::{card_spec, disk_spec, share_spec},
 };
@@ -39,6 +41,7 @@ use crate::{
     terminal,
     vm::{
         pod::Pod,
+        record::{Told, control},
         start::{Phases, Start},
     },
 };
@@ -52,6 +55,8 @@ const SPARE_SLOTS: u8 = 4;
 const MAX_QUEUES: u32 = 4;
 /// Serial of the disk, or tag of the share, that the container's root comes from.
 const ROOT: &str = "root";
+/// Serial of the disk for what the container writes.
+const SCRATCH: &str = "scratch";
 /// Each machine has a vsock device of its own, so all guests can have the same context id.
 const GUEST_CID: u32 = 3;
 
@@ -119,12 +124,20 @@ pub(crate) fn run(
     };
     let mut devices = Vec::new();
     let mut shares = Vec::new();
+    let mut counted = Vec::new();
     match &parts.source {
-        Source::Disk(disk, _) => devices.push(device(ROOT, disk)),
-        Source::Directory(directory) => shares.push(share(ROOT, directory, Access::Root)),
+        Source::Disk(disk, _) => {
+            counted.push(record::device(ROOT, DeviceKind::Disk, ROOT));
+            devices.push(device(ROOT, disk));
+        }
+        Source::Directory(directory) => {
+            counted.push(record::device(ROOT, DeviceKind::Share, ROOT));
+            shares.push(share(ROOT, directory, Access::Root));
+        }
     }
     if let Some(scratch) = &parts.scratch {
-        devices.push(device("scratch", scratch));
+        counted.push(record::device(SCRATCH, DeviceKind::Disk, SCRATCH));
+        devices.push(device(SCRATCH, scratch));
     }
     let mut shown = Vec::new();
     for (index, disk) in plan.disks.iter().enumerate() {
@@ -134,8 +147,10 @@ pub(crate) fn run(
             read_only: disk.read_only,
         };
         devices.push(device(&id, &disk));
+        let path = format!("/dev/pericarp/{id}");
+        counted.push(record::device(&id, DeviceKind::Disk, &path));
         shown.push(agent::Device {
-            path: format!("/dev/pericarp/{id}"),
+            path,
             disk: id,
             read_only: disk.read_only,
             ..Default::default()
@@ -149,6 +164,7 @@ pub(crate) fn run(
             false => Access::Writing,
         };
         shares.push(share(&id, &volume.host, access));
+        counted.push(record::device(&id, DeviceKind::Share, &volume.guest));
         mounted.push(agent::Share {
             tag: id,
             path: volume.guest,
@@ -157,18 +173,26 @@ pub(crate) fn run(
         });
     }
     let hypervisor = plan.choice.hypervisor();
-    let mut sidecars = vec![Sidecar::block(&devices, &mut || signals.check())?];
+    let answers_at = |kind| run_dir.join(control(kind));
+    let place = answers_at(DeviceKind::Disk);
+    let mut sidecars = vec![Sidecar::block(&devices, &place, &mut || signals.check())?];
     let mut lasting = Vec::new();
     let share_specs: Vec<ShareSpec> = shares.iter().map(share_spec).collect();
     let check = &mut || signals.check();
+    let place = answers_at(DeviceKind::Share);
     match (shares.is_empty(), hypervisor.finds_shares_again()) {
         (true, _) => {}
-        (false, true) => lasting.push(Lasting::shares(shares, None, check)?),
-        (false, false) => sidecars.push(Sidecar::fs(&shares, None, None, check)?),
+        (false, true) => lasting.push(Lasting::shares(shares, place, check)?),
+        (false, false) => sidecars.push(Sidecar::fs(&shares, None, &place, check)?),
     }
     let card_specs: Vec<CardSpec> = cards.iter().map(card_spec).collect();
     if !cards.is_empty() {
-        lasting.push(Lasting::cards(cards, &mut || signals.check())?);
+        let of_cards = cards
+            .iter()
+            .map(|card| record::device(&card.id, DeviceKind::Card, ""));
+        counted.extend(of_cards);
+        let place = answers_at(DeviceKind::Card);
+        lasting.push(Lasting::cards(cards, place, &mut || signals.check())?);
     }
     let vsock_socket = run_dir.join("vsock.sock");
     let host_side = guest_socket(run_dir.path());
@@ -218,7 +242,8 @@ pub(crate) fn run(
     })?;
     timing.mark("machine");
     let hello = Arc::new(Mutex::new(None));
-    let mut pod = Pod::new(machine, sidecars, lasting, Arc::clone(&hello));
+    let told = Told::new(run_dir, &plan, counted);
+    let mut pod = Pod::new(machine, sidecars, lasting, Arc::clone(&hello), told);
 
     let limit = plan
         .boot_timeout
@@ -241,7 +266,7 @@ pub(crate) fn run(
             scratch_disk: parts
                 .scratch
                 .as_ref()
-                .map_or(String::new(), |_| "scratch".into()),
+                .map_or(String::new(), |_| SCRATCH.into()),
             network: network.message().into(),
             ..Default::default()
         },

@@ -22,7 +22,7 @@ use crate::{
     failure::Failure,
     guest::session::{Ending, Surroundings},
     report,
-    vm::start::HelloSlot,
+    vm::{record::Told, start::HelloSlot},
 };
 
 /// When the connection to the agent ends, how soon the cause shows if it is one of our processes.
@@ -36,23 +36,27 @@ pub(crate) struct Pod {
     machine: Machine,
     sidecars: Vec<Sidecar>,
     lasting: Vec<Lasting>,
+    told: Told,
     hello: HelloSlot,
     /// The same connection, to wait for its end.
     hello_end: Option<OwnedFd>,
 }
 
 impl Pod {
-    /// `hello` is filled by the thread that waits for the agent's greeting.
+    /// `hello` is filled by the thread that waits for the agent's greeting. `told` is written.
     pub(crate) fn new(
         machine: Machine,
         sidecars: Vec<Sidecar>,
         lasting: Vec<Lasting>,
         hello: HelloSlot,
+        mut told: Told,
     ) -> Self {
+        told.tell(machine.pid(), &sidecars, &lasting);
         Self {
             machine,
             sidecars,
             lasting,
+            told,
             hello,
             hello_end: None,
         }
@@ -132,13 +136,21 @@ impl Surroundings for Pod {
         if self.machine.has_ended() {
             return Some(Ending::Machine(self.machine.death()));
         }
+        let mut revived = false;
         for lasting in &mut self.lasting {
             // The machine finds another where this one was.
             match lasting.revive() {
                 Ok(None) => {}
-                Ok(Some(death)) => report::warn(&format!("{death}; it was started again")),
+                Ok(Some(death)) => {
+                    report::warn(&format!("{death}; it was started again"));
+                    revived = true;
+                }
                 Err(error) => return Some(error.into()),
             }
+        }
+        if revived {
+            self.told
+                .tell(self.machine.pid(), &self.sidecars, &self.lasting);
         }
         let mut slot = self.hello.lock().unwrap_or_else(PoisonError::into_inner);
         let stream = slot.take_if(|stream| has_word(stream))?;

@@ -50,7 +50,8 @@ pub(super) fn arguments(
         args.push(value);
     };
     let mib = spec.memory >> 20;
-    option("name", "pericarp".into());
+    // Its threads have names, by which the guest's CPU time is told from its own.
+    option("name", "pericarp,debug-threads=on".into());
     option(
         "machine",
         "q35,memory-backend=mem,sata=off,smbus=off,usb=off,vmport=off,graphics=off".into(),
