@@ -13,6 +13,7 @@ pub(crate) mod list;
 pub(crate) mod logs;
 mod manifests;
 pub(crate) mod node;
+mod notes;
 mod pods;
 mod reader;
 pub(crate) mod remove;
