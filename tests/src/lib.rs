@@ -24,6 +24,7 @@ pub mod peer;
 pub mod process;
 pub mod relay;
 pub mod scratch;
+pub mod screen;
 pub mod uml;
 pub mod verified;
 pub mod wire;

@@ -1,9 +1,9 @@
 //! What went wrong in a pod of containerd's: written by its shim, read by `pericarp why` when the pod
-//! may be long gone.
+//! may be long gone, and by `pericarp node serve`, which writes down beside it what it refuses itself.
 //!
-//! One file for each pod that something went wrong in, in a directory of a bounded number of them; a
-//! bounded number of causes in each. A sentence or a line of evidence may be a guest's: whoever writes
-//! it has made it safe to print, and here it is cut.
+//! One file of each writer for each pod that something went wrong in, in a directory of a bounded
+//! number of them; a bounded number of causes in each. A sentence or a line of evidence may be a
+//! guest's: whoever writes it has made it safe to print, and here it is cut.
 
 use std::{
     fs::{self, DirBuilder},
@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 /// Where they are. Not below the directory of the pods that are there.
 pub const BASE: &str = "/run/pericarp-why";
-/// Files that are kept; the oldest go.
+/// Files of each writer that are kept; the oldest go.
 const MOST_PODS: usize = 256;
 /// Causes of a pod that are kept; the first one and the last ones.
 const MOST_CAUSES: usize = 24;
@@ -26,6 +26,10 @@ const MOST_EVIDENCE: usize = 24;
 const FOLLOWS: u64 = 5000;
 /// Characters of a line.
 const LONGEST: usize = 600;
+/// How the names of files end that a shim writes.
+const OF_SHIM: &str = ".json";
+/// And of those that who runs the pods writes.
+const OF_NODE: &str = "+node.json";
 
 /// What kind of thing went wrong. The later, the more it explains.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -34,6 +38,8 @@ pub enum Kind {
     /// A container's command has ended with a code of its own.
     #[default]
     Exit,
+    /// Who runs the pod has not made or not kept it: an image, a file or room was not to be had.
+    Node,
     /// A container was not made or not started.
     Refused,
     /// A container's command has failed where a file system is full.
@@ -128,15 +134,62 @@ impl History {
     ///
     /// The kernel's.
     pub fn write(&self, base: &Path) -> io::Result<()> {
+        self.write_to(base, OF_SHIM)
+    }
+
+    fn write_to(&self, base: &Path, end: &str) -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o700).create(base)?;
-        let file = base.join(file_name(&self.namespace, &self.id));
+        let file = base.join(file_name(&self.namespace, &self.id, end));
         if !file.exists() {
-            make_room(base)?;
+            make_room(base, end)?;
         }
         let unfinished = base.join(format!(".{}", std::process::id()));
         fs::write(&unfinished, serde_json::to_vec(self)?)?;
         fs::rename(unfinished, file)
     }
+
+    fn read(base: &Path, namespace: &str, id: &str, end: &str) -> Option<Self> {
+        let bytes = fs::read(base.join(file_name(namespace, id, end))).ok()?;
+        serde_json::from_slice(&bytes).ok()
+    }
+
+    /// Takes in what another has written of the same pod.
+    fn join(&mut self, other: Self) {
+        self.causes.extend(other.causes);
+        self.causes.sort_by_key(|cause| cause.at);
+        self.left_out = self.left_out.saturating_add(other.left_out);
+    }
+}
+
+/// What is known of one pod, by what containerd calls it.
+#[must_use]
+pub fn of(base: &Path, namespace: &str, id: &str) -> Option<History> {
+    let read = |end| History::read(base, namespace, id, end);
+    match (read(OF_SHIM), read(OF_NODE)) {
+        (Some(mut history), Some(other)) => {
+            history.join(other);
+            Some(history)
+        }
+        (one, other) => one.or(other),
+    }
+}
+
+/// Adds what who runs the pods has to say of this one. `name` is what Kubernetes calls it. Not for
+/// two processes at the same time.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn note(base: &Path, namespace: &str, id: &str, name: &str, cause: Cause) -> io::Result<()> {
+    let kept = History::read(base, namespace, id, OF_NODE);
+    let mut history = kept.unwrap_or_else(|| History {
+        namespace: namespace.to_owned(),
+        id: id.to_owned(),
+        name: name.to_owned(),
+        ..History::default()
+    });
+    history.add(cause);
+    history.write_to(base, OF_NODE)
 }
 
 /// The beginning of a text.
@@ -148,14 +201,19 @@ fn cut(text: &str) -> String {
 }
 
 /// Names are containerd's, who takes neither slashes nor anything longer than a file's name allows
-/// for the two.
-fn file_name(namespace: &str, id: &str) -> String {
-    format!("{namespace}+{id}.json").replace('/', "_")
+/// for the two, nor a plus.
+fn file_name(namespace: &str, id: &str, end: &str) -> String {
+    format!("{namespace}+{id}{end}").replace('/', "_")
 }
 
-fn make_room(base: &Path) -> io::Result<()> {
+fn make_room(base: &Path, end: &str) -> io::Result<()> {
+    let is_one = |name: &str| match end {
+        OF_NODE => name.ends_with(OF_NODE),
+        _ => !name.ends_with(OF_NODE),
+    };
     let mut files: Vec<(SystemTime, PathBuf)> = fs::read_dir(base)?
         .flatten()
+        .filter(|entry| is_one(&entry.file_name().to_string_lossy()))
         .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
         .collect();
     files.sort();
@@ -185,7 +243,12 @@ pub fn all(base: &Path) -> Vec<History> {
     found.sort_by(|(one, _), (other, _)| other.cmp(one));
     let mut all: Vec<History> = Vec::new();
     for (_, history) in found {
-        if !all.iter().any(|later| later.name == history.name) {
+        let same = |known: &&mut History| {
+            (&known.namespace, &known.id) == (&history.namespace, &history.id)
+        };
+        if let Some(known) = all.iter_mut().find(same) {
+            known.join(history);
+        } else if !all.iter().any(|later| later.name == history.name) {
             all.push(history);
         }
     }
@@ -258,5 +321,35 @@ mod tests {
         assert_eq!(files, MOST_PODS);
         // One for each name.
         assert_eq!(all.len(), 200);
+    }
+    #[test]
+    fn what_two_write_of_a_pod_is_one_history() {
+        let base = std::env::temp_dir().join(format!("pericarp-why-two-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&base);
+        assert_eq!(of(&base, "k8s.io", "a"), None);
+        let at = |at, kind, sentence: &str| Cause {
+            at,
+            ..cause(kind, sentence)
+        };
+        let write = |image: Cause| note(&base, "k8s.io", "a", "default/web", image).unwrap();
+        write(at(2, Kind::Node, "no image"));
+        assert_eq!(all(&base)[0].main().unwrap().sentence, "no image");
+        let mut shims = History {
+            namespace: "k8s.io".into(),
+            id: "a".into(),
+            name: "default/web".into(),
+            ..History::default()
+        };
+        shims.add(at(1, Kind::Exit, "a code"));
+        shims.add(at(3, Kind::Refused, "no program"));
+        shims.write(&base).unwrap();
+        write(at(4, Kind::Node, "no image"));
+        let (one, all) = (of(&base, "k8s.io", "a").unwrap(), all(&base));
+        fs::remove_dir_all(&base).unwrap();
+        let said: Vec<_> = (one.causes.iter())
+            .map(|one| (one.sentence.as_str(), one.times))
+            .collect();
+        assert_eq!(said, [("a code", 1), ("no program", 1), ("no image", 2)]);
+        assert_eq!(all, [one]);
     }
 }

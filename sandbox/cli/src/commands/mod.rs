@@ -15,6 +15,7 @@ mod manifests;
 pub(crate) mod measure;
 pub(crate) mod metrics;
 pub(crate) mod node;
+mod notes;
 mod pods;
 mod reader;
 pub(crate) mod remove;

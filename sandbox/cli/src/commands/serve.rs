@@ -8,6 +8,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use pericarp_config::Config;
@@ -25,7 +26,9 @@ use serde_json::json;
 
 use crate::{
     commands::{
-        Refusal, print,
+        Refusal,
+        notes::Notes,
+        print,
         reader::{Given, Grammar},
         violations,
     },
@@ -210,6 +213,7 @@ pub(crate) fn serve(arguments: Vec<OsString>) -> Result<i32, Refusal> {
         address: None,
         cgroup_parent: cgroup_parent.display().to_string(),
         version: concat!("v", env!("CARGO_PKG_VERSION"), "-pericarp").to_owned(),
+        chronicle: Arc::new(Notes),
     })
     .map_err(|error| failure(&error))?;
     let settings = Settings {

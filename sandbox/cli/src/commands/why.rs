@@ -7,7 +7,7 @@ use std::{
 };
 
 use pericarp_api::hello::printable;
-use pericarp_pod::history::{self, BASE, Cause, History};
+use pericarp_pod::history::{self, BASE, Cause, History, Kind};
 use serde_json::{Value, json};
 
 use crate::commands::{Refusal, pods, print, reader::Grammar};
@@ -42,8 +42,17 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<i32, Refusal> {
     let running = pods::in_a_machine(wanted)?;
     let all = history::all(Path::new(BASE));
     let found = match &running {
-        // The one that runs is meant, and not one of its name that has ended.
-        Some(pod) => all.into_iter().find(|one| one.id == pod.record.id),
+        // The one that runs is meant, and not one of its name that has ended; unless that is why
+        // there is another machine.
+        Some(pod) => {
+            let is_own = |one: &History| one.id == pod.record.id;
+            let lost = |one: &History| {
+                one.name == pod.record.name && one.main().is_some_and(|it| it.kind >= Kind::Machine)
+            };
+            let found = all.iter().position(is_own);
+            let found = found.or_else(|| all.iter().position(lost));
+            found.and_then(|index| all.into_iter().nth(index))
+        }
         None => {
             let names = |one: &History| (one.name.clone(), one.id.clone());
             let named: Vec<(String, String)> = all.iter().map(names).collect();
@@ -58,9 +67,14 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<i32, Refusal> {
             .map_or_else(String::new, |pod| pod.record.name.clone()),
         ..History::default()
     });
+    let state = match &running {
+        None => State::Ended,
+        Some(pod) if history.id.is_empty() || history.id == pod.record.id => State::Runs,
+        Some(_) => State::RunsAgain,
+    };
     print(&match given.flag("json") {
         true => as_json(&history, running.is_some()) + "\n",
-        false => text(&history, running.is_some()),
+        false => text(&history, state),
     })?;
     Ok(0)
 }
@@ -77,7 +91,16 @@ fn as_json(history: &History, runs: bool) -> String {
     .to_string()
 }
 
-fn text(history: &History, runs: bool) -> String {
+/// What has become of the pod.
+#[derive(Clone, Copy)]
+enum State {
+    Runs,
+    /// In another machine than the one of which something is known.
+    RunsAgain,
+    Ended,
+}
+
+fn text(history: &History, state: State) -> String {
     let name = &history.name;
     let Some(main) = history.main() else {
         return format!("{name}: runs, and nothing has gone wrong in it\n");
@@ -90,7 +113,12 @@ fn text(history: &History, runs: bool) -> String {
         ("container", container.unwrap_or_default().to_owned()),
         (
             "the pod",
-            if runs { "runs" } else { "has ended" }.to_owned(),
+            match state {
+                State::Runs => "runs",
+                State::RunsAgain => "runs, in another machine by now",
+                State::Ended => "has ended",
+            }
+            .to_owned(),
         ),
     ];
     for (label, fact) in facts.iter().filter(|(_, fact)| !fact.is_empty()) {
@@ -125,8 +153,6 @@ fn when(cause: &Cause) -> String {
 
 #[cfg(test)]
 mod tests {
-    use pericarp_pod::history::Kind;
-
     use super::*;
 
     #[test]
@@ -151,7 +177,7 @@ mod tests {
             ..cause(Kind::Machine, "the pod's machine has ended: it died")
         });
         assert_eq!(
-            text(&history, false),
+            text(&history, State::Ended),
             "default/web: the pod's machine has ended: it died\n\
              \x20 when      1970-01-01T00:00:01Z\n\
              \x20 phase     run\n\
@@ -164,6 +190,12 @@ mod tests {
         let said: Value = serde_json::from_str(&as_json(&history, false)).unwrap();
         assert_eq!(said["cause"]["kind"], "machine");
         assert_eq!(said["causes"][0]["container"], "app");
-        assert!(text(&History::default(), true).contains("nothing has gone wrong"));
+        let again = text(&history, State::RunsAgain);
+        assert!(
+            again.contains("\n  the pod   runs, in another machine by now\n"),
+            "{again}"
+        );
+        let text = text(&History::default(), State::Runs);
+        assert!(text.contains("nothing has gone wrong"));
     }
 }

@@ -27,7 +27,7 @@ use std::{
 use hyper::{
     Method, Request,
     body::Incoming,
-    header::{ACCEPT, CONTENT_TYPE, HeaderValue},
+    header::{ACCEPT, CONTENT_TYPE, HeaderValue, USER_AGENT},
     server::conn::http1,
     service::service_fn,
 };
@@ -288,6 +288,7 @@ async fn route(api: Arc<Api>, request: Request<Incoming>) -> Result<Answer, Fail
                 Method::GET if asked.query.flag("watch")? => watch::watch(&api, asked, namespace),
                 Method::GET => verbs::list(&api, &asked, namespace.as_deref()),
                 Method::POST => {
+                    let asked = asked.by(&header(&request, &USER_AGENT));
                     if kind.namespaced() && namespace.is_none() {
                         let why = "a new object goes to the address of its namespace";
                         return Err(Failure::method_not_allowed(why));

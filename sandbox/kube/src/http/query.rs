@@ -19,6 +19,14 @@ impl Query {
         Ok(Self(all))
     }
 
+    /// The same with this value of a parameter that says nothing.
+    pub(crate) fn with_usual(mut self, name: &str, value: Option<&str>) -> Self {
+        if let Some(value) = value.filter(|_| self.get(name).is_none()) {
+            self.0.push((name.to_owned(), value.to_owned()));
+        }
+        self
+    }
+
     /// The first value of that name that says something.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.all(name).into_iter().find(|value| !value.is_empty())
@@ -86,6 +94,10 @@ mod tests {
         assert_eq!(query.get("b"), Some("x,y z"));
         assert_eq!(query.all("command"), ["ls", "-l"]);
         assert_eq!(query.get("c"), None);
+        let query = query.with_usual("c", Some("usual"));
+        let query = query.with_usual("a", Some("2")).with_usual("d", None);
+        assert_eq!((query.get("c"), query.get("a")), (Some("usual"), Some("1")));
+        assert_eq!(query.get("d"), None);
         assert!(query.flag("t").unwrap() && !query.flag("c").unwrap());
         assert!(query.flag("b").is_err() && query.number("b").is_err());
         for bad in ["a=%", "a=%4", "a=%zz", "a=%ff", "%+1=1"] {

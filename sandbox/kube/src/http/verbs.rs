@@ -39,6 +39,24 @@ pub(crate) struct Asked {
     pub(crate) shown: Shown,
 }
 
+impl Asked {
+    /// The same by this client. kubectl before 1.27 does not say what is to become of unknown fields:
+    /// it checks them itself, against a description of them that is not here, and refuses them.
+    pub(crate) fn by(self, agent: &str) -> Self {
+        let usual = is_old_kubectl(agent).then_some("Strict");
+        Self {
+            query: self.query.with_usual(VALIDATION, usual),
+            ..self
+        }
+    }
+}
+
+fn is_old_kubectl(agent: &str) -> bool {
+    let version = agent.strip_prefix("kubectl/v1.");
+    let minor = version.and_then(|rest| rest.split('.').next());
+    minor.is_some_and(|minor| minor.parse::<u32>().is_ok_and(|minor| minor < 27))
+}
+
 /// The object after a verb, and what the client is warned of.
 type Done = Result<(u16, Value, Vec<String>), Failure>;
 
@@ -140,8 +158,11 @@ fn dry(query: &Query) -> Result<bool, Failure> {
     }
 }
 
+/// The parameter that says what becomes of unknown fields.
+const VALIDATION: &str = "fieldValidation";
+
 fn unknown(query: &Query) -> Result<Unknown, Failure> {
-    match query.get("fieldValidation") {
+    match query.get(VALIDATION) {
         Some("Strict") => Ok(Unknown::Refused),
         None | Some("Warn") => Ok(Unknown::Warned),
         Some("Ignore") => Ok(Unknown::Ignored),
@@ -171,6 +192,7 @@ impl Api {
         Ok(Context {
             store: &self.store,
             node: &self.node_name,
+            machines: &self.machines,
             unknown: unknown(query)?,
         })
     }
@@ -427,6 +449,20 @@ mod tests {
                 .code,
             406
         );
+    }
+
+    #[test]
+    fn old_clients_of_kubernetes_refuse_unknown_fields() {
+        for (agent, old) in [
+            ("kubectl/v1.20.2 (linux/amd64) kubernetes/faecb19", true),
+            ("kubectl/v1.26.0 (linux/amd64) kubernetes/b46a3f8", true),
+            ("kubectl/v1.32.4 (linux/amd64) kubernetes/59526cd", false),
+            ("kubectl/v2.0.0", false),
+            ("curl/7.88.1", false),
+            ("", false),
+        ] {
+            assert_eq!(is_old_kubectl(agent), old, "{agent}");
+        }
     }
 
     #[test]

@@ -110,6 +110,35 @@ impl Events {
         }
     }
 
+    /// Says what happened to a pod at this time, unless that is said already or long ago.
+    pub(super) fn tell_once(
+        &self,
+        pod: &Pod,
+        container: Option<&str>,
+        reason: &str,
+        message: &str,
+        at: SystemTime,
+    ) {
+        let is_old = SystemTime::now()
+            .duration_since(at)
+            .is_ok_and(|age| age > KEPT);
+        let cut: String = message.chars().take(LONGEST).collect();
+        let (events, _) = self.store.list(Kind::Event, Some(&pod.metadata.namespace));
+        // Times are whole seconds, and have one form.
+        let since = time(at);
+        let is_said = events.iter().any(|event| {
+            event["involvedObject"]["uid"] == *pod.metadata.uid
+                && event["reason"] == reason
+                && event["message"] == cut
+                && event["lastTimestamp"]
+                    .as_str()
+                    .is_some_and(|said| said >= since.as_str())
+        });
+        if !is_old && !is_said {
+            self.tell(pod, container, Sort::Warning, reason, message);
+        }
+    }
+
     /// Counts one more; false when the event is not kept any more.
     fn again(&self, namespace: &str, name: &str, now: &str) -> bool {
         let done = self
@@ -199,8 +228,18 @@ mod tests {
         assert_eq!(store.list(Kind::Event, None).0.len(), 2);
         events.forget_old(SystemTime::now() + KEPT * 2);
         assert_eq!(store.list(Kind::Event, None).0.len(), 0);
-        // What is not kept any more is written anew.
+        // What is not kept any more is written anew, and what is said already is not said again, by
+        // another process either.
         events.tell(&pod, Some("c"), Sort::Warning, "BackOff", "again");
         assert_eq!(store.list(Kind::Event, None).0.len(), 1);
+        let now = SystemTime::now();
+        for at in [now, now, now - KEPT * 2] {
+            let events = Events::new(&store, "node");
+            events.tell_once(&pod, None, "MachineEnded", "why", at);
+        }
+        let (all, _) = store.list(Kind::Event, None);
+        let said: Vec<_> = all.iter().map(|event| &event["message"]).collect();
+        assert_eq!(said, ["again", "why"]);
+        assert_eq!(all[1]["count"], 1);
     }
 }

@@ -33,6 +33,9 @@ const HOOK: Duration = Duration::from_secs(600);
 const RESOLV: &str = "/etc/resolv.conf";
 const HOSTS: &str = "/etc/hosts";
 
+/// What a container waits for that containerd did not make or start.
+const OF_CONTAINERD: [&str; 2] = ["CreateContainerError", "RunContainerError"];
+
 /// Why a container is not made.
 enum Refusal {
     /// It waits for this.
@@ -142,7 +145,7 @@ impl Worker {
             return Ok(Some(Duration::ZERO));
         };
         let name = &container.name;
-        match self.make(pod, sandbox, container, attempt) {
+        match self.make(pod, seen, sandbox, container, attempt) {
             Ok(id) => {
                 self.waits.remove(name);
                 self.failed.remove(name);
@@ -152,14 +155,19 @@ impl Worker {
             Err(Refusal::Away(error)) => Err(error),
             Err(Refusal::Patience) => Ok(Some(RETRY)),
             Err(Refusal::Wait(reason)) => {
-                let message = match reason.message.as_str() {
-                    "" => format!("Error: {}", reason.word),
-                    said => format!("Error: {said}"),
+                let said = match reason.message.as_str() {
+                    "" => reason.word.as_str(),
+                    said => said,
                 };
                 let pulls = reason.word.starts_with("ImagePull") || reason.word == "ErrImagePull";
                 if !pulls {
                     self.failed.insert(name.clone(), SystemTime::now());
+                    let message = format!("Error: {said}");
                     self.tell(pod, Some(name), Sort::Warning, "Failed", &message);
+                    // What containerd refuses, the shim has noted.
+                    if !OF_CONTAINERD.contains(&reason.word.as_str()) {
+                        self.note(pod, seen, Some(name), said);
+                    }
                 }
                 self.waits.insert(name.clone(), reason);
                 Ok(Some(RETRY))
@@ -170,11 +178,12 @@ impl Worker {
     fn make(
         &mut self,
         pod: &Pod,
+        seen: &Seen,
         sandbox: &Sandbox,
         container: &Container,
         attempt: u32,
     ) -> Result<String, Refusal> {
-        let image = self.image(pod, container)?;
+        let image = self.image(pod, seen, container)?;
         let config_error =
             |message: String| Refusal::Wait(Reason::new("CreateContainerConfigError", message));
         container::check_user(pod, container, &image).map_err(config_error)?;
@@ -211,18 +220,18 @@ impl Worker {
             }
         };
         let id = client.create(&sandbox.id, &config, &of);
-        let id = id.map_err(failed("CreateContainerError"))?;
+        let id = id.map_err(failed(OF_CONTAINERD[0]))?;
         let name = &container.name;
         let message = format!("Created container: {name}");
         self.tell(pod, Some(name), Sort::Normal, "Created", &message);
-        client.start(&id).map_err(failed("RunContainerError"))?;
+        client.start(&id).map_err(failed(OF_CONTAINERD[1]))?;
         let message = format!("Started container {name}");
         self.tell(pod, Some(name), Sort::Normal, "Started", &message);
         Ok(id)
     }
 
     /// The container's image, when it is there.
-    fn image(&mut self, pod: &Pod, container: &Container) -> Result<Image, Refusal> {
+    fn image(&mut self, pod: &Pod, seen: &Seen, container: &Container) -> Result<Image, Refusal> {
         let (name, image) = (container.name.as_str(), container.image.as_str());
         let client = self.shared.client.clone();
         let there = client.image(image).map_err(|error| match error.is_away() {
@@ -269,6 +278,7 @@ impl Worker {
             Pull::Failed(reason) => {
                 let message = format!("Failed to pull image \"{image}\": {}", reason.message);
                 self.tell(pod, Some(name), Sort::Warning, "Failed", &message);
+                self.note(pod, seen, Some(name), &message);
                 Err(Refusal::Wait(reason))
             }
             Pull::Later(reason, _) => {

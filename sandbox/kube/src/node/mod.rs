@@ -13,6 +13,7 @@
 //! images       whether they are there; kills, stopping; events, what happened; logs, their size
 //! record       the Node object
 //! fields       what a Pod may not say here
+//! causes       what shims have written down of pods in machines
 //! ```
 //!
 //! A worker keeps nothing that counts: after a restart of this process, or of containerd under
@@ -22,6 +23,7 @@
 mod asking;
 mod backoff;
 mod base64;
+mod causes;
 mod cgroups;
 mod container;
 mod ending;
@@ -64,6 +66,7 @@ use std::thread::JoinHandle;
 use serde_json::Value;
 use thiserror::Error;
 
+pub use self::causes::{Cause, Chronicle, Remark};
 use self::events::Events;
 pub use self::fields::{Refused, refused};
 use self::places::Places;
@@ -111,6 +114,8 @@ pub struct NodeSettings {
     pub cgroup_parent: String,
     /// What it says its version is.
     pub version: String,
+    /// Where it is written down what goes wrong in machines.
+    pub chronicle: Arc<dyn Chronicle>,
 }
 
 /// A node that runs until this is dropped. Its pods go on then.
@@ -157,6 +162,7 @@ impl Node {
             store: settings.store,
             client,
             places,
+            chronicle: settings.chronicle,
             name: settings.name,
             address: address.to_string(),
             cgroup_parent: settings.cgroup_parent,

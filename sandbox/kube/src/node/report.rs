@@ -38,6 +38,7 @@ impl Worker {
             host_ip: &self.shared.address,
             now: SystemTime::now(),
             last_words: &|one| last_words(&self.shared, pod, one),
+            causes: &self.causes,
         });
         if status != *self.old_status() {
             self.shared.set_status(&self.object, &status);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::causes::Chronicle;
 use super::events::Events;
 use super::places::Places;
 use super::quantity::Quantity;
@@ -20,6 +21,8 @@ pub(super) struct Shared {
     pub(super) client: Client,
     pub(super) places: Places,
     pub(super) events: Events,
+    /// What goes wrong in machines.
+    pub(super) chronicle: Arc<dyn Chronicle>,
     /// Its name.
     pub(super) name: String,
     /// Its address.

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
+use super::causes::{self, Placed};
 use super::plan::Healths;
 use super::resources::Quality;
 use super::seen::{Instance, Seen, State};
@@ -46,6 +47,8 @@ pub(super) struct Report<'a> {
     pub(super) now: SystemTime,
     /// What a container said at its end.
     pub(super) last_words: &'a dyn Fn(&Instance) -> String,
+    /// What its shims have written down.
+    pub(super) causes: &'a [Placed],
 }
 
 /// The status.
@@ -250,10 +253,11 @@ fn terminated(report: &Report<'_>, one: &Instance) -> Value {
         "containerID": name_of(one),
     });
     let words = (report.last_words)(one);
-    let message = if words.is_empty() {
-        &one.message
-    } else {
-        &words
+    // It may say itself why it ended; else who saw it does.
+    let message = match (words.as_str(), one.message.as_str()) {
+        ("", "") => causes::explains(report.causes, one).unwrap_or_default(),
+        ("", message) => message,
+        (words, _) => words,
     };
     if !message.is_empty() {
         terminated["message"] = json!(message);
@@ -378,6 +382,7 @@ fn nanoseconds(since: i64) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::causes::Cause;
     use crate::node::plan::Health;
     use crate::node::seen::Sandbox;
 
@@ -442,6 +447,15 @@ mod tests {
                     String::new()
                 }
             },
+            causes: &[Placed {
+                sandbox: "box".into(),
+                cause: Cause {
+                    at: 2_500,
+                    reason: "MachineEnded",
+                    container: None,
+                    sentence: "the machine is gone".into(),
+                },
+            }],
         })
     }
 
@@ -543,6 +557,18 @@ mod tests {
         );
         assert_eq!(is(&status, "Initialized").0, "True");
         assert_eq!(status["podIPs"], json!([{"ip": "10.1.0.2"}]));
+    }
+
+    #[test]
+    fn who_says_nothing_at_its_end_is_explained_by_what_was_written_down() {
+        let seen = seen(&[("i", 0, "0"), ("a", 0, "255"), ("b", 0, "3")]);
+        let status = of(&pod("Never"), &seen, &Waits::new(), &json!({}), true);
+        let message = |at: usize| {
+            let ended = &status["containerStatuses"][at]["state"]["terminated"];
+            ended["message"].clone()
+        };
+        assert_eq!(message(0), "the machine is gone");
+        assert_eq!(message(1), "I am done");
     }
 
     #[test]

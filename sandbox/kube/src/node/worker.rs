@@ -6,6 +6,7 @@
 //! making  sandboxes and containers come
 //! ending  a pod goes, and all that it had
 //! report  its status, and what it has too much of
+//! causes  why it is not well, as its shim says it
 //! ```
 
 use std::collections::HashMap;
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::Value;
 
 use super::backoff::{Backoff, Turn};
+use super::causes::Placed;
 use super::events::Sort;
 use super::health;
 use super::images::Pulls;
@@ -125,6 +127,8 @@ pub(super) struct Worker {
     /// By when its containers have to be gone.
     pub(super) end: Option<Instant>,
     pub(super) measured: Option<Instant>,
+    /// What was written down of it at the last look.
+    pub(super) causes: Vec<Placed>,
 }
 
 impl Worker {
@@ -145,6 +149,7 @@ impl Worker {
             verdict: None,
             end: None,
             measured: None,
+            causes: Vec::new(),
         }
     }
 
@@ -173,6 +178,7 @@ impl Worker {
             Ok(seen) => seen,
             Err(error) => return self.lost(&error),
         };
+        self.learn(&pod, &seen);
         let ends = self.is_forced || pod.metadata.deletion_timestamp.is_some();
         let next = if ends {
             self.end(&pod, &seen)
@@ -233,6 +239,9 @@ impl Worker {
         self.watch(pod, seen);
         if self.verdict.is_none() {
             self.verdict = self.judge(pod);
+            if let Some(verdict) = &self.verdict {
+                self.note(pod, seen, None, &verdict.message);
+            }
         }
         if self.verdict.is_some() {
             self.say(pod, seen, true);
@@ -256,7 +265,9 @@ impl Worker {
         // What was done has made something else be next.
         Ok(match acted {
             true => Next::After(Duration::ZERO),
-            false => next.or_after(self.until_judged(pod)),
+            false => next
+                .or_after(self.until_judged(pod))
+                .or_after(self.until_learned(&seen)),
         })
     }
 
@@ -275,7 +286,8 @@ impl Worker {
         }
         self.say(pod, seen, true);
         self.tidy(pod, seen);
-        Ok(Next::After(if nobody { IDLE } else { RETRY }))
+        let next = Next::After(if nobody { IDLE } else { RETRY });
+        Ok(next.or_after(self.until_learned(seen)))
     }
 
     /// Has those that run be asked how they are.

@@ -38,6 +38,8 @@ pub(crate) struct Context<'a> {
     pub(crate) store: &'a Store,
     /// The name of this node.
     pub(crate) node: &'a str,
+    /// Handlers whose pods have machines of their own.
+    pub(crate) machines: &'a [String],
     pub(crate) unknown: Unknown,
 }
 
@@ -236,7 +238,7 @@ fn prepare(kind: Kind, namespace: &str, object: &mut Value) -> Result<(), Failur
 fn metadata(kind: Kind, object: &Value, faults: &mut Faults) {
     let metadata = &object["metadata"];
     match metadata["name"].as_str() {
-        None | Some("") => faults.add("metadata.name", "is missing"),
+        None | Some("") => faults.add("metadata.name", "is missing; give the object a name"),
         Some(name) => {
             let good = match kind {
                 Kind::Namespace => names::label(name),

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{
     Context, Faults, default, entries, items, items_mut, name_of, names, quantity::Quantity,
-    volumes,
+    shape::shown, volumes,
 };
 use crate::{failure::Failure, store::Kind};
 
@@ -191,7 +191,11 @@ pub(super) fn check(pod: &Value, faults: &mut Faults) {
         .as_str()
         .is_some_and(|name| name != "linux")
     {
-        faults.add("spec.os.name", "only linux runs here");
+        let message = format!(
+            "{} does not run here; leave it out",
+            shown(&spec["os"]["name"])
+        );
+        faults.add("spec.os.name", message);
     }
     if spec["hostUsers"] == false {
         let message = "user namespaces of pods are not supported here; use a runtimeClassName \
@@ -225,19 +229,22 @@ pub(super) fn check(pod: &Value, faults: &mut Faults) {
     let known = volumes::check(spec, faults);
     let mut seen = BTreeSet::new();
     if spec["containers"].as_array().is_none_or(Vec::is_empty) {
-        faults.add("spec.containers", "there has to be at least one");
+        let message = "there has to be at least one, with a name and an image";
+        faults.add("spec.containers", message);
     }
     for list in LISTS {
         for (index, container) in items(&spec[list]) {
             let path = format!("spec.{list}[{index}]");
             let name = container["name"].as_str().unwrap_or_default();
             if name.is_empty() {
-                faults.add(format!("{path}.name"), "is missing");
+                faults.add(
+                    format!("{path}.name"),
+                    "is missing; give the container a name",
+                );
             } else {
                 faults.check(format!("{path}.name"), names::label(name));
                 if !seen.insert(name) {
-                    let message = format!("\"{}\" is there twice", names::printable(name));
-                    faults.add(format!("{path}.name"), message);
+                    faults.add(format!("{path}.name"), twice(name));
                 }
             }
             for (field, why) in REFUSED_OF_CONTAINERS {
@@ -263,9 +270,16 @@ pub(super) fn check(pod: &Value, faults: &mut Faults) {
 
 fn check_container(container: &Value, path: &str, volumes: &BTreeSet<&str>, faults: &mut Faults) {
     match container["image"].as_str() {
-        None | Some("") => faults.add(format!("{path}.image"), "is missing"),
-        Some(image) if image.trim() != image || image.contains(char::is_control) => {
-            faults.add(format!("{path}.image"), "has spaces or control characters");
+        None | Some("") => {
+            let message = "is missing; name the image that it runs";
+            faults.add(format!("{path}.image"), message);
+        }
+        Some(image) if image.contains(|c: char| c.is_control() || c.is_whitespace()) => {
+            let message = format!(
+                "\"{}\" has spaces or control characters; leave them out",
+                names::printable(image)
+            );
+            faults.add(format!("{path}.image"), message);
         }
         Some(_) => {}
     }
@@ -281,14 +295,13 @@ fn check_container(container: &Value, path: &str, volumes: &BTreeSet<&str>, faul
     );
     for (index, port) in items(&container["ports"]) {
         let path = format!("{path}.ports[{index}]");
-        if !is_port(&port["containerPort"]) {
-            faults.add(
-                format!("{path}.containerPort"),
-                "is not between 1 and 65535",
-            );
+        let said = &port["containerPort"];
+        if !is_port(said) {
+            faults.add(format!("{path}.containerPort"), no_port(said));
         }
-        if !port["hostPort"].is_null() && port["hostPort"] != 0 && !is_port(&port["hostPort"]) {
-            faults.add(format!("{path}.hostPort"), "is not between 1 and 65535");
+        let said = &port["hostPort"];
+        if !said.is_null() && *said != 0 && !is_port(said) {
+            faults.add(format!("{path}.hostPort"), no_port(said));
         }
         words(port, &path, "protocol", &["TCP", "UDP", "SCTP"], faults);
     }
@@ -305,14 +318,15 @@ fn check_container(container: &Value, path: &str, volumes: &BTreeSet<&str>, faul
         }
     }
     for (name, limit) in entries(&container["resources"]["limits"]) {
-        let limit = Quantity::of(limit);
-        let request = Quantity::of(&container["resources"]["requests"][name]);
-        if request
-            .zip(limit)
-            .is_some_and(|(request, limit)| request > limit)
-        {
+        let request = &container["resources"]["requests"][name];
+        let amounts = Quantity::of(request).zip(Quantity::of(limit));
+        if amounts.is_some_and(|(request, limit)| request > limit) {
             let path = format!("{path}.resources.requests[{name}]");
-            faults.add(path, "is more than the limit");
+            let (request, limit) = (shown(request), shown(limit));
+            let message = format!(
+                "{request} is more than the limit of {limit}; ask for less, or raise the limit"
+            );
+            faults.add(path, message);
         }
     }
     for of in ["limits", "requests"] {
@@ -323,7 +337,7 @@ fn check_container(container: &Value, path: &str, volumes: &BTreeSet<&str>, faul
                                ephemeral-storage";
                 faults.add(path, message);
             } else if Quantity::of(amount).is_some_and(|amount| amount.thousandths() < 0) {
-                faults.add(path, "is negative");
+                faults.add(path, format!("{} is negative", shown(amount)));
             }
         }
     }
@@ -433,14 +447,29 @@ fn handler(value: &Value, path: &str, known: &[&str], faults: &mut Faults) {
             let port = &value["port"];
             let named = port.as_str().is_some_and(|name| !name.is_empty());
             if !named && !is_port(port) {
-                faults.add(
-                    format!("{path}.port"),
-                    "is neither a port nor the name of one",
-                );
+                let message = match port {
+                    Value::Null => "is missing; give a port or the name of one".to_owned(),
+                    port => format!("{}, or the name of a port", no_port(port)),
+                };
+                faults.add(format!("{path}.port"), message);
             }
             words(value, &path, "scheme", &["HTTP", "HTTPS"], faults);
         }
         _ => {}
+    }
+}
+
+/// What is said of a second one of a name.
+pub(super) fn twice(name: &str) -> String {
+    let name = names::printable(name);
+    format!("\"{name}\" is there twice; choose another name")
+}
+
+/// What is said of what is no port.
+fn no_port(said: &Value) -> String {
+    match said {
+        Value::Null => "is missing; give a number between 1 and 65535".to_owned(),
+        said => format!("{} is not between 1 and 65535", shown(said)),
     }
 }
 
@@ -451,7 +480,7 @@ fn is_port(value: &Value) -> bool {
 }
 
 /// One of these words, with the nearest for what is none.
-fn words(value: &Value, path: &str, field: &str, known: &[&str], faults: &mut Faults) {
+pub(super) fn words(value: &Value, path: &str, field: &str, known: &[&str], faults: &mut Faults) {
     let Some(said) = value[field].as_str() else {
         return;
     };
@@ -469,8 +498,9 @@ fn words(value: &Value, path: &str, field: &str, known: &[&str], faults: &mut Fa
 }
 
 fn at_least(value: &Value, path: &str, field: &str, least: i64, faults: &mut Faults) {
-    if value[field].as_i64().is_some_and(|number| number < least) {
-        faults.add(format!("{path}.{field}"), format!("is less than {least}"));
+    if let Some(number) = value[field].as_i64().filter(|number| *number < least) {
+        let message = format!("{number} is less than {least}");
+        faults.add(format!("{path}.{field}"), message);
     }
 }
 
@@ -520,6 +550,12 @@ pub(super) fn place(context: &Context<'_>, pod: &mut Value) -> Result<(), Failur
         let class = names::printable(class);
         return refuse(format!("RuntimeClass \"{class}\" not found; {cure}"));
     };
+    let handler = found["handler"].as_str().unwrap_or_default();
+    if context.machines.iter().any(|machine| machine == handler)
+        && let Some(why) = not_of_machines(&pod["spec"], class)
+    {
+        return refuse(why);
+    }
     let overhead = &found["overhead"]["podFixed"];
     let said = &pod["spec"]["overhead"];
     if !said.is_null() && said != overhead {
@@ -529,6 +565,30 @@ pub(super) fn place(context: &Context<'_>, pod: &mut Value) -> Result<(), Failur
         pod["spec"]["overhead"] = overhead.clone();
     }
     Ok(())
+}
+
+/// What is the host's, and so nothing that a pod in a machine of its own can have.
+fn not_of_machines(spec: &Value, class: &str) -> Option<String> {
+    let class = names::printable(class);
+    let own = format!("and pods of RuntimeClass \"{class}\" have machines of their own");
+    for (field, what) in [
+        ("hostNetwork", "network"),
+        ("hostPID", "processes"),
+        ("hostIPC", "IPC"),
+    ] {
+        if spec[field] == true {
+            return Some(format!(
+                "spec.{field}: true asks for the host's {what}, {own}; leave {field} or \
+                 runtimeClassName out"
+            ));
+        }
+    }
+    let is_device = |(_, volume): &(usize, &Value)| volume["hostPath"]["type"] == "CharDevice";
+    let (index, _) = items(&spec["volumes"]).find(is_device)?;
+    Some(format!(
+        "spec.volumes[{index}].hostPath.type: \"CharDevice\" is a device of the host, {own}; leave \
+         the volume or runtimeClassName out"
+    ))
 }
 
 /// A change leaves out what was completed, as `kubectl replace` does.

@@ -7,6 +7,7 @@ use super::*;
 struct Node {
     store: Store,
     path: std::path::PathBuf,
+    machines: Vec<String>,
 }
 
 impl Node {
@@ -14,7 +15,12 @@ impl Node {
         let name = format!("pericarp-objects-{name}-{}", std::process::id());
         let path = std::env::temp_dir().join(name);
         let store = Store::open(&path).unwrap();
-        let node = Self { store, path };
+        let machines = vec!["pericarp".to_owned()];
+        let node = Self {
+            store,
+            path,
+            machines,
+        };
         node.keep(Kind::Namespace, json!({"metadata": {"name": "default"}}));
         for class in ["kata-mshv-vm-isolation", "pericarp"] {
             node.keep(
@@ -35,6 +41,7 @@ impl Node {
         Context {
             store: &self.store,
             node: "here",
+            machines: &self.machines,
             unknown: Unknown::Refused,
         }
     }
@@ -124,7 +131,7 @@ fn wrong_pods_are_refused_in_one_line_each() {
         ),
         (
             with("image", json!("")),
-            "spec.containers[0].image: is missing",
+            "spec.containers[0].image: is missing; name the image that it runs",
         ),
         (
             with("imagePullPolicy", json!("Allways")),
@@ -139,7 +146,8 @@ fn wrong_pods_are_refused_in_one_line_each() {
                 "resources",
                 json!({"limits": {"cpu": "1"}, "requests": {"cpu": "2"}}),
             ),
-            "spec.containers[0].resources.requests[cpu]: is more than the limit",
+            "spec.containers[0].resources.requests[cpu]: \"2\" is more than the limit of \"1\"; ask for \
+             less, or raise the limit",
         ),
         (
             with("livenessProbe", json!({})),
@@ -154,7 +162,7 @@ fn wrong_pods_are_refused_in_one_line_each() {
         ),
         (
             with("ports", json!([{"containerPort": 0}])),
-            "spec.containers[0].ports[0].containerPort: is not between 1 and 65535",
+            "spec.containers[0].ports[0].containerPort: 0 is not between 1 and 65535",
         ),
         (
             pod(json!({"containers": [container], "affinity": {"nodeAffinity": {}}})),
@@ -162,7 +170,7 @@ fn wrong_pods_are_refused_in_one_line_each() {
         ),
         (
             pod(json!({"containers": [container], "volumes": [{"name": "v", "nfs": {}}]})),
-            "spec.volumes[0].nfs: is none of emptyDir, hostPath",
+            "spec.volumes[0].nfs: there are no volumes of a cluster here; use one of emptyDir, hostPath",
         ),
         (
             pod(
@@ -172,7 +180,7 @@ fn wrong_pods_are_refused_in_one_line_each() {
         ),
         (
             pod(json!({"containers": [container, container]})),
-            "spec.containers[1].name: \"a\" is there twice",
+            "spec.containers[1].name: \"a\" is there twice; choose another name",
         ),
         (
             json!({"metadata": {"name": "a", "finalizers": ["x/y"]}, "spec": {"containers": [container]}}),
@@ -183,6 +191,38 @@ fn wrong_pods_are_refused_in_one_line_each() {
         assert!(message.contains(part), "{message}");
         assert!(!message.contains('\n'), "{message}");
     }
+}
+
+#[test]
+fn what_is_the_hosts_is_refused_where_pods_have_machines() {
+    let node = Node::new("machines");
+    for (field, what) in [
+        ("hostNetwork", "network"),
+        ("hostPID", "processes"),
+        ("hostIPC", "IPC"),
+    ] {
+        let mut object = with_class("pericarp");
+        object["spec"][field] = json!(true);
+        let message = node.refused(Kind::Pod, object.clone());
+        assert_eq!(
+            message,
+            format!(
+                "pods \"untrusted\" is forbidden: spec.{field}: true asks for the host's {what}, and \
+                 pods of RuntimeClass \"pericarp\" have machines of their own; leave {field} or \
+                 runtimeClassName out"
+            )
+        );
+        object["spec"]["runtimeClassName"] = json!("kata-mshv-vm-isolation");
+        node.admit(Kind::Pod, object).unwrap();
+    }
+    let mut object = with_class("pericarp");
+    object["spec"]["volumes"] =
+        json!([{"name": "v", "hostPath": {"path": "/dev/kvm", "type": "CharDevice"}}]);
+    let message = node.refused(Kind::Pod, object);
+    assert!(
+        message.contains("spec.volumes[0].hostPath.type: \"CharDevice\" is a device of the host"),
+        "{message}"
+    );
 }
 
 #[test]

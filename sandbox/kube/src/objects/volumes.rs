@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use pericarp_config::nearest;
 use serde_json::{Value, json};
 
-use super::{Faults, default, entries, items, items_mut, names, quantity::Quantity};
+use super::{Faults, default, entries, items, items_mut, names, quantity::Quantity, shape::shown};
 
 /// What a volume may be made of here.
 const SOURCES: [&str; 6] = [
@@ -86,12 +86,13 @@ pub(super) fn check<'a>(spec: &'a Value, faults: &mut Faults) -> BTreeSet<&'a st
     for (index, volume) in items(&spec["volumes"]) {
         let path = format!("spec.volumes[{index}]");
         match volume["name"].as_str() {
-            None | Some("") => faults.add(format!("{path}.name"), "is missing"),
+            None | Some("") => {
+                faults.add(format!("{path}.name"), "is missing; give the volume a name");
+            }
             Some(name) => {
                 faults.check(format!("{path}.name"), names::label(name));
                 if !known.insert(name) {
-                    let message = format!("\"{}\" is there twice", names::printable(name));
-                    faults.add(format!("{path}.name"), message);
+                    faults.add(format!("{path}.name"), super::pod::twice(name));
                 }
             }
         }
@@ -106,7 +107,8 @@ pub(super) fn check<'a>(spec: &'a Value, faults: &mut Faults) -> BTreeSet<&'a st
             [source] => {
                 let list = SOURCES.join(", ");
                 let source = names::printable(source);
-                faults.add(format!("{path}.{source}"), format!("is none of {list}"));
+                let message = format!("there are no volumes of a cluster here; use one of {list}");
+                faults.add(format!("{path}.{source}"), message);
             }
             _ => faults.add(path, "has to have exactly one source"),
         }
@@ -120,23 +122,32 @@ fn check_source(kind: &str, source: &Value, path: &str, faults: &mut Faults) {
         "emptyDir" => {
             let medium = source["medium"].as_str().unwrap_or_default();
             if !["", "Memory"].contains(&medium) {
-                let message = "is neither \"Memory\" nor empty, which means the disk";
+                let said = shown(&source["medium"]);
+                let message =
+                    format!("{said} is neither \"Memory\" nor empty, which means the disk");
                 faults.add(format!("{path}.medium"), message);
             }
-            if Quantity::of(&source["sizeLimit"]).is_some_and(|limit| limit.thousandths() < 0) {
-                faults.add(format!("{path}.sizeLimit"), "is negative");
+            let limit = &source["sizeLimit"];
+            if Quantity::of(limit).is_some_and(|limit| limit.thousandths() < 0) {
+                faults.add(
+                    format!("{path}.sizeLimit"),
+                    format!("{} is negative", shown(limit)),
+                );
             }
         }
         "hostPath" => {
             match source["path"].as_str() {
                 Some(host) if host.starts_with('/') && !host.split('/').any(|p| p == "..") => {}
-                _ => faults.add(
-                    format!("{path}.path"),
-                    "has to be an absolute path without '..'",
-                ),
+                said => {
+                    let rule = "has to be an absolute path without '..'";
+                    let message = match said {
+                        Some(said) => format!("{} {rule}", shown(&json!(said))),
+                        None => format!("is missing, and {rule}"),
+                    };
+                    faults.add(format!("{path}.path"), message);
+                }
             }
             let known = [
-                "",
                 "DirectoryOrCreate",
                 "Directory",
                 "FileOrCreate",
@@ -145,10 +156,9 @@ fn check_source(kind: &str, source: &Value, path: &str, faults: &mut Faults) {
                 "CharDevice",
                 "BlockDevice",
             ];
-            let said = source["type"].as_str().unwrap_or_default();
-            if !known.contains(&said) {
-                let list = known[1..].join(", ");
-                faults.add(format!("{path}.type"), format!("is none of {list}"));
+            // Nothing is asked of it.
+            if source["type"] != "" {
+                super::pod::words(source, &path, "type", &known, faults);
             }
         }
         "configMap" | "secret" => {
@@ -291,25 +301,28 @@ pub(super) fn check_mounts(
         let path = format!("{path}.volumeMounts[{index}]");
         let name = mount["name"].as_str().unwrap_or_default();
         if !volumes.contains(name) {
-            let near = nearest(name, volumes.iter().copied());
-            let near = near.map(|near| format!("; did you mean \"{near}\"?"));
-            let message = format!(
-                "the pod has no volume \"{}\"{}",
-                names::printable(name),
-                near.unwrap_or_default()
-            );
+            let cure = match nearest(name, volumes.iter().copied()) {
+                Some(near) => format!("did you mean \"{near}\"?"),
+                None => "add it to spec.volumes".to_owned(),
+            };
+            let name = names::printable(name);
+            let message = format!("the pod has no volume \"{name}\"; {cure}");
             faults.add(format!("{path}.name"), message);
         }
         match mount["mountPath"].as_str() {
             None | Some("") => faults.add(format!("{path}.mountPath"), "is missing"),
             Some(place) if place.contains(':') => {
-                faults.add(format!("{path}.mountPath"), "must not contain ':'");
+                let message = format!("{} must not contain ':'", shown(&mount["mountPath"]));
+                faults.add(format!("{path}.mountPath"), message);
             }
             Some(place) if place.split('/').any(|part| part == "..") => {
-                faults.add(format!("{path}.mountPath"), "must not contain '..'");
+                let message = format!("{} must not contain '..'", shown(&mount["mountPath"]));
+                faults.add(format!("{path}.mountPath"), message);
             }
             Some(place) if !places.insert(place) => {
-                faults.add(format!("{path}.mountPath"), "is taken by another volume");
+                let said = shown(&mount["mountPath"]);
+                let message = format!("{said} is taken by another volume; choose another path");
+                faults.add(format!("{path}.mountPath"), message);
             }
             Some(_) => {}
         }
@@ -332,14 +345,6 @@ pub(super) fn check_mounts(
             }
         }
         let known = ["None", "HostToContainer", "Bidirectional"];
-        if let Some(said) = mount["mountPropagation"].as_str()
-            && !known.contains(&said)
-        {
-            let list = known.join(", ");
-            faults.add(
-                format!("{path}.mountPropagation"),
-                format!("is none of {list}"),
-            );
-        }
+        super::pod::words(mount, &path, "mountPropagation", &known, faults);
     }
 }

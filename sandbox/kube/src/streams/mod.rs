@@ -47,6 +47,10 @@ pub(crate) async fn part(
     query: Query,
     (namespace, name, part): (String, String, String),
 ) -> Result<Answer, Failure> {
+    if part == "ephemeralcontainers" {
+        let message = "ephemeral containers are not supported here; use `kubectl exec`";
+        return Err(Failure::method_not_allowed(message));
+    }
     if !["log", "exec", "attach", "portforward"].contains(&part.as_str()) {
         return Err(Failure::no_such_address());
     }

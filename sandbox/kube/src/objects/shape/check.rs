@@ -67,8 +67,13 @@ impl Faults {
         };
         if !fits && self.wrong.len() < SHOWN {
             let found = shown(value);
+            // A number or a truth of YAML's, where a word was meant.
+            let cure = match (of, value) {
+                (Type::Text, Value::Number(_) | Value::Bool(_)) => "; write it in quotes",
+                _ => "",
+            };
             self.wrong
-                .push(format!("{path}: {found} is not {}", wanted(of)));
+                .push(format!("{path}: {found} is not {}{cure}", wanted(of)));
         }
     }
 
@@ -166,7 +171,7 @@ mod tests {
         assert_eq!(
             faults.wrong,
             [
-                "metadata.labels[a]: 1 is not a string",
+                "metadata.labels[a]: 1 is not a string; write it in quotes",
                 "spec.containers: {} is not a list",
                 "spec.hostNetwork: \"yes\" is not true or false",
                 "spec.overhead[cpu]: \"much\" is not an amount, such as 100m or 1Gi",
