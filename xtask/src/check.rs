@@ -1,5 +1,5 @@
-//! `cargo xtask check`: formatting, clippy, documentation, the house rules, and
-//! whether the tests that documents name exist.
+//! `cargo xtask check`: formatting, clippy, documentation, the house rules, whether
+//! the tests that documents name exist, and what may be depended on.
 //!
 //! Every step runs even when an earlier one found something, so that one call
 //! shows all there is to mend. The last line is the summary.
@@ -7,6 +7,7 @@
 use std::process::Command;
 
 use crate::command::{self, Failure, cargo};
+use crate::deny;
 use crate::house;
 use crate::named;
 use crate::project::Project;
@@ -49,10 +50,12 @@ pub(crate) fn run(project: &Project) -> Result<(), Failure> {
 
     step("house rules", house::inspect(&project.root));
     step("names of tests", named::inspect(&project.root));
+    step("dependencies", deny::inspect(&project.root));
 
     if failed.is_empty() {
         println!(
-            "check: formatting, clippy, documentation, house rules and names of tests are clean"
+            "check: formatting, clippy, documentation, house rules, names of tests and \
+             dependencies are clean"
         );
         Ok(())
     } else {

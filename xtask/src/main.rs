@@ -11,6 +11,7 @@ mod bench;
 mod check;
 mod command;
 mod demo;
+mod deny;
 mod fio;
 mod fuzz;
 mod guest;
@@ -36,8 +37,8 @@ cargo xtask <command>
   demo     run one command under runc and in a virtual machine of its own, then
            the same fio job in each, and print both tables
   test     check, build and run every test; the last line is the total
-  check    formatting, clippy, documentation, the house rules, and whether the tests
-           that documents name exist
+  check    formatting, clippy, documentation, the house rules, whether the tests
+           that documents name exist, and the licences and duplicates of dependencies
   fuzz     [--seconds N] [--target rings|requests|frames|sessions] [--replay FILE]:
            hostile guests and front ends made by libFuzzer under the address
            sanitizer, 60 seconds in all; random ones without a nightly toolchain
