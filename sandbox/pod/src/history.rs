@@ -139,11 +139,13 @@ impl History {
 
     fn write_to(&self, base: &Path, end: &str) -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o700).create(base)?;
-        let file = base.join(file_name(&self.namespace, &self.id, end));
+        let name = file_name(&self.namespace, &self.id, end);
+        let file = base.join(&name);
         if !file.exists() {
             make_room(base, end)?;
         }
-        let unfinished = base.join(format!(".{}", std::process::id()));
+        // A node's threads write of several pods at once.
+        let unfinished = base.join(format!(".{name}.{}", std::process::id()));
         fs::write(&unfinished, serde_json::to_vec(self)?)?;
         fs::rename(unfinished, file)
     }
