@@ -180,10 +180,6 @@ impl Running {
         // Nothing started from here on may gain privileges by executing a file.
         rustix::thread::set_no_new_privs(true).map_err(during("no_new_privs"))?;
         let queues = u16::try_from(size.vcpus.min(MAX_QUEUES)).unwrap_or(1);
-        let (network, cards) = join_network(plan, directory, queues)?;
-        let image = directory.join("initramfs");
-        initramfs::write(&assets, (true, !cards.is_empty()), &image)?;
-
         let share = |id: String, shown, queues, limits| Share {
             socket: directory.join(&format!("{id}.sock")),
             id,
@@ -208,20 +204,30 @@ impl Running {
         let shares: Vec<Share> = [of_all].into_iter().chain(own).collect();
         let share_specs = shares.iter().map(share_spec).collect();
         let control = directory.join("fs.control");
-        let wait = &mut || Ok::<(), ShimError>(());
+        // Declared before the sidecars, so that it is left after them, whatever fails.
+        let (network, cards);
         let (mut sidecars, mut lasting) = (Vec::new(), Lasting::new(settings.cpus.clone()));
+        // They get ready while the rest is made.
         match hypervisor.finds_shares_again() {
-            true => lasting.push(pericarp_pod::Lasting::shares(shares, Some(control), wait)?),
-            false => sidecars.push(Sidecar::fs(&shares, None, Some(&control), wait)?),
-        }
-        let card_specs = cards.iter().map(card_spec).collect();
-        if !cards.is_empty() {
-            lasting.push(pericarp_pod::Lasting::cards(cards, wait)?);
+            true => lasting.push(pericarp_pod::Lasting::shares(shares, Some(control))?),
+            false => sidecars.push(Sidecar::fs(&shares, None, Some(&control))?),
         }
         let (socket, host_side) = (directory.join("vsock.sock"), directory.join("vsock/guest"));
-        sidecars.push(Sidecar::vsock(&socket, GUEST_CID, &host_side, wait)?);
+        sidecars.push(Sidecar::vsock(&socket, GUEST_CID, &host_side)?);
+        (network, cards) = join_network(plan, directory, queues)?;
+        let has_cards = !cards.is_empty();
+        let card_specs = cards.iter().map(card_spec).collect();
+        if has_cards {
+            lasting.push(pericarp_pod::Lasting::cards(cards)?);
+        }
+        let image = directory.join("initramfs");
+        initramfs::write(&assets, (true, has_cards), &image)?;
         // Listens before the machine starts: the agent dials once.
         let greeting = Greeting::listen(&host_side)?;
+        for sidecar in &mut sidecars {
+            sidecar.listening(&mut || Ok::<_, ShimError>(()))?;
+        }
+        lasting.listening()?;
 
         let spec = MachineSpec {
             kernel: assets.kernel.clone(),

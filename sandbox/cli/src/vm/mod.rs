@@ -157,28 +157,29 @@ pub(crate) fn run(
         });
     }
     let hypervisor = plan.choice.hypervisor();
-    let mut sidecars = vec![Sidecar::block(&devices, &mut || signals.check())?];
+    let mut sidecars = vec![Sidecar::block(&devices)?];
     let mut lasting = Vec::new();
     let share_specs: Vec<ShareSpec> = shares.iter().map(share_spec).collect();
-    let check = &mut || signals.check();
     match (shares.is_empty(), hypervisor.finds_shares_again()) {
         (true, _) => {}
-        (false, true) => lasting.push(Lasting::shares(shares, None, check)?),
-        (false, false) => sidecars.push(Sidecar::fs(&shares, None, None, check)?),
+        (false, true) => lasting.push(Lasting::shares(shares, None)?),
+        (false, false) => sidecars.push(Sidecar::fs(&shares, None, None)?),
     }
     let card_specs: Vec<CardSpec> = cards.iter().map(card_spec).collect();
     if !cards.is_empty() {
-        lasting.push(Lasting::cards(cards, &mut || signals.check())?);
+        lasting.push(Lasting::cards(cards)?);
     }
     let vsock_socket = run_dir.join("vsock.sock");
     let host_side = guest_socket(run_dir.path());
     std::fs::create_dir(run_dir.join("vsock")).map_err(during("a directory for sockets"))?;
-    sidecars.push(Sidecar::vsock(
-        &vsock_socket,
-        GUEST_CID,
-        &host_side,
-        &mut || signals.check(),
-    )?);
+    sidecars.push(Sidecar::vsock(&vsock_socket, GUEST_CID, &host_side)?);
+    let check = &mut || signals.check();
+    for one in &mut sidecars {
+        one.listening(check)?;
+    }
+    for one in &mut lasting {
+        one.listening(check)?;
+    }
     // Listens before the machine starts: the agent dials once.
     let greeting = Greeting::listen(&host_side)?;
     timing.mark("sidecars");
