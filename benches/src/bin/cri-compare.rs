@@ -80,6 +80,7 @@ fn compare(rounds: usize) -> Outcome<()> {
     let life = ROUND * u32::try_from(rounds + 1)?;
     let node = Node::start_for("cri-compare", &handlers, life);
     let node = node.ok_or("a part of the node is missing")?;
+    println!("containerd is up");
     let mut starts = Vec::new();
     let mut driver = None;
     // The first starts of each are for the caches.
