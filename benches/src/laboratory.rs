@@ -1,6 +1,6 @@
 //! What the programs that race machine monitors have in common: they take a number of
-//! rounds, and run where KVM is backed by hardware. Used by `boot-compare`, `pod-compare` and
-//! `front-compare`.
+//! rounds, and run where KVM is backed by hardware. Used by `boot-compare`, `pod-compare`,
+//! `cri-compare` and `front-compare`.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -13,6 +13,21 @@ use crate::Outcome;
 /// Reads the arguments and runs so many rounds, `default` when nothing is said. The exit code
 /// is 2 for wrong arguments, 1 for a race that came to no end.
 pub fn race(program: &str, default: usize, compare: fn(usize) -> Outcome<()>) -> ExitCode {
+    race_anywhere(program, default, |rounds| match Lab::is_here() {
+        true => compare(rounds),
+        false => Err(format!(
+            "KVM is not backed by hardware here: cargo xtask lab -- target/release/{program}"
+        )
+        .into()),
+    })
+}
+
+/// The same where KVM need not be.
+pub fn race_anywhere(
+    program: &str,
+    default: usize,
+    compare: impl Fn(usize) -> Outcome<()>,
+) -> ExitCode {
     let mut words = std::env::args().skip(1);
     let rounds = match (words.next().as_deref(), words.next()) {
         (None, None) => Some(default),
@@ -23,14 +38,7 @@ pub fn race(program: &str, default: usize, compare: fn(usize) -> Outcome<()>) ->
         eprintln!("{program}: takes --rounds N, 1 to 100, and nothing else");
         return ExitCode::from(2);
     };
-    let raced = match Lab::is_here() {
-        true => compare(rounds),
-        false => Err(format!(
-            "KVM is not backed by hardware here: cargo xtask lab -- target/release/{program}"
-        )
-        .into()),
-    };
-    match raced {
+    match compare(rounds) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{program}: {error}");

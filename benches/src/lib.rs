@@ -11,6 +11,7 @@ pub mod disk;
 pub mod fio;
 pub mod frames;
 pub mod laboratory;
+pub mod microvm;
 pub mod options;
 pub mod plot;
 pub mod raw;

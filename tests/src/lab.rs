@@ -335,7 +335,9 @@ fn emulator(assets: &Assets, image: &Path, scratch: &Scratch, cpus: u32, log: &P
     qemu
 }
 
-/// Its first process: modules, the host's files as its root, the script.
+/// Its first process: modules, the host's files as its root, the script. That root is the top of its
+/// mounts, not one by chroot: else who joins these mounts would be in the initramfs, and no container
+/// could exchange its root.
 fn initramfs(scratch: &Scratch, assets: &Assets, script: &str) -> io::Result<PathBuf> {
     let root = scratch.path("root");
     for dir in ["bin", "dev", "proc", "sys", "host", "modules"] {
@@ -357,6 +359,7 @@ fn initramfs(scratch: &Scratch, assets: &Assets, script: &str) -> io::Result<Pat
          mount -t proc proc /proc\n\
          mount -t sysfs sys /sys\n\
          mount -t devtmpfs dev /dev\n\
+         mount -t cgroup2 none /sys/fs/cgroup\n\
          mkdir /dev/pts\n\
          mount -t devpts devpts /dev/pts\n\
          exec >/dev/console 2>&1 </dev/null\n\
@@ -370,13 +373,17 @@ fn initramfs(scratch: &Scratch, assets: &Assets, script: &str) -> io::Result<Pat
          done\n\
          mkdir /host{OUT}\n\
          mount -t virtiofs out /host{OUT}\n\
-         cp /script /host/run/script\n\
+         cp /script /last /bin/busybox /host/run\n\
          export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp TMPDIR=/tmp\n\
-         chroot /host /bin/sh /run/script >/host/dev/console 2>&1 </dev/null\n\
-         echo {MARK} $? >/host/dev/console\n\
-         sync\n\
-         poweroff -f\n"
+         exec /bin/busybox switch_root /host /run/busybox sh /run/last\n"
     );
+    let last = format!(
+        "/bin/sh /run/script >/dev/console 2>&1 </dev/null\n\
+         echo {MARK} $? >/dev/console\n\
+         sync\n\
+         /run/busybox poweroff -f\n"
+    );
+    fs::write(root.join("last"), last)?;
     fs::write(root.join("init"), init)?;
     fs::set_permissions(root.join("init"), fs::Permissions::from_mode(0o755))?;
     pack(scratch, &root)

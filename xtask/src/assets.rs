@@ -28,7 +28,7 @@ use crate::project::Project;
 
 /// Changes whenever the way the kernel directory is made changes, so that a
 /// directory made the old way is made again.
-const KERNEL_RECIPE: &str = "7\n";
+const KERNEL_RECIPE: &str = "8\n";
 
 /// Our own program that runs in the guest, by package.
 const AGENT: &str = "pericarp-agent";

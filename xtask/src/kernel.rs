@@ -31,9 +31,19 @@ const BOOT_MODULES: &[&str] = &[
 ];
 /// What the first process of a machine with shares loads after these.
 const SHARE_MODULES: &[&str] = &["virtiofs"];
-/// What makes a virtual machine of the laboratory a host of others, after those
-/// above. The CPU that QEMU emulates is one of AMD's; taps are for their cards.
-const LAB_MODULES: &[&str] = &["virtiofs", "kvm_amd", "tun"];
+/// What makes a virtual machine of the laboratory a host of others. The CPU that QEMU emulates is one
+/// of AMD's; taps are for their cards. The rest is what containerd's pods have on any host: roots in
+/// layers, pairs of interfaces, and what joins these to taps.
+const LAB_MODULES: &[&str] = &[
+    "virtiofs",
+    "kvm_amd",
+    "tun",
+    "overlay",
+    "veth",
+    "sch_ingress",
+    "cls_u32",
+    "act_mirred",
+];
 /// What the first process of a machine with network cards loads after those at boot.
 const NET_MODULES: &[&str] = &["virtio_net"];
 /// What is loaded when a disk with such a file system comes.

@@ -46,6 +46,13 @@ pub enum HelloError {
 }
 
 impl Hello {
+    /// How long before the greeting the agent began. The guest's clock may say anything: this only
+    /// divides a time that has passed on the host.
+    #[must_use]
+    pub fn in_agent(self) -> Duration {
+        Duration::from_millis(self.agent_ms.saturating_sub(self.kernel_ms).into())
+    }
+
     /// Writes the greeting.
     ///
     /// # Errors

@@ -38,42 +38,41 @@ enum What {
 }
 
 impl Lasting {
-    /// Starts that of these cards and waits until every card's socket is there. It answers at
-    /// `control`, as each of its successors does.
+    /// Starts that of these cards. It answers at `control`, as each of its successors does.
     ///
     /// # Errors
     ///
-    /// [`PodError`], or what `check` says.
-    pub fn cards<E: From<PodError>>(
-        cards: Vec<Card>,
-        control: PathBuf,
-        check: Check<'_, E>,
-    ) -> Result<Self, E> {
-        Self::start(What::Cards(cards, control), check)
+    /// [`PodError`].
+    pub fn cards(cards: Vec<Card>, control: PathBuf) -> Result<Self, PodError> {
+        Self::start(What::Cards(cards, control))
     }
 
-    /// Starts that of these shares and waits until every share's socket is there. It answers at
-    /// `control`, as each of its successors does.
+    /// Starts that of these shares. It answers at `control`, as each of its successors does.
     ///
     /// # Errors
     ///
-    /// [`PodError`], or what `check` says.
-    pub fn shares<E: From<PodError>>(
-        shares: Vec<Share>,
-        control: PathBuf,
-        check: Check<'_, E>,
-    ) -> Result<Self, E> {
+    /// [`PodError`].
+    pub fn shares(shares: Vec<Share>, control: PathBuf) -> Result<Self, PodError> {
         let state = memfd_create("shares", MemfdFlags::CLOEXEC);
         let state = state.map_err(during("memory for what is known of shares"))?;
-        Self::start(What::Shares(shares, state, control), check)
+        Self::start(What::Shares(shares, state, control))
     }
 
-    fn start<E: From<PodError>>(what: What, check: Check<'_, E>) -> Result<Self, E> {
+    fn start(what: What) -> Result<Self, PodError> {
         Ok(Self {
-            sidecar: what.launch(check)?,
+            sidecar: what.launch()?,
             what,
             deaths: Deaths::default(),
         })
+    }
+
+    /// Waits until it listens, as [`Sidecar::listening`].
+    ///
+    /// # Errors
+    ///
+    /// [`PodError`], or what `check` says.
+    pub fn listening<E: From<PodError>>(&mut self, check: Check<'_, E>) -> Result<(), E> {
+        self.sidecar.listening(check)
     }
 
     /// Its program.
@@ -106,8 +105,11 @@ impl Lasting {
     /// For the machine to end with: it has died too often, or cannot be started.
     pub fn revive(&mut self) -> Result<Option<PodError>, PodError> {
         let what = &self.what;
-        self.deaths
-            .revive(&mut self.sidecar, || what.launch(&mut || Ok(())))
+        self.deaths.revive(&mut self.sidecar, || {
+            let mut successor = what.launch()?;
+            successor.listening(&mut || Ok::<_, PodError>(()))?;
+            Ok(successor)
+        })
     }
 
     /// Ends it in an orderly way.
@@ -117,16 +119,16 @@ impl Lasting {
 }
 
 impl What {
-    fn launch<E: From<PodError>>(&self, check: Check<'_, E>) -> Result<Sidecar, E> {
+    fn launch(&self) -> Result<Sidecar, PodError> {
         match self {
             Self::Cards(cards, control) => {
                 let copies: io::Result<_> = cards.iter().map(Card::try_clone).collect();
                 let copies = copies.map_err(during("the queues of a tap"))?;
-                Sidecar::net(copies, control, check)
+                Sidecar::net(copies, control)
             }
             Self::Shares(shares, state, control) => {
                 let state = state.try_clone().map_err(during("a descriptor"))?;
-                Sidecar::fs(shares, Some(state), control, check)
+                Sidecar::fs(shares, Some(state), control)
             }
         }
     }

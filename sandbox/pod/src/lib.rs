@@ -21,6 +21,7 @@ pub mod pump;
 pub mod record;
 pub mod sidecar;
 pub mod spec;
+pub mod starts;
 
 pub use assets::Assets;
 pub use deaths::Deaths;

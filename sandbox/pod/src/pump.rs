@@ -60,10 +60,12 @@ impl Output {
     }
 
     /// The same to a pipe of ours, which [`Output::give_up`] lets go of even while nobody reads it.
+    /// `first` is called on the thread when something has been written to it for the first time.
     pub fn to_pipe(
         name: &str,
         socket: UnixStream,
         pipe: OwnedFd,
+        first: impl FnOnce() + Send + 'static,
         ended: impl FnOnce(OutputEnd) + Send + 'static,
     ) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&pipe, true)?;
@@ -71,6 +73,7 @@ impl Output {
         let sink = Pipe {
             pipe,
             stop: Arc::clone(&stop),
+            first: Some(first),
         };
         Self::begin(name, socket, stop, sink, ended)
     }
@@ -125,18 +128,26 @@ fn new_stop() -> io::Result<Arc<OwnedFd>> {
 
 /// A pipe that does not block, and what ends the wait for its reader. A write to a pipe whose other
 /// end we hold ourselves never fails for want of a reader.
-struct Pipe {
+struct Pipe<F> {
     pipe: OwnedFd,
     stop: Arc<OwnedFd>,
+    /// Until something has been written.
+    first: Option<F>,
 }
 
-impl Write for Pipe {
+impl<F: FnOnce()> Write for Pipe<F> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         loop {
             match rustix::io::write(&self.pipe, bytes) {
                 Err(Errno::AGAIN) => {}
                 Err(Errno::INTR) => continue,
-                written => return Ok(written?),
+                Err(error) => return Err(error.into()),
+                Ok(written) => {
+                    if let Some(first) = self.first.take() {
+                        first();
+                    }
+                    return Ok(written);
+                }
             }
             let mut fds = [
                 PollFd::new(&self.pipe, PollFlags::OUT),
@@ -359,7 +370,7 @@ mod tests {
         let (mut guest, ours) = UnixStream::pair().unwrap();
         let (tell, ends) = mpsc::channel();
         let ended = move |end| tell.send(end).unwrap();
-        let output = Output::to_pipe("out", ours, writer.into(), ended).unwrap();
+        let output = Output::to_pipe("out", ours, writer.into(), || {}, ended).unwrap();
         let talk = thread::spawn(move || while guest.write_all(&[b'x'; 4096]).is_ok() {});
         while output.waits_since().is_some() || output.carried() < 64 << 10 {
             thread::sleep(Duration::from_millis(2));
@@ -377,7 +388,10 @@ mod tests {
         let (mut guest, ours) = UnixStream::pair().unwrap();
         let (tell, ends) = mpsc::channel();
         let ended = move |end| tell.send(end).unwrap();
-        let output = Output::to_pipe("out", ours, writer.into(), ended).unwrap();
+        let (tell, firsts) = mpsc::channel();
+        let first = move || tell.send(()).unwrap();
+        let output = Output::to_pipe("out", ours, writer.into(), first, ended).unwrap();
+        assert!(firsts.try_recv().is_err(), "nothing has been written");
         let sent: Vec<u8> = (0..300_000u32).map(|i| (i % 251) as u8).collect();
         let copy = sent.clone();
         let talk = thread::spawn(move || guest.write_all(&copy).unwrap());
@@ -393,6 +407,7 @@ mod tests {
         assert!(seen == sent);
         assert!(matches!(ends.recv_timeout(LIMIT), Ok(OutputEnd::Closed)));
         assert_eq!(output.carried(), 300_000);
+        assert!(firsts.try_recv().is_ok());
     }
 
     #[test]

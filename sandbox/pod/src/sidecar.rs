@@ -1,8 +1,8 @@
 //! The sidecars of a machine: `pericarp-block` for all of its disks, `pericarp-fs` for all of its
 //! shares, `pericarp-net` for all of its network cards, `pericarp-vsock` for the way to its agent.
 //!
-//! Started before the machine, ended after it. Their error output is kept for the message if one
-//! dies.
+//! Started before the machine, all of them at once, and waited for before it is; ended after it. Their
+//! error output is kept for the message if one dies.
 
 use std::{
     os::fd::{AsRawFd, BorrowedFd, OwnedFd},
@@ -191,65 +191,52 @@ fn on_or_off(on: bool) -> &'static str {
 /// Asked again and again by whoever waits: an error ends the wait, and what was waited for.
 pub type Check<'a, E> = &'a mut dyn FnMut() -> Result<(), E>;
 
-/// A running sidecar.
+/// A running sidecar. It may take a moment until it listens: [`Sidecar::listening`].
 #[derive(Debug)]
 pub struct Sidecar {
     name: &'static str,
     process: Process,
+    /// Where it is to listen.
+    sockets: Vec<PathBuf>,
+    begun: Instant,
 }
 
 impl Sidecar {
-    /// Starts the block backend and waits until every disk's socket is there. It answers at
-    /// `control`.
+    /// Starts the block backend for these disks. It answers at `control`.
     ///
     /// # Errors
     ///
-    /// [`PodError`], or what `check` says.
-    pub fn block<E: From<PodError>>(
-        devices: &[Device],
-        control: &Path,
-        check: Check<'_, E>,
-    ) -> Result<Self, E> {
+    /// The program cannot be started.
+    pub fn block(devices: &[Device], control: &Path) -> Result<Self, PodError> {
         let mut command = program(BLOCK);
         command.arg("--control-path").arg(control);
         for device in devices {
             command.arg("--device").arg(device.argument());
         }
-        let sockets: Vec<&Path> = devices.iter().map(|d| d.socket.as_path()).collect();
-        Self::start(BLOCK, command, &sockets, check)
+        let sockets = devices.iter().map(|d| d.socket.clone()).collect();
+        Self::start(BLOCK, command, Vec::new(), sockets)
     }
 
-    /// Starts a block backend for one disk, whose file is a path of the descriptor that it inherits,
-    /// and waits until its socket is there. It answers at `control`.
+    /// Starts a block backend for one disk, whose file is a path of the descriptor that it inherits.
+    /// It answers at `control`.
     ///
     /// # Errors
     ///
-    /// [`PodError`], or what `check` says.
-    pub fn block_with<E: From<PodError>>(
-        device: &Device,
-        file: OwnedFd,
-        control: &Path,
-        check: Check<'_, E>,
-    ) -> Result<Self, E> {
+    /// The program cannot be started.
+    pub fn block_with(device: &Device, file: OwnedFd, control: &Path) -> Result<Self, PodError> {
         let mut command = program(BLOCK);
         command.arg("--device").arg(device.argument());
         command.arg("--control-path").arg(control);
-        Self::start_with(BLOCK, command, vec![file], &[&device.socket], check)
+        Self::start(BLOCK, command, vec![file], vec![device.socket.clone()])
     }
 
-    /// Starts the file backend and waits until every share's socket is there. It goes on with what a
-    /// predecessor has left in `state`, and leaves there what a successor needs. It answers
-    /// at `control`.
+    /// Starts the file backend for these shares. It goes on with what a predecessor has left in
+    /// `state`, and leaves there what a successor needs. It answers at `control`.
     ///
     /// # Errors
     ///
-    /// [`PodError`], or what `check` says.
-    pub fn fs<E: From<PodError>>(
-        shares: &[Share],
-        state: Option<OwnedFd>,
-        control: &Path,
-        check: Check<'_, E>,
-    ) -> Result<Self, E> {
+    /// The program cannot be started.
+    pub fn fs(shares: &[Share], state: Option<OwnedFd>, control: &Path) -> Result<Self, PodError> {
         let mut command = program(FS);
         command.arg("--control-path").arg(control);
         for share in shares {
@@ -260,43 +247,33 @@ impl Sidecar {
             command.arg("--state-file").arg(path);
         }
         let inherited = state.into_iter().collect();
-        let sockets: Vec<&Path> = shares.iter().map(|share| share.socket.as_path()).collect();
-        Self::start_with(FS, command, inherited, &sockets, check)
+        let sockets = shares.iter().map(|share| share.socket.clone()).collect();
+        Self::start(FS, command, inherited, sockets)
     }
 
-    /// Starts the network backend and waits until every card's socket is there. The queues are the
-    /// backend's alone then, as far as we go. It answers at `control`.
+    /// Starts the network backend for these cards. The queues are the backend's alone then, as far as
+    /// we go. It answers at `control`.
     ///
     /// # Errors
     ///
-    /// [`PodError`], or what `check` says.
-    pub fn net<E: From<PodError>>(
-        cards: Vec<Card>,
-        control: &Path,
-        check: Check<'_, E>,
-    ) -> Result<Self, E> {
+    /// The program cannot be started.
+    pub fn net(cards: Vec<Card>, control: &Path) -> Result<Self, PodError> {
         let mut command = program(NET);
         command.arg("--control-path").arg(control);
         for card in &cards {
             command.arg("--device").arg(card.argument());
         }
-        let sockets: Vec<PathBuf> = cards.iter().map(|card| card.socket.clone()).collect();
-        let sockets: Vec<&Path> = sockets.iter().map(PathBuf::as_path).collect();
+        let sockets = cards.iter().map(|card| card.socket.clone()).collect();
         let queues = cards.into_iter().flat_map(|card| card.queues).collect();
-        Self::start_with(NET, command, queues, &sockets, check)
+        Self::start(NET, command, queues, sockets)
     }
 
-    /// Starts the vsock device and waits until its sockets are there.
+    /// Starts the vsock device.
     ///
     /// # Errors
     ///
-    /// [`PodError`], or what `check` says.
-    pub fn vsock<E: From<PodError>>(
-        socket: &Path,
-        guest_cid: u32,
-        host_side: &Path,
-        check: Check<'_, E>,
-    ) -> Result<Self, E> {
+    /// The program cannot be started.
+    pub fn vsock(socket: &Path, guest_cid: u32, host_side: &Path) -> Result<Self, PodError> {
         let mut command = program(VSOCK);
         command
             .arg("--socket-path")
@@ -304,26 +281,18 @@ impl Sidecar {
             .args(["--guest-cid", &guest_cid.to_string()])
             .arg("--uds-path")
             .arg(host_side);
-        Self::start(VSOCK, command, &[socket, host_side], check)
+        let sockets = vec![socket.to_owned(), host_side.to_owned()];
+        Self::start(VSOCK, command, Vec::new(), sockets)
     }
 
-    fn start<E: From<PodError>>(
-        name: &'static str,
-        command: Command,
-        sockets: &[&Path],
-        check: Check<'_, E>,
-    ) -> Result<Self, E> {
-        Self::start_with(name, command, Vec::new(), sockets, check)
-    }
-
-    fn start_with<E: From<PodError>>(
+    fn start(
         name: &'static str,
         mut command: Command,
         inherited: Vec<OwnedFd>,
-        sockets: &[&Path],
-        check: Check<'_, E>,
-    ) -> Result<Self, E> {
+        sockets: Vec<PathBuf>,
+    ) -> Result<Self, PodError> {
         command.stdout(Stdio::null());
+        let begun = Instant::now();
         let confinement = Confinement::default();
         let process = Process::spawn_with(name, command, confinement, inherited);
         let process = process.map_err(|source| PodError::Program {
@@ -331,29 +300,48 @@ impl Sidecar {
             source,
             cure: "it belongs beside pericarp: `cargo build` makes both",
         })?;
-        let mut sidecar = Self { name, process };
-        let end = Instant::now() + START_LIMIT;
-        while !sockets.iter().all(|socket| listens(socket)) {
+        Ok(Self {
+            name,
+            process,
+            sockets,
+            begun,
+        })
+    }
+
+    /// Waits until it listens at all of its sockets. Start all that are to be there first: they get
+    /// ready side by side.
+    ///
+    /// # Errors
+    ///
+    /// [`PodError`], or what `check` says.
+    pub fn listening<E: From<PodError>>(&mut self, check: Check<'_, E>) -> Result<(), E> {
+        while !listen(&self.sockets) {
             check()?;
-            if let Some(failure) = sidecar.death() {
+            if let Some(failure) = self.death() {
                 return Err(failure.into());
             }
-            if Instant::now() > end {
-                let words = sidecar.process.last_words(1).concat();
+            if self.begun.elapsed() > START_LIMIT {
+                let words = self.process.last_words(1).concat();
                 let said = format!(
-                    "{name}: did not listen within {} s: {words}",
+                    "{}: did not listen within {} s: {words}",
+                    self.name,
                     START_LIMIT.as_secs()
                 );
                 return Err(PodError::Silent(said).into());
             }
             std::thread::sleep(PAUSE);
         }
-        Ok(sidecar)
+        Ok(())
     }
 
     #[cfg(test)]
     pub(crate) fn of(name: &'static str, process: Process) -> Self {
-        Self { name, process }
+        Self {
+            name,
+            process,
+            sockets: Vec::new(),
+            begun: Instant::now(),
+        }
     }
 
     /// Its program.
@@ -399,13 +387,16 @@ fn program(name: &str) -> Command {
     }
 }
 
-/// Whether somebody listens at `socket`. A file is there a moment before that,
-/// and who connects then is refused. Not tried by connecting: that would be taken
-/// for a front end.
-fn listens(socket: &Path) -> bool {
+/// Whether somebody listens at all of these. A file is there a moment before that, and who connects
+/// then is refused. Not tried by connecting: that would be taken for a front end.
+fn listen(sockets: &[PathBuf]) -> bool {
+    // The table is long on a node with many pods, and not read before it can have them.
+    if !sockets.iter().all(|socket| socket.exists()) {
+        return false;
+    }
     match std::fs::read_to_string("/proc/net/unix") {
-        Ok(table) => listed(&table, socket),
-        Err(_) => socket.exists(),
+        Ok(table) => sockets.iter().all(|socket| listed(&table, socket)),
+        Err(_) => true,
     }
 }
 
@@ -524,14 +515,17 @@ mod tests {
     #[test]
     fn a_socket_listens_only_once_it_does() {
         let path = std::env::temp_dir().join(format!("pericarp-listens-{}", std::process::id()));
-        assert!(!listens(&path));
+        assert!(!listen(std::slice::from_ref(&path)));
         std::fs::write(&path, "").unwrap();
-        assert!(!listens(&path), "a file is no listener");
+        assert!(
+            !listen(std::slice::from_ref(&path)),
+            "a file is no listener"
+        );
         std::fs::remove_file(&path).unwrap();
         let listener = UnixListener::bind(&path).unwrap();
-        assert!(listens(&path));
+        assert!(listen(std::slice::from_ref(&path)));
         drop(listener);
-        assert!(!listens(&path));
+        assert!(!listen(std::slice::from_ref(&path)));
         std::fs::remove_file(&path).unwrap();
     }
 

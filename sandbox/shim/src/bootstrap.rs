@@ -15,6 +15,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use containerd_shim_protos::{
@@ -31,6 +32,7 @@ use crate::{
     bundle::Bundle,
     error::{ShimError, during},
     events::TTRPC_ADDRESS,
+    stamps::BEGAN,
 };
 
 /// Where shims listen. A socket's path has 107 bytes, and a digest takes 64.
@@ -100,8 +102,8 @@ pub(crate) fn info() -> Result<Vec<u8>, ShimError> {
 }
 
 /// Starts the shim that serves this container, unless it is one of a pod that has one, and gives
-/// the answer for containerd.
-pub(crate) fn start(arguments: &Arguments) -> Result<Vec<u8>, ShimError> {
+/// the answer for containerd. This process began at `began`.
+pub(crate) fn start(arguments: &Arguments, began: Duration) -> Result<Vec<u8>, ShimError> {
     let params = params(&read_input()?, arguments);
     let max_version = std::env::var("MAX_SHIM_VERSION").ok();
     let reply = Reply::of(params.as_ref(), max_version.as_deref());
@@ -128,7 +130,7 @@ pub(crate) fn start(arguments: &Arguments) -> Result<Vec<u8>, ShimError> {
                 "the pod {pod} has no shim: its machine has ended"
             )));
         }
-        serve(arguments, &bundle, &socket, &events)?;
+        serve(arguments, &bundle, &socket, (&events, began))?;
     }
     let file = bundle.join(ADDRESS_FILE);
     fs::write(&file, &address).map_err(during(file.display()))?;
@@ -174,7 +176,7 @@ fn serve(
     arguments: &Arguments,
     bundle: &Path,
     socket: &Path,
-    events: &str,
+    (events, began): (&str, Duration),
 ) -> Result<(), ShimError> {
     if let Some(directory) = socket.parent() {
         fs::create_dir_all(directory).map_err(during(directory.display()))?;
@@ -200,6 +202,7 @@ fn serve(
     command
         .current_dir(bundle)
         .env(TTRPC_ADDRESS, events)
+        .env(BEGAN, began.as_nanos().to_string())
         .stdin(OwnedFd::from(listener))
         .stdout(Stdio::null())
         .stderr(Stdio::null());

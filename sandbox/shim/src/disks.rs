@@ -165,7 +165,9 @@ fn launch(backing: &Backing, socket: &Path, queues: u16) -> Result<Sidecar, PodE
         queues,
         limits: backing.limits,
     };
-    Sidecar::block_with(&device, file, &control(socket), &mut || Ok(()))
+    let mut sidecar = Sidecar::block_with(&device, file, &control(socket))?;
+    sidecar.listening(&mut || Ok::<_, PodError>(()))?;
+    Ok(sidecar)
 }
 
 impl One {

@@ -22,6 +22,7 @@ use crate::{
     disks::Backing,
     error::{ShimError, during},
     machine::{Booted, Ended, Plan, Running},
+    stamps::Stamps,
 };
 
 enum Order {
@@ -99,13 +100,18 @@ pub(crate) struct Keeper {
     orders: Receiver<Order>,
     bell: Arc<OwnedFd>,
     directory: Directory,
+    stamps: Arc<Stamps>,
     /// It is ours; once removed it may be a successor's.
     made: bool,
     running: Option<Running>,
 }
 
 impl Keeper {
-    pub(crate) fn new(directory: Directory, socket: PathBuf) -> Result<(Self, Orders), ShimError> {
+    pub(crate) fn new(
+        directory: Directory,
+        socket: PathBuf,
+        stamps: Arc<Stamps>,
+    ) -> Result<(Self, Orders), ShimError> {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let bell = Arc::new(eventfd(0, flags).map_err(during("a descriptor"))?);
         let (queue, orders) = channel();
@@ -113,6 +119,7 @@ impl Keeper {
             orders,
             bell: Arc::clone(&bell),
             directory,
+            stamps,
             made: false,
             running: None,
         };
@@ -186,7 +193,7 @@ impl Keeper {
         }
         self.directory.create()?;
         self.made = true;
-        match Running::boot(plan, &self.directory) {
+        match Running::boot(plan, &self.directory, &self.stamps) {
             Ok(running) => {
                 let booted = running.booted();
                 self.running = Some(running);

@@ -22,6 +22,12 @@ impl Lasting {
         self.all.push(one);
     }
 
+    /// Waits until all listen.
+    pub(crate) fn listening(&mut self) -> Result<(), PodError> {
+        let mut all = self.all.iter_mut();
+        all.try_for_each(|one| one.listening(&mut || Ok(())))
+    }
+
     /// The programs and the processes.
     pub(crate) fn processes(&self) -> impl Iterator<Item = (&'static str, u32)> {
         self.all.iter().map(|one| (one.name(), one.pid()))

@@ -48,6 +48,7 @@ use crate::{
     oom::Ordinary,
     pinned::{self, Pinned},
     profile::Profile,
+    stamps::{self, Stamps},
 };
 
 /// Tag of the share that has everything the pod's containers are shown.
@@ -168,7 +169,11 @@ pub(crate) struct Running {
 
 impl Running {
     /// Boots it. On failure nothing is left but the directory.
-    pub(crate) fn boot(plan: &Plan, directory: &Directory) -> Result<Self, ShimError> {
+    pub(crate) fn boot(
+        plan: &Plan,
+        directory: &Directory,
+        stamps: &Stamps,
+    ) -> Result<Self, ShimError> {
         let Profile { pod, size, lanes } = &plan.profile;
         let settings = &pod.settings;
         let assets = open_assets(settings)?;
@@ -191,10 +196,6 @@ impl Running {
         // Nothing started from here on may gain privileges by executing a file.
         rustix::thread::set_no_new_privs(true).map_err(during("no_new_privs"))?;
         let queues = u16::try_from(size.vcpus.min(MAX_QUEUES)).unwrap_or(1);
-        let (network, cards) = join_network(plan, directory, queues)?;
-        let image = directory.join("initramfs");
-        initramfs::write(&assets, (true, !cards.is_empty()), &image)?;
-
         let share = |id: String, shown, queues, limits| Share {
             socket: directory.join(&format!("{id}.sock")),
             id,
@@ -218,23 +219,37 @@ impl Running {
         });
         let shares: Vec<Share> = [of_all].into_iter().chain(own).collect();
         let share_specs = shares.iter().map(share_spec).collect();
-        record.devices = devices(lanes, &cards);
         let control = directory.join(FS_CONTROL);
-        let wait = &mut || Ok::<(), ShimError>(());
+        stamps.over("prepare");
+        // Declared before the sidecars, so that it is left after them, whatever fails.
+        let (network, cards);
         let (mut sidecars, mut lasting) = (Vec::new(), Lasting::default());
+        // They get ready while the rest is made.
         match hypervisor.finds_shares_again() {
-            true => lasting.push(pericarp_pod::Lasting::shares(shares, control, wait)?),
-            false => sidecars.push(Sidecar::fs(&shares, None, &control, wait)?),
-        }
-        let card_specs = cards.iter().map(card_spec).collect();
-        if !cards.is_empty() {
-            let control = directory.join(NET_CONTROL);
-            lasting.push(pericarp_pod::Lasting::cards(cards, control, wait)?);
+            true => lasting.push(pericarp_pod::Lasting::shares(shares, control)?),
+            false => sidecars.push(Sidecar::fs(&shares, None, &control)?),
         }
         let (socket, host_side) = (directory.join("vsock.sock"), directory.join("vsock/guest"));
-        sidecars.push(Sidecar::vsock(&socket, GUEST_CID, &host_side, wait)?);
+        sidecars.push(Sidecar::vsock(&socket, GUEST_CID, &host_side)?);
+        (network, cards) = join_network(plan, directory, queues)?;
+        stamps.over("network");
+        record.devices = devices(lanes, &cards);
+        let has_cards = !cards.is_empty();
+        let card_specs = cards.iter().map(card_spec).collect();
+        if has_cards {
+            let control = directory.join(NET_CONTROL);
+            lasting.push(pericarp_pod::Lasting::cards(cards, control)?);
+        }
+        let image = directory.join("initramfs");
+        initramfs::write(&assets, (true, has_cards), &image)?;
+        stamps.over("image");
         // Listens before the machine starts: the agent dials once.
         let greeting = Greeting::listen(&host_side)?;
+        for sidecar in &mut sidecars {
+            sidecar.listening(&mut || Ok::<_, ShimError>(()))?;
+        }
+        lasting.listening()?;
+        stamps.over("sidecars");
 
         let spec = MachineSpec {
             kernel: assets.kernel.clone(),
@@ -267,6 +282,7 @@ impl Running {
                 return Err(dead.map_or_else(|| no_machine(&error), ShimError::from));
             }
         };
+        stamps.over("machine");
         let guest = Guest::new(host_side);
         let configure = agent::ConfigureRequest {
             hostname: plan.hostname.clone(),
@@ -293,7 +309,12 @@ impl Running {
             limit,
         );
         let hello = match hello {
-            Ok(hello) => hello,
+            Ok((hello, greeted)) => {
+                stamps.over_at("kernel", greeted.began);
+                stamps.over_at("agent", greeted.said);
+                stamps.over("configure");
+                hello
+            }
             Err(Unanswered::Failed(error)) => return Err(error),
             Err(Unanswered::Late) => {
                 return Err(with_console(&MachineError::BootTimeout(limit), &machine));
@@ -578,6 +599,12 @@ fn join_network(
     ))
 }
 
+/// When the agent began, and when it said so.
+struct Greeted {
+    began: Duration,
+    said: Duration,
+}
+
 enum Unanswered {
     Failed(ShimError),
     Late,
@@ -590,17 +617,19 @@ fn greet(
     configure: agent::ConfigureRequest,
     look: &mut dyn FnMut() -> Option<ShimError>,
     limit: Duration,
-) -> Result<UnixStream, Unanswered> {
+) -> Result<(UnixStream, Greeted), Unanswered> {
     let end = Instant::now() + limit;
     let (tell, told) = channel();
     let guest = guest.clone();
     let talk = move || {
-        let talked = || -> Result<UnixStream, ShimError> {
+        let talked = || -> Result<(UnixStream, Greeted), ShimError> {
             let received = greeting.receive();
-            let (_, hello) = received.map_err(|error| ShimError::Machine(error.to_string()))?;
+            let (words, hello) = received.map_err(|error| ShimError::Machine(error.to_string()))?;
+            let said = stamps::now();
+            let began = said.saturating_sub(words.in_agent());
             let client = guest.client().map_err(unreachable)?;
             client.configure(context(), &configure).map_err(refused)?;
-            Ok(hello)
+            Ok((hello, Greeted { began, said }))
         };
         let _ = tell.send(talked());
     };

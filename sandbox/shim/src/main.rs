@@ -36,6 +36,7 @@ mod rootfs;
 mod serve;
 mod service;
 mod spec;
+mod stamps;
 mod stats;
 mod stdio;
 mod subpath;
@@ -52,6 +53,7 @@ use crate::arguments::{Action, Arguments};
 const RUNTIME: &str = "io.containerd.pericarp.v2";
 
 fn main() {
+    let began = stamps::now();
     let outcome =
         Arguments::parse(std::env::args_os().skip(1)).and_then(|arguments| {
             match arguments.action {
@@ -61,9 +63,9 @@ fn main() {
                     say(format!("{version}\n").as_bytes())
                 }
                 Action::Info => say(&bootstrap::info()?),
-                Action::Start => say(&bootstrap::start(&arguments)?),
+                Action::Start => say(&bootstrap::start(&arguments, began)?),
                 Action::Delete => say(&cleanup::delete(&arguments)?),
-                Action::Serve => serve::run(&arguments),
+                Action::Serve => serve::run(&arguments, began),
             }
         });
     if let Err(error) = outcome {

@@ -42,6 +42,7 @@ use crate::{
     profile,
     rootfs::{OfPod, Places},
     spec::{self, Prepared, Source},
+    stamps::{self, Stamps},
     stdio::Stdio,
     task::{Task, guest_id},
     volumes::Volumes,
@@ -64,6 +65,7 @@ pub(crate) struct Pod {
     /// The highest oom_score_adj of the containers so far.
     score: AtomicI32,
     meter: Meter,
+    stamps: Arc<Stamps>,
     state: Mutex<State>,
 }
 
@@ -157,6 +159,7 @@ impl Pod {
         directory: Directory,
         orders: Orders,
         events: Arc<Events>,
+        stamps: Arc<Stamps>,
     ) -> Arc<Self> {
         let orders = Arc::new(orders);
         Arc::new(Self {
@@ -170,6 +173,7 @@ impl Pod {
             events,
             score: AtomicI32::new(i32::MIN),
             meter: Meter::default(),
+            stamps,
             state: Mutex::default(),
         })
     }
@@ -290,12 +294,14 @@ impl Pod {
 
     fn make(&self, request: &CreateTaskRequest, bundle: &Bundle) -> Result<Arc<Task>, ShimError> {
         let (id, kind) = (&request.id, bundle.kind());
+        let began = stamps::now();
         // Before anything is made.
         let mut prepared = match kind {
             Kind::Sandbox => None,
             Kind::Member | Kind::Single => Some(spec::prepare(bundle)?),
         };
         if kind != Kind::Member {
+            self.stamps.asked();
             bundle.check_pod()?;
             let profile = profile::of(request, bundle)?;
             let name = bundle.pod_name(id);
@@ -324,6 +330,7 @@ impl Pod {
             // What it says from now on is of the new one.
             self.state().machine.forget_ended();
             let booted = self.orders.boot(plan)?;
+            self.stamps.made();
             let mut state = self.state();
             if let MachineState::Ended(reason) = &state.machine {
                 return Err(has_ended(reason));
@@ -335,6 +342,12 @@ impl Pod {
         let path = bundle.path.clone();
         let Some(prepared) = &mut prepared else {
             return Ok(Task::new(&request.id, path, kind, Process::of_pod(), None));
+        };
+        // A container without a pod has waited for its machine.
+        let began = if kind == Kind::Single {
+            stamps::now()
+        } else {
+            began
         };
         let booted = self.machine()?;
         self.expose(&booted, &bundle.spec["process"]["oomScoreAdj"]);
@@ -370,6 +383,7 @@ impl Pod {
             .learn_places(&request.id, shared, prepared, &sources);
         let nodes = prepared.nodes.iter();
         let devices: Result<_, _> = nodes.map(|node| places.node(node, of_pod)).collect();
+        let shown = self.stamps.of(id, "show", began);
         self.tell_container(&request.id, bundle, prepared);
         let wanted = agent::CreateContainerRequest {
             container: own.name.container.clone(),
@@ -385,6 +399,7 @@ impl Pod {
         guest::ask(&booted.guest, |client| {
             client.create_container(context(), &wanted)
         })?;
+        self.stamps.of(id, "create", shown);
         Ok(Task::new(&request.id, path, kind, own, Some(places)))
     }
 
@@ -547,9 +562,12 @@ mod tests {
     fn with_pod(name: &str, act: impl FnOnce(&Arc<Pod>) + Send + 'static) {
         let namespace = format!("pericarp-test-{}", std::process::id());
         let directory = Directory::of(&namespace, name);
-        let (keeper, orders) = Keeper::new(directory.clone(), directory.join("socket")).unwrap();
+        let stamps = Arc::new(Stamps::new(directory.path(), name, stamps::now()));
+        let socket = directory.join("socket");
+        let (keeper, orders) = Keeper::new(directory.clone(), socket, Arc::clone(&stamps)).unwrap();
         let events = Events::to(String::new(), namespace.clone()).unwrap();
-        let pod = Pod::new(Chronicle::new(&namespace, name), directory, orders, events);
+        let why = Chronicle::new(&namespace, name);
+        let pod = Pod::new(why, directory, orders, events, stamps);
         let acting = thread::spawn(move || {
             let pod = LeaveAtPanic(pod);
             act(&pod.0);

@@ -195,8 +195,13 @@ impl Process {
         true
     }
 
-    /// Attaches to it and has the guest start it. Give what comes back to [`Process::runs`].
-    pub(crate) fn start(&self, guest: &Guest) -> Result<Started, ShimError> {
+    /// Attaches to it and has the guest start it; `first` is called when the first of its output has
+    /// been handed over. Give what comes back to [`Process::runs`].
+    pub(crate) fn start(
+        &self,
+        guest: &Guest,
+        first: impl FnOnce() + Send + 'static,
+    ) -> Result<Started, ShimError> {
         let (opened, size) = {
             let mut state = self.state();
             (state.opened.take(), state.size)
@@ -205,7 +210,7 @@ impl Process {
         let client = guest.client().map_err(unreachable)?;
         let attached = attach_and_start(guest, &client, &self.name, self.wiring(), size)?;
         drop(client);
-        join(opened, attached)
+        join(opened, attached, first)
     }
 
     /// It runs, unless it is over meanwhile: then what was started is cut, and the caller ends it.
@@ -329,8 +334,14 @@ impl Process {
 }
 
 /// Joins the guest's streams to containerd's.
-fn join(opened: Opened, attached: Attached) -> Result<Started, ShimError> {
+fn join(
+    opened: Opened,
+    attached: Attached,
+    first: impl FnOnce() + Send + 'static,
+) -> Result<Started, ShimError> {
     let failed = || during("a thread");
+    // Of either output.
+    let first = Arc::new(Mutex::new(Some(first)));
     let (tell, ended) = channel();
     let mut outputs = Vec::new();
     let mut output = |name, socket, pipe: Option<File>| {
@@ -340,7 +351,16 @@ fn join(opened: Opened, attached: Attached) -> Result<Started, ShimError> {
             let _ = tell.send(());
         };
         let output = match pipe {
-            Some(pipe) => Output::to_pipe(name, socket, pipe.into(), over),
+            Some(pipe) => {
+                let first = Arc::clone(&first);
+                let first = move || {
+                    let first = first.lock().unwrap_or_else(PoisonError::into_inner).take();
+                    if let Some(first) = first {
+                        first();
+                    }
+                };
+                Output::to_pipe(name, socket, pipe.into(), first, over)
+            }
             None => Output::start(name, socket, io::sink(), over),
         };
         outputs.push(output.map_err(failed())?);
@@ -498,7 +518,7 @@ mod tests {
             stdout: theirs,
             exit: their_exit,
         };
-        (join(opened, attached).unwrap(), ends)
+        (join(opened, attached, || {}).unwrap(), ends)
     }
 
     fn pipe() -> (io::PipeReader, Option<File>) {

@@ -24,6 +24,7 @@ use crate::{
     log,
     pod::Pod,
     service,
+    stamps::{BEGAN, Stamps},
     why::Chronicle,
 };
 
@@ -35,7 +36,8 @@ const MOST_IDLE: usize = 6;
 /// Between the last answer and our end.
 const FAREWELL: Duration = Duration::from_millis(100);
 
-pub(crate) fn run(arguments: &Arguments) -> Result<(), ShimError> {
+/// `began` is when this process did, in case nobody says when its pod's shim did.
+pub(crate) fn run(arguments: &Arguments, began: Duration) -> Result<(), ShimError> {
     // A terminal's Ctrl-C, and the end of who started us, are not for us.
     let _ = rustix::process::setsid();
     let bundle = std::env::current_dir().map_err(during("the bundle"))?;
@@ -57,12 +59,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), ShimError> {
     let directory = Directory::of(&arguments.namespace, &arguments.id);
     let address = std::env::var(TTRPC_ADDRESS).unwrap_or_default();
     let events = Events::to(address, arguments.namespace.clone())?;
-    let (keeper, orders) = Keeper::new(directory.clone(), socket)?;
+    let said = std::env::var(BEGAN).ok();
+    let began = said
+        .and_then(|text| text.parse().ok())
+        .map_or(began, Duration::from_nanos);
+    let stamps = Arc::new(Stamps::new(directory.path(), &arguments.id, began));
+    let (keeper, orders) = Keeper::new(directory.clone(), socket, Arc::clone(&stamps))?;
     let pod = Pod::new(
         Chronicle::new(&arguments.namespace, &arguments.id),
         directory,
         orders,
         Arc::clone(&events),
+        Arc::clone(&stamps),
     );
     let failed = |error: ttrpc::Error| ShimError::Machine(format!("the service: {error}"));
     let mut server = Server::new()
@@ -73,6 +81,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), ShimError> {
         .map_err(failed)?
         .register_service(service::methods(&pod));
     server.start().map_err(failed)?;
+    stamps.over("shim");
     keeper.run(|ended| pod.lost(ended));
     // The answer to the last request is on its way.
     thread::sleep(FAREWELL);

@@ -6,7 +6,7 @@
 //! first process of the node ends when the test does, however that ends, and all others with it;
 //! their mounts and network go with the last of them. When a test is killed, that directory stays,
 //! as every scratch directory does, and empty cgroups, which the next node removes. `/var/lib/cni` is made where it
-//! is not there, since plugins have no other place.
+//! is not there, since plugins have no other place; where it cannot be, the node has an empty `/var/lib`.
 
 use std::fs::{self, File};
 use std::io;
@@ -59,7 +59,10 @@ const INIT: &str = r#"set -e
 read -r pid rest < /proc/self/stat
 mount -t proc proc /proc
 mount -t tmpfs -o mode=755 run /run
-mkdir -p /var/lib/cni
+mkdir -p /var/lib/cni 2>/dev/null || {
+  mount -t tmpfs -o mode=755 lib /var/lib
+  mkdir /var/lib/cni
+}
 mount -t tmpfs -o mode=755 cni /var/lib/cni
 ip link set lo up
 echo "node is $pid"
@@ -75,6 +78,7 @@ pub struct Node {
     containerd: Process,
     client: Client,
     path: std::ffi::OsString,
+    life: Duration,
     before: Traces,
 }
 
@@ -85,6 +89,14 @@ impl Node {
     /// # Panics
     /// When a part is missing and nothing may be skipped; when containerd does not start.
     pub fn start(test: &str, handlers: &[Handler]) -> Option<Self> {
+        Self::start_for(test, handlers, lifetime())
+    }
+
+    /// The same of one that may live as long as this.
+    ///
+    /// # Panics
+    /// As [`Node::start`].
+    pub fn start_for(test: &str, handlers: &[Handler], life: Duration) -> Option<Self> {
         if !have(test, &PARTS) {
             return None;
         }
@@ -109,9 +121,9 @@ impl Node {
         }
         let network = config::network(scratch.dir());
         scratch.file("cni/10-pods.conflist", network.as_bytes());
-        let (keeper, init) = keeper();
+        let (keeper, init) = keeper(life);
         let path = program_path(handlers);
-        let containerd = containerd(scratch.dir(), init, &path);
+        let containerd = containerd(scratch.dir(), init, &path, life);
         let client = dial(&scratch, &containerd);
         let mut node = Self {
             scratch,
@@ -120,6 +132,7 @@ impl Node {
             containerd,
             client,
             path,
+            life,
             before: Traces::new(),
         };
         node.import();
@@ -256,7 +269,7 @@ impl Node {
     /// When it does not start.
     pub fn restart(&mut self) {
         self.containerd.kill();
-        self.containerd = containerd(self.scratch.dir(), self.init, &self.path);
+        self.containerd = containerd(self.scratch.dir(), self.init, &self.path, self.life);
         self.client = dial(&self.scratch, &self.containerd);
     }
 
@@ -337,14 +350,14 @@ impl Drop for Node {
 }
 
 /// Starts the first process, and says which that is.
-fn keeper() -> (Process, i32) {
+fn keeper(life: Duration) -> (Process, i32) {
     let unshare = Part::Unshare.find().unwrap_or_default();
     let mut command = command(&unshare);
     command
         .args(["--mount", "--net", "--pid", "--kill-child"])
         .args(["sh", "-c", INIT])
         .env("PATH", program_path(&[]));
-    let mut keeper = Process::start(&mut command, lifetime()).expect("unshare can be started");
+    let mut keeper = Process::start(&mut command, life).expect("unshare can be started");
     let init = poll(STEP, || {
         let line = keeper.output().find("node is ")?;
         line.rsplit(' ').next()?.parse().ok()
@@ -356,7 +369,7 @@ fn keeper() -> (Process, i32) {
     (keeper, init)
 }
 
-fn containerd(dir: &Path, init: i32, path: &std::ffi::OsStr) -> Process {
+fn containerd(dir: &Path, init: i32, path: &std::ffi::OsStr, life: Duration) -> Process {
     let mut command = inside(init, path);
     command
         .arg(Part::Containerd.find().unwrap_or_default())
@@ -365,7 +378,7 @@ fn containerd(dir: &Path, init: i32, path: &std::ffi::OsStr) -> Process {
         // The configuration says so, too; here it tells which process this is.
         .arg("--root")
         .arg(dir.join("root"));
-    Process::start(&mut command, lifetime()).expect("nsenter can be started")
+    Process::start(&mut command, life).expect("nsenter can be started")
 }
 
 /// The beginning of a command that is to run on the node.

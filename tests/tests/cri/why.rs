@@ -67,6 +67,32 @@ pub(crate) fn a_pod_is_verified_and_what_goes_wrong_in_it_is_said(stage: &mut St
         *idle.shell("cat /proc/sys/kernel/random/boot_id")
     );
     assert_ne!(boot["pod"], boot["host"]);
+    // How long its start took is known, and that of its container, which has said nothing yet.
+    let (code, said) = asked(stage, "why", "broken");
+    let parts = said["start"].as_array().unwrap();
+    let phases = |id: &str| -> Vec<&str> {
+        let of = parts.iter().filter(|part| part["id"] == *id);
+        of.map(|part| part["phase"].as_str().unwrap()).collect()
+    };
+    assert_eq!(
+        (code, phases(&pod.id)),
+        (
+            Some(0),
+            vec![
+                "shim",
+                "call",
+                "prepare",
+                "network",
+                "image",
+                "sidecars",
+                "machine",
+                "kernel",
+                "agent",
+                "configure"
+            ]
+        )
+    );
+    assert_eq!(phases(&idle.id), ["show", "create", "start"], "{said}");
     // A plain pod is found out, and one that is not there is bad input.
     let plain = stage
         .node

@@ -1,4 +1,5 @@
-//! `pericarp why`: what went wrong in a pod, in one sentence first, as its shim has written it down.
+//! `pericarp why`: what went wrong in a pod, in one sentence first, as its shim has written it down;
+//! and, of one that runs, how long its start took.
 
 use std::{
     ffi::OsString,
@@ -7,7 +8,10 @@ use std::{
 };
 
 use pericarp_api::hello::printable;
-use pericarp_pod::history::{self, BASE, Cause, History, Kind};
+use pericarp_pod::{
+    history::{self, BASE, Cause, History, Kind},
+    starts::{self, Part},
+};
 use serde_json::{Value, json};
 
 use crate::commands::{Refusal, pods, print, reader::Grammar};
@@ -15,7 +19,8 @@ use crate::commands::{Refusal, pods, print, reader::Grammar};
 const HELP: &str = "\
 Says why a pod of containerd's, or a container of it, has ended, was not started or was refused: the
 cause in one sentence, which is what containerd was told, then what shows it. The last 256 pods in
-which something went wrong are remembered until the node is started again. As root.
+which something went wrong are remembered until the node is started again. Of a pod that runs it
+also says how long the parts of its start took. As root.
 
 Usage: pericarp why [OPTIONS] POD
 
@@ -72,14 +77,18 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<i32, Refusal> {
         Some(pod) if history.id.is_empty() || history.id == pod.record.id => State::Runs,
         Some(_) => State::RunsAgain,
     };
+    let parts = running
+        .as_ref()
+        .map(|pod| starts::read(&pod.directory))
+        .unwrap_or_default();
     print(&match given.flag("json") {
-        true => as_json(&history, running.is_some()) + "\n",
-        false => text(&history, state),
+        true => as_json(&history, running.is_some(), &parts) + "\n",
+        false => text(&history, state) + &start(&parts),
     })?;
     Ok(0)
 }
 
-fn as_json(history: &History, runs: bool) -> String {
+fn as_json(history: &History, runs: bool, parts: &[Part]) -> String {
     json!({
         "pod": history.name,
         "id": history.id,
@@ -87,6 +96,7 @@ fn as_json(history: &History, runs: bool) -> String {
         "cause": history.main().map_or(Value::Null, |cause| json!(cause)),
         "causes": history.causes,
         "left_out": history.left_out,
+        "start": parts,
     })
     .to_string()
 }
@@ -142,6 +152,20 @@ fn text(history: &History, state: State) -> String {
     text
 }
 
+/// How long the parts of the pod's start took, which are the first and all have one id.
+fn start(parts: &[Part]) -> String {
+    let Some(first) = parts.first() else {
+        return String::new();
+    };
+    let of_pod = parts.iter().take_while(|part| part.id == first.id);
+    let (mut said, mut total) = (Vec::new(), 0);
+    for part in of_pod {
+        said.push(format!("{} {}", part.phase, part.took_us / 1000));
+        total = part.at_us / 1000;
+    }
+    format!("  start     {total} ms: {}\n", said.join(", "))
+}
+
 fn when(cause: &Cause) -> String {
     let at = UNIX_EPOCH + Duration::from_millis(cause.at);
     let at = humantime::format_rfc3339_seconds(at).to_string();
@@ -187,7 +211,21 @@ mod tests {
              What else there was:\n\
              \x20 1970-01-01T00:00:01Z  container app: it wanted too much\n"
         );
-        let said: Value = serde_json::from_str(&as_json(&history, false)).unwrap();
+        let part = |id: &str, phase: &str, at_us| Part {
+            id: id.into(),
+            phase: phase.into(),
+            at_us,
+            took_us: 1_900,
+        };
+        let parts = [
+            part("p", "shim", 1_900),
+            part("p", "call", 3_800),
+            part("c", "show", 9),
+        ];
+        assert_eq!(start(&parts), "  start     3 ms: shim 1, call 1\n");
+        assert_eq!(start(&[]), "");
+        let said: Value = serde_json::from_str(&as_json(&history, false, &parts)).unwrap();
+        assert_eq!(said["start"][2]["phase"], "show");
         assert_eq!(said["cause"]["kind"], "machine");
         assert_eq!(said["causes"][0]["container"], "app");
         let again = text(&history, State::RunsAgain);

@@ -174,16 +174,14 @@ pub(crate) fn run(
     }
     let hypervisor = plan.choice.hypervisor();
     let answers_at = |kind| run_dir.join(control(kind));
-    let place = answers_at(DeviceKind::Disk);
-    let mut sidecars = vec![Sidecar::block(&devices, &place, &mut || signals.check())?];
+    let mut sidecars = vec![Sidecar::block(&devices, &answers_at(DeviceKind::Disk))?];
     let mut lasting = Vec::new();
     let share_specs: Vec<ShareSpec> = shares.iter().map(share_spec).collect();
-    let check = &mut || signals.check();
     let place = answers_at(DeviceKind::Share);
     match (shares.is_empty(), hypervisor.finds_shares_again()) {
         (true, _) => {}
-        (false, true) => lasting.push(Lasting::shares(shares, place, check)?),
-        (false, false) => sidecars.push(Sidecar::fs(&shares, None, &place, check)?),
+        (false, true) => lasting.push(Lasting::shares(shares, place)?),
+        (false, false) => sidecars.push(Sidecar::fs(&shares, None, &place)?),
     }
     let card_specs: Vec<CardSpec> = cards.iter().map(card_spec).collect();
     if !cards.is_empty() {
@@ -191,18 +189,19 @@ pub(crate) fn run(
             .iter()
             .map(|card| record::device(&card.id, DeviceKind::Card, ""));
         counted.extend(of_cards);
-        let place = answers_at(DeviceKind::Card);
-        lasting.push(Lasting::cards(cards, place, &mut || signals.check())?);
+        lasting.push(Lasting::cards(cards, answers_at(DeviceKind::Card))?);
     }
     let vsock_socket = run_dir.join("vsock.sock");
     let host_side = guest_socket(run_dir.path());
     std::fs::create_dir(run_dir.join("vsock")).map_err(during("a directory for sockets"))?;
-    sidecars.push(Sidecar::vsock(
-        &vsock_socket,
-        GUEST_CID,
-        &host_side,
-        &mut || signals.check(),
-    )?);
+    sidecars.push(Sidecar::vsock(&vsock_socket, GUEST_CID, &host_side)?);
+    let check = &mut || signals.check();
+    for one in &mut sidecars {
+        one.listening(check)?;
+    }
+    for one in &mut lasting {
+        one.listening(check)?;
+    }
     // Listens before the machine starts: the agent dials once.
     let greeting = Greeting::listen(&host_side)?;
     timing.mark("sidecars");

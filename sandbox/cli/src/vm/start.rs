@@ -6,7 +6,7 @@
 use std::{
     os::unix::net::UnixStream,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use pericarp_api::{Hello, agent, host::Guest};
@@ -73,11 +73,7 @@ impl Start {
         let (hello, stream) = greeted(&self.greeting)?;
         *self.hello.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream);
         let now = Instant::now();
-        // The guest's clock may say anything: it only divides the time that has passed here.
-        let in_agent = hello.agent_ms.saturating_sub(hello.kernel_ms);
-        let agent_began = now
-            .checked_sub(Duration::from_millis(in_agent.into()))
-            .unwrap_or(now);
+        let agent_began = now.checked_sub(hello.in_agent()).unwrap_or(now);
         {
             let mut times = self
                 .phases

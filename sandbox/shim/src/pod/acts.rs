@@ -28,7 +28,7 @@ use crate::{
     guest,
     machine::Booted,
     process::{Exit, LOST, Phase, Process, Started},
-    spec,
+    spec, stamps,
     stdio::Stdio,
     task::{Added, Task, guest_id},
 };
@@ -39,6 +39,7 @@ const MEMORY_PAUSE: Duration = Duration::from_secs(1);
 impl Pod {
     /// Starts the container, or a process that was added to it.
     pub(crate) fn start(self: &Arc<Self>, id: &str, exec: &str) -> Result<u32, ShimError> {
+        let began = stamps::now();
         let task = self.task(id)?;
         let booted = self.machine()?;
         let process = task.process(exec)?;
@@ -62,7 +63,7 @@ impl Pod {
                 false => Err(ended()),
             },
             false => {
-                let started = self.launch(&task, exec, &process, &booted);
+                let started = self.launch(&task, exec, &process, &booted, began);
                 started.and_then(|started| process.runs(started).map(Some).ok_or_else(ended))
             }
         };
@@ -114,6 +115,7 @@ impl Pod {
         exec: &str,
         process: &Process,
         booted: &Booted,
+        began: Duration,
     ) -> Result<Started, ShimError> {
         if !exec.is_empty() {
             let request = agent::CreateProcessRequest {
@@ -128,7 +130,15 @@ impl Pod {
                 client.create_process(context(), &request)
             })?;
         }
-        process.start(&booted.guest)
+        if !exec.is_empty() {
+            return process.start(&booted.guest, || {});
+        }
+        let (stamps, id) = (Arc::clone(&self.stamps), task.id.clone());
+        let started = process.start(&booted.guest, move || {
+            stamps.of(&id, "output", began);
+        })?;
+        self.stamps.of(&task.id, "start", began);
+        Ok(started)
     }
 
     /// A process has ended.
