@@ -12,6 +12,7 @@
 
 mod blocking;
 mod buffers;
+mod cpus;
 mod files;
 mod here;
 mod now;

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 use crate::buffers::Buffers;
+use crate::cpus::narrowed;
 use crate::files::{FileSlot, Files, Place, on};
 use crate::here::Here;
 use crate::polled::Polled;
@@ -52,6 +53,8 @@ pub struct Ring {
     waits: HashSet<u32>,
     /// The kernel's threads that such files are to have; none once it was told.
     threads: Option<u32>,
+    /// Where the kernel's threads are to run; none once it was told, or where that is anywhere.
+    cpus: Option<libc::cpu_set_t>,
     /// The timer that runs, and when it ends.
     pub(crate) timer: Option<(u64, Instant)>,
     /// The number of the last timer.
@@ -113,6 +116,7 @@ impl Ring {
             can_skip,
             waits: HashSet::new(),
             threads: options.threads,
+            cpus: narrowed(),
             timer: None,
             timers: 0,
             time: Box::default(),
@@ -145,7 +149,13 @@ impl Ring {
         self.started = true;
         // A registered ring descriptor saves one reference count per enter; a
         // kernel without it works the same.
-        let _ = self.ring.submitter().register_ring_fd();
+        let mut submitter = self.ring.submitter();
+        let _ = submitter.register_ring_fd();
+        if let Some(cpus) = self.cpus.take() {
+            // Of this thread's rings, all of them. The kernel knows it from Linux 5.14 on, and this
+            // thread since the line before, from 5.18 on.
+            let _ = submitter.register_iowq_aff(&cpus);
+        }
         Ok(())
     }
 

@@ -11,9 +11,11 @@ use io_uring::{IoUring, opcode, squeue};
 use crate::{EngineError, EngineOptions};
 
 /// Register operations a started ring may still use: registering its own
-/// descriptor, and updating the file table when front ends come and go.
-const REGISTER_OPS: [u8; 3] = [
+/// descriptor, updating the file table when front ends come and go, and saying
+/// where the kernel's threads run.
+const REGISTER_OPS: [u8; 4] = [
     6,  // IORING_REGISTER_FILES_UPDATE
+    17, // IORING_REGISTER_IOWQ_AFF
     20, // IORING_REGISTER_RING_FDS
     21, // IORING_UNREGISTER_RING_FDS
 ];

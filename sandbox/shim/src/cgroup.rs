@@ -2,8 +2,8 @@
 //!
 //! Entered by `machine` before the pod's first process, so that all of them, and the guest's memory,
 //! are counted where a kubelet looks and held to what it has set on the group above. Nothing is
-//! limited here: what a sandbox's own configuration says (two shares of a CPU) is meant for a
-//! process that sleeps.
+//! limited here but the CPUs that the pod's profile names: what a sandbox's own configuration says (two
+//! shares of a CPU) is meant for a process that sleeps.
 
 use std::{
     fs::{self, OpenOptions},
@@ -13,14 +13,18 @@ use std::{
     time::{Duration, Instant},
 };
 
+use pericarp_config::CpuSet;
+
 use crate::{
     bundle::refused,
     error::{ShimError, during},
+    pinned,
 };
 
 const MOUNTS: &str = "/proc/self/mountinfo";
 const OURS: &str = "/proc/self/cgroup";
 const PROCESSES: &str = "cgroup.procs";
+const CPUS: &str = "cpuset.cpus";
 /// What a version 2 group counts only if the group above says so.
 const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
 /// For processes that were ended to have gone.
@@ -83,8 +87,9 @@ fn slice_path(slice: &str) -> Option<PathBuf> {
 }
 
 impl Entered {
-    /// Makes the group and moves this process there; its children are born in it.
-    pub(crate) fn enter(group: PathBuf) -> Result<Self, ShimError> {
+    /// Makes the group and moves this process there; its children are born in it. It is held to
+    /// these CPUs where it has any: none of its threads leaves them, whatever it asks for.
+    pub(crate) fn enter(group: PathBuf, cpus: Option<&CpuSet>) -> Result<Self, ShimError> {
         let read = |path| fs::read_to_string(path).map_err(during(path));
         let hierarchies = hierarchies(&read(MOUNTS)?, &read(OURS)?);
         let mut entered = Self {
@@ -94,13 +99,14 @@ impl Entered {
         };
         for hierarchy in hierarchies {
             let path = hierarchy.mount.join(&entered.group);
-            let entering = make(&hierarchy, &entered.group).and_then(|()| {
-                let home = hierarchy.clone();
-                // Even if it is not entered, it is there to be removed.
-                entered.hierarchies.push(home);
-                move_to(&path)
-            });
-            entering.map_err(during(format!("the control group {}", path.display())))?;
+            let failed = || during(format!("the control group {}", path.display()));
+            make(&hierarchy, &entered.group).map_err(failed())?;
+            // Even if it is not entered, it is there to be removed.
+            entered.hierarchies.push(hierarchy);
+            if let Some(cpus) = cpus {
+                hold(&path, cpus)?;
+            }
+            move_to(&path).map_err(failed())?;
         }
         entered.outlive(u64::MAX);
         Ok(entered)
@@ -184,6 +190,24 @@ fn remove(group: &Path, hierarchies: &[Hierarchy]) {
     }
 }
 
+/// Leaves a group these CPUs, unless it is of a hierarchy without.
+fn hold(group: &Path, cpus: &CpuSet) -> Result<(), ShimError> {
+    let file = group.join(CPUS);
+    match write(&file, &cpus.to_string()) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => {
+            let above = group.parent().unwrap_or(group).join(CPUS);
+            let rule = format!(
+                "{} does not take them ({error}): name some of those in {}",
+                file.display(),
+                above.display()
+            );
+            Err(refused(&pinned::field(cpus), &rule))
+        }
+    }
+}
+
 /// Moves this process there, with all of its threads.
 fn move_to(group: &Path) -> io::Result<()> {
     write(&group.join(PROCESSES), "0")
@@ -218,7 +242,7 @@ fn make(hierarchy: &Hierarchy, group: &Path) -> io::Result<()> {
             other => other?,
         }
         // A new version 1 group of CPUs has none, and takes no process before it has.
-        for set in ["cpuset.cpus", "cpuset.mems"] {
+        for set in [CPUS, "cpuset.mems"] {
             let (own, inherited) = (path.join(set), above.join(set));
             if !hierarchy.unified
                 && let Ok(text) = fs::read_to_string(&own)

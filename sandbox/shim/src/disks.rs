@@ -11,7 +11,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use pericarp_config::CpuSet;
 use pericarp_hypervisor::{DiskSpec, Machine};
 use pericarp_pod::{
     Deaths, PodError, Sidecar, during,
@@ -22,7 +21,6 @@ use crate::{
     directory::Directory,
     error::ShimError,
     oom::{Ordinary, as_killable_as},
-    pinned::Pinned,
 };
 
 /// How many a machine may have at once: places on its bus that are kept for them.
@@ -45,7 +43,6 @@ pub(crate) struct Backing {
 pub(crate) struct Disks {
     directory: Directory,
     queues: u16,
-    cpus: Option<CpuSet>,
     all: Vec<One>,
 }
 
@@ -58,12 +55,11 @@ struct One {
 }
 
 impl Disks {
-    /// None yet; those to come have so many queues, and their processes run there.
-    pub(crate) fn new(directory: Directory, queues: u16, cpus: Option<CpuSet>) -> Self {
+    /// None yet; those to come have so many queues.
+    pub(crate) fn new(directory: Directory, queues: u16) -> Self {
         Self {
             directory,
             queues,
-            cpus,
             all: Vec::new(),
         }
     }
@@ -81,7 +77,6 @@ impl Disks {
         let socket = self.directory.join(&format!("{}.sock", backing.id));
         let sidecar = {
             let _ordinary = Ordinary::begin();
-            let _pinned = self.cpus.as_ref().map(Pinned::to).transpose()?;
             launch(&backing, &socket, self.queues)?
         };
         as_killable_as(machine.pid(), sidecar.pid());
@@ -138,7 +133,6 @@ impl Disks {
         }
         let mut revived = 0;
         let _ordinary = Ordinary::begin();
-        let _pinned = self.cpus.as_ref().map(Pinned::to).transpose()?;
         for one in &mut self.all {
             let again = || launch(&one.backing, &one.socket, self.queues);
             if let Some(death) = one.deaths.revive(&mut one.sidecar, again)? {

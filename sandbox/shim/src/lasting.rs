@@ -1,35 +1,23 @@
 //! The sidecars that are started again when they die, as `pericarp_pod::Lasting` keeps them: another
-//! one is on the pod's CPUs, too, and as killable as the machine is.
+//! one is as killable as the machine is.
 //!
 //! Kept by `machine`.
 
 use std::os::fd::BorrowedFd;
 
-use pericarp_config::CpuSet;
 use pericarp_pod::PodError;
 
 use crate::{
     error::ShimError,
     oom::{Ordinary, as_killable_as},
-    pinned::Pinned,
 };
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Lasting {
     all: Vec<pericarp_pod::Lasting>,
-    cpus: Option<CpuSet>,
 }
 
 impl Lasting {
-    /// None yet. The CPUs are for those that come in place of others: the first ones have the
-    /// caller's, and its score.
-    pub(crate) fn new(cpus: Option<CpuSet>) -> Self {
-        Self {
-            all: Vec::new(),
-            cpus,
-        }
-    }
-
     pub(crate) fn push(&mut self, one: pericarp_pod::Lasting) {
         self.all.push(one);
     }
@@ -56,7 +44,6 @@ impl Lasting {
         }
         let mut revived = 0;
         let _ordinary = Ordinary::begin();
-        let _pinned = self.cpus.as_ref().map(Pinned::to).transpose()?;
         for one in &mut self.all {
             if let Some(death) = one.revive()? {
                 log::warn!("{death}; it was started again");

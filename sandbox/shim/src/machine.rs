@@ -45,7 +45,7 @@ use crate::{
     lanes::{Lane, tag},
     lasting::Lasting,
     oom::Ordinary,
-    pinned::Pinned,
+    pinned::{self, Pinned},
     profile::Profile,
 };
 
@@ -157,6 +157,7 @@ pub(crate) struct Running {
     record: PodRecord,
     /// Kept from being removed.
     _assets: Assets,
+    _pinned: Option<Pinned>,
     group: Option<Entered>,
 }
 
@@ -166,8 +167,12 @@ impl Running {
         let Profile { pod, size, lanes } = &plan.profile;
         let settings = &pod.settings;
         let assets = open_assets(settings)?;
+        let before = pinned::here()?;
         // Left after all else, whatever fails.
         let group = enter_group(plan, directory)?;
+        // With all threads, for good: one that is started later is there, too.
+        let pinned = settings.cpus.as_ref();
+        let pinned = pinned.map(|cpus| Pinned::to(cpus, before)).transpose()?;
         let choice = select(settings.hypervisor, &HostFacts::probe());
         log::debug!("{choice}");
         let hypervisor = choice.hypervisor();
@@ -176,7 +181,6 @@ impl Running {
             .write(directory.path())
             .map_err(during("the pod's record"))?;
         let _ordinary = Ordinary::begin();
-        let _pinned = settings.cpus.as_ref().map(Pinned::to).transpose()?;
         // Nothing started from here on may gain privileges by executing a file.
         rustix::thread::set_no_new_privs(true).map_err(during("no_new_privs"))?;
         let queues = u16::try_from(size.vcpus.min(MAX_QUEUES)).unwrap_or(1);
@@ -209,7 +213,7 @@ impl Running {
         let share_specs = shares.iter().map(share_spec).collect();
         let control = directory.join("fs.control");
         let wait = &mut || Ok::<(), ShimError>(());
-        let (mut sidecars, mut lasting) = (Vec::new(), Lasting::new(settings.cpus.clone()));
+        let (mut sidecars, mut lasting) = (Vec::new(), Lasting::default());
         match hypervisor.finds_shares_again() {
             true => lasting.push(pericarp_pod::Lasting::shares(shares, Some(control), wait)?),
             false => sidecars.push(Sidecar::fs(&shares, None, Some(&control), wait)?),
@@ -290,7 +294,7 @@ impl Running {
             processes: Processes::default(),
             machine,
             sidecars,
-            disks: Disks::new(directory.clone(), queues, settings.cpus.clone()),
+            disks: Disks::new(directory.clone(), queues),
             lasting,
             network,
             guest,
@@ -304,6 +308,7 @@ impl Running {
             directory: directory.clone(),
             record,
             _assets: assets,
+            _pinned: pinned,
             group,
         };
         running.tell_processes();
@@ -491,7 +496,8 @@ fn enter_group(plan: &Plan, directory: &Directory) -> Result<Option<Entered>, Sh
         return Ok(None);
     };
     directory.remember_group(group)?;
-    Entered::enter(group.clone()).map(Some)
+    let cpus = plan.profile.pod.settings.cpus.as_ref();
+    Entered::enter(group.clone(), cpus).map(Some)
 }
 
 fn join_network(

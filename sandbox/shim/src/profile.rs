@@ -3,9 +3,11 @@
 //!
 //! Asked by `pod` before anything is made. What is wrong refuses the pod with all of it.
 
+use std::ops::RangeInclusive;
+
 use containerd_shim_protos::api::CreateTaskRequest;
 use pericarp_config::{
-    Config, ConfigPath, Pod,
+    Config, ConfigPath, CpuSet, Pod,
     feature::FeatureFile,
     sizing::{CPU_PERIOD, CPU_QUOTA, CPU_SHARES, Host, MEMORY, MachineSize, Resources},
 };
@@ -15,6 +17,7 @@ use crate::{
     bundle::{Bundle, Kind, refused},
     error::{ShimError, during},
     lanes::{self, Lane},
+    pinned,
 };
 
 const ONLINE: &str = "/sys/devices/system/cpu/online";
@@ -43,9 +46,14 @@ pub(crate) fn of(request: &CreateTaskRequest, bundle: &Bundle) -> Result<Profile
     FeatureFile::in_directory(config.state_directory())
         .require(&pod.features)
         .map_err(|all| invalid(lines(&all)))?;
+    let online = std::fs::read_to_string(ONLINE).map_err(during(ONLINE))?;
+    let online = online.trim();
+    if let Some(cpus) = &pod.settings.cpus {
+        check_cpus(cpus, online)?;
+    }
     let lanes = lanes::plan(&pod)?;
     let resources = resources(bundle)?;
-    let size = pod.sizing().machine(&resources, host()?);
+    let size = pod.sizing().machine(&resources, host(online)?);
     Ok(Profile {
         size: size.map_err(|all| invalid(lines(&all)))?,
         lanes,
@@ -89,26 +97,46 @@ fn resources(bundle: &Bundle) -> Result<Resources, ShimError> {
     read.map_err(|all| invalid(lines(&all)))
 }
 
-fn host() -> Result<Host, ShimError> {
-    let online = std::fs::read_to_string(ONLINE).map_err(during(ONLINE))?;
+/// All CPUs that a pod is to run on must be there.
+fn check_cpus(cpus: &CpuSet, online: &str) -> Result<(), ShimError> {
+    let all = ranges(online).unwrap_or_default();
+    let is_there = |cpu: &u32| all.iter().any(|range| range.contains(cpu));
+    match cpus.iter().find(|cpu| !is_there(cpu)) {
+        None => Ok(()),
+        Some(cpu) => {
+            let rule = format!("this host has no CPU {cpu}; name some of {online}");
+            Err(refused(&pinned::field(cpus), &rule))
+        }
+    }
+}
+
+fn host(online: &str) -> Result<Host, ShimError> {
     let memory = rustix::system::sysinfo();
     Ok(Host {
-        cpus: count(online.trim()).ok_or_else(|| invalid(format!("{ONLINE}: is no list")))?,
+        cpus: count(online).ok_or_else(|| invalid(format!("{ONLINE}: is no list")))?,
         // Of the width of a machine word.
         #[allow(clippy::useless_conversion, reason = "it is 32 bits wide elsewhere")]
         memory: u64::from(memory.totalram).saturating_mul(memory.mem_unit.into()),
     })
 }
 
-/// How many there are in a list as the kernel writes it: `0-3,7`.
+/// How many there are in a list of CPUs.
 fn count(list: &str) -> Option<u32> {
-    let mut count = 0;
-    for part in list.split(',') {
+    let mut lengths = ranges(list)?.into_iter().map(|range| {
+        let (first, last) = range.into_inner();
+        (last - first).checked_add(1)
+    });
+    lengths.try_fold(0u32, |sum, length| sum.checked_add(length?))
+}
+
+/// What is in a list as the kernel writes it: `0-3,7`.
+fn ranges(list: &str) -> Option<Vec<RangeInclusive<u32>>> {
+    let parts = list.split(',').map(|part| {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
-        count += last.checked_sub(first)?.checked_add(1)?;
-    }
-    Some(count)
+        (first <= last).then_some(first..=last)
+    });
+    parts.collect()
 }
 
 /// The one field of the options that is of use, decoded by hand: two lines in place of a file and a
@@ -227,6 +255,6 @@ mod tests {
         ] {
             assert_eq!(count(list), cpus, "{list}");
         }
-        assert!(host().unwrap().memory > 1 << 20);
+        assert!(host("0").unwrap().memory > 1 << 20);
     }
 }
