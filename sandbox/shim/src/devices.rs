@@ -1,7 +1,9 @@
 //! The block devices that a container is to have, out of `linux.devices` of its configuration and
 //! the rules in `linux.resources.devices`: raw block volumes (`volumeDevices` of a pod).
 //!
-//! Called by `spec`; text in, text out. All other devices are the host's and refused.
+//! Called by `spec`; text in, text out. All other devices are the host's and refused. A privileged container
+//! may be handed all of them by containerd (unless its handler has `privileged_without_host_devices`): it is
+//! privileged in its guest, and gets none of these but those that its pod names.
 
 use pericarp_api::share::check_node;
 use serde_json::Value;
@@ -36,11 +38,22 @@ impl Node {
     }
 }
 
-/// Those of a container that is not privileged.
+/// Whether a rule lets the container have any device of its kernel's.
+pub(crate) fn is_privileged(rules: &Value) -> bool {
+    let mut rules = rules.as_array().into_iter().flatten();
+    rules.any(|rule| rule["allow"] == true && is_of_all(rule))
+}
+
+fn is_of_all(rule: &Value) -> bool {
+    rule["type"].as_str().is_none_or(|kind| kind == "a")
+}
+
+/// Those that its pod names.
 pub(crate) fn nodes(devices: &Value, rules: &Value) -> Result<Vec<Node>, ShimError> {
+    let privileged = is_privileged(rules);
     let mut nodes: Vec<Node> = Vec::new();
-    for device in devices.as_array().into_iter().flatten() {
-        let node = node(device, rules)?;
+    for device in named(devices, rules, privileged) {
+        let node = node(device, rules, privileged)?;
         if nodes.iter().any(|other| other.path == node.path) {
             return Err(refused(&node.field(), "is there twice"));
         }
@@ -49,7 +62,32 @@ pub(crate) fn nodes(devices: &Value, rules: &Value) -> Result<Vec<Node>, ShimErr
     Ok(nodes)
 }
 
-fn node(device: &Value, rules: &Value) -> Result<Node, ShimError> {
+/// All devices of the list, unless it is the host's: then those that rules name by their numbers. containerd
+/// adds one for each that a pod names, and puts these first; of the host's devices it lists the same
+/// again.
+fn named<'d>(devices: &'d Value, rules: &Value, privileged: bool) -> Vec<&'d Value> {
+    let all = || devices.as_array().into_iter().flatten();
+    // Which every host has, and no container is handed alone.
+    let is_null = |device: &Value| device["path"] == "/dev/null" && device["type"] == "c";
+    if !privileged || !all().any(is_null) {
+        return all().collect();
+    }
+    let mut left: Vec<[&Value; 2]> = rules
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|rule| rule["allow"] == true && rule["type"] == "b")
+        .map(|rule| [&rule["major"], &rule["minor"]])
+        .collect();
+    let is_named = |device: &&Value| {
+        let number = [&device["major"], &device["minor"]];
+        let found = left.iter().position(|rule| *rule == number);
+        device["type"] == "b" && found.map(|at| left.remove(at)).is_some()
+    };
+    all().filter(is_named).collect()
+}
+
+fn node(device: &Value, rules: &Value, privileged: bool) -> Result<Node, ShimError> {
     let path = &device["path"];
     if device["type"] != "b" {
         let rule = format!("{path} is the host's, which no guest can have");
@@ -72,7 +110,10 @@ fn node(device: &Value, rules: &Value) -> Result<Node, ShimError> {
         number(name, default).ok_or_else(rule)
     };
     let (major, minor) = (needed("major", None)?, needed("minor", None)?);
-    let access = access(rules, major, minor);
+    let mut access = access(rules, major, minor);
+    if access.is_empty() && privileged {
+        access = vec!['r', 'w'];
+    }
     if !access.contains(&'r') {
         let rule = "no rule of linux.resources.devices lets it be read";
         return Err(refused(&field, rule));
@@ -88,11 +129,15 @@ fn node(device: &Value, rules: &Value) -> Result<Node, ShimError> {
     })
 }
 
-/// What the rules allow with a block device, one after the other as a control group does.
+/// What the rules allow with a block device, one after the other as a control group does. One that
+/// allows everything says nothing of this disk, which the host may keep from being written.
 fn access(rules: &Value, major: u32, minor: u32) -> Vec<char> {
     let mut allowed = Vec::new();
     for rule in rules.as_array().into_iter().flatten() {
         let kind = rule["type"].as_str().unwrap_or("a");
+        if rule["allow"] == true && is_of_all(rule) {
+            continue;
+        }
         // -1, or nothing: any.
         let is = |name: &str, number: u32| match rule[name].as_i64() {
             None | Some(-1) => true,
@@ -151,6 +196,45 @@ mod tests {
         changed.as_array_mut().unwrap().push(last);
         assert!(nodes(&json!([device]), &changed).unwrap()[0].read_only);
         assert_eq!(nodes(&Value::Null, &Value::Null).unwrap(), []);
+    }
+
+    #[test]
+    fn a_privileged_container_has_what_its_pod_names() {
+        let block =
+            |path: &str, minor: u32| json!({"path": path, "type": "b", "major": 7, "minor": minor});
+        let null = json!({"path": "/dev/null", "type": "c", "major": 1, "minor": 3});
+        let rule = |minor: u32, access: &str| json!({"allow": true, "type": "b", "major": 7, "minor": minor, "access": access});
+        let rules = |named: &[Value]| {
+            let all = json!({"allow": true, "access": "rwm"});
+            let none = json!({"allow": false, "access": "rwm"});
+            Value::from([&[none], named, &[all]].concat())
+        };
+        let found = |devices: Value, rules: &Value| -> Vec<(String, bool)> {
+            let found = nodes(&devices, rules).unwrap();
+            let seen = found.into_iter().map(|node| (node.path, node.read_only));
+            seen.collect()
+        };
+        // The host's devices behind those of the pod, which are among them.
+        let host = [block("/dev/loop0", 0), block("/dev/loop1", 1), null.clone()];
+        let pods = [block("/dev/xvda", 0), block("/disk", 0), block("/dev/r", 1)];
+        let three = rules(&[rule(0, "rwm"), rule(0, "rwm"), rule(1, "r")]);
+        let expected = [("/dev/xvda", false), ("/disk", false), ("/dev/r", true)];
+        let expected = expected.map(|(path, read_only)| (path.to_owned(), read_only));
+        let devices = Value::from([&pods[..], &host].concat());
+        assert_eq!(found(devices, &three), expected);
+        assert_eq!(found(Value::from(&host[..]), &rules(&[])), []);
+        // At its own place.
+        let devices = Value::from([&[block("/dev/loop1", 1)][..], &host].concat());
+        let one = [("/dev/loop1".to_owned(), false)];
+        assert_eq!(found(devices, &rules(&[rule(1, "rwm")])), one);
+
+        // No list of the host's: all of it was picked.
+        assert_eq!(found(Value::from(&pods[..]), &three), expected);
+        let one = [("/dev/xvda".to_owned(), false)];
+        assert_eq!(found(json!([pods[0]]), &rules(&[])), one);
+        let fuse = json!([{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}]);
+        let error = nodes(&fuse, &rules(&[])).unwrap_err().to_string();
+        assert!(error.contains("/dev/fuse\" is the host's"), "{error}");
     }
 
     #[test]

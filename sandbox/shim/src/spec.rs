@@ -64,6 +64,10 @@ const OF_NAMESPACES: [&str; 5] = [
 /// Where the guest has what the host's kernel shows on a host.
 const KERNELS: [&str; 3] = ["/dev", "/proc", "/sys"];
 
+/// Of the runtime specification: what the guest's crun reads. containerd's is of 1.1 from 1.7 on, and what
+/// that has beside this is refused below, or of no use in a guest.
+const OCI_VERSION: &str = "1.0.2";
+
 pub(crate) fn prepare(bundle: &Bundle) -> Result<Prepared, ShimError> {
     let mut spec = bundle.spec.clone();
     let Some(top) = spec.as_object_mut() else {
@@ -77,6 +81,7 @@ pub(crate) fn prepare(bundle: &Bundle) -> Result<Prepared, ShimError> {
             "are programs of the host, which no guest runs",
         ));
     }
+    top.insert("ociVersion".into(), json!(OCI_VERSION));
     // crun takes orders from annotations.
     top.remove("annotations");
     top.remove("domainname");
@@ -260,16 +265,8 @@ fn linux_part(
     }
     let resources = linux.remove("resources").unwrap_or_default();
     let devices = linux.remove("devices").unwrap_or_default();
-    // A privileged container is shown all of the host's; it is privileged in its guest.
-    let privileged = resources["devices"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .any(|rule| rule["allow"] == true && rule["type"].as_str().is_none_or(|kind| kind == "a"));
-    let nodes = match privileged {
-        true => Vec::new(),
-        false => devices::nodes(&devices, &resources["devices"])?,
-    };
+    let nodes = devices::nodes(&devices, &resources["devices"])?;
+    let privileged = devices::is_privileged(&resources["devices"]);
     for field in [
         "cgroupsPath",
         "intelRdt",
@@ -385,6 +382,7 @@ mod tests {
         assert_eq!(
             prepared.spec,
             json!({
+                "ociVersion": "1.0.2",
                 "process": {"args": ["sh"]},
                 "mounts": [],
                 "linux": {
@@ -497,7 +495,10 @@ mod tests {
             "hostname": "own",
             "linux": {
                 "namespaces": [{"type": "uts"}],
-                "devices": [{"path": "/dev/sda"}],
+                "devices": [
+                    {"path": "/dev/null", "type": "c", "major": 1, "minor": 3},
+                    {"path": "/dev/sda", "type": "b", "major": 8, "minor": 0},
+                ],
                 "resources": {"devices": [{"allow": true, "access": "rwm"}]},
             },
         })))

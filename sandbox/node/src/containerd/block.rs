@@ -61,6 +61,7 @@ impl Runtimes {
                  runtime_type = {}\n\
                  runtime_path = {}\n\
                  privileged_without_host_devices = true\n\
+                 privileged_without_host_devices_all_devices_allowed = true\n\
                  pod_annotations = [{}]\n\
                  [{table}.options]\n\
                  ConfigPath = {}\n",
