@@ -3,13 +3,14 @@
 //! are loop devices on images.
 
 use std::fs;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use pericarp_tests::cri::proto::{ContainerConfig, Device, Mount};
-use pericarp_tests::cri::{Pod, container};
+use pericarp_tests::cri::{Pod, container, pod};
 use pericarp_tests::parts::{Part, absent, have};
 
 use crate::kills::child;
@@ -169,6 +170,53 @@ pub(crate) fn a_disk_comes_and_goes_with_its_containers(stage: &mut Stage) {
     let refused = pod.start(&with("odd", vec![odd])).unwrap_err();
     let said = "linux.devices: \"/dev/odd\" is the host's, which no guest can have";
     assert!(refused.message().contains(said), "{refused}");
+}
+
+/// A privileged container has its guest, and of the host what its pod names: also where containerd hands
+/// it all devices of the host.
+pub(crate) fn a_privileged_container_has_what_its_pod_names(stage: &mut Stage) {
+    let (Some(named), Some(other)) = (Disk::new(stage, "named"), Disk::new(stage, "other")) else {
+        return;
+    };
+    let image = fs::File::options().write(true).open(&named.image).unwrap();
+    image.write_all_at(b"named", 0).unwrap();
+    let seen = |stage: &Stage, name: &str| -> String {
+        let mut config = pod(name);
+        let linux = config.linux.mut_or_insert_default();
+        linux.security_context.mut_or_insert_default().privileged = true;
+        let pod = stage.node.run_pod(config, stage.subject.name).unwrap();
+        let mut config = with("one", vec![device(&named, "/dev/xvda", "mrw")]);
+        let linux = config.linux.mut_or_insert_default();
+        linux.security_context.mut_or_insert_default().privileged = true;
+        let one = pod.start(&config).unwrap();
+        let said = one.shell(
+            "head -c 5 /dev/xvda 2>/dev/null || echo none; ls /dev; ls /sys/block | grep vd; \
+             mknod /dev/its c 1 11; dd if=/dev/its of=/dev/null count=1 2>/dev/null && echo its kernel; true",
+        );
+        let host = Path::new(&other.node)
+            .file_name()
+            .unwrap()
+            .to_str()
+            .unwrap();
+        assert!(said.lines().all(|line| line != host), "{said}");
+        pod.remove().unwrap();
+        said
+    };
+    let said = seen(stage, "usual");
+    assert!(said.starts_with("named"), "{said}");
+    // As an operator has it who did not call `pericarp node enable`.
+    let config = stage.node.scratch().path("config.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    let without: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.starts_with("privileged_without_host_devices"))
+        .collect();
+    fs::write(&config, without.join("\n")).unwrap();
+    stage.node.restart();
+    let said = seen(stage, "handed");
+    println!("{said}");
+    assert!(said.ends_with("its kernel"), "{said}");
+    assert!(named.is_free() && other.is_free());
 }
 
 /// What serves a disk may be killed while it is used.

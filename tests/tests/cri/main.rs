@@ -8,6 +8,7 @@
 
 mod assets;
 mod blocks;
+mod cpus;
 mod held;
 mod install;
 mod kills;
@@ -86,6 +87,7 @@ machines! {
     machines::what_is_the_hosts_is_refused_by_name,
     machines::other_names_of_the_handler_mean_it,
     machines::an_idle_pod_takes_little,
+    cpus::pods_stay_on_their_own_cpus,
     why::a_pod_is_verified_and_what_goes_wrong_in_it_is_said,
     why::what_ends_a_machine_is_said_after_it_has_gone,
     assets::a_pod_keeps_its_guest_and_the_next_has_the_new_one,
@@ -96,6 +98,7 @@ machines! {
     machines::a_killed_machine_ends_the_pod,
     machines::a_guest_that_ends_nothing_is_ended,
     blocks::a_disk_comes_and_goes_with_its_containers,
+    blocks::a_privileged_container_has_what_its_pod_names,
     blocks::a_block_server_is_started_again,
     blocks::a_direct_volume_is_mounted_in_the_guest,
     blocks::a_direct_volume_may_be_an_image_and_its_file_must_be_right,
