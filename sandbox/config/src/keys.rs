@@ -265,9 +265,10 @@ pub(crate) static KEYS: [Key; 22] = [
     Key {
         name: "rootfs",
         scope: Scope::Profile,
-        meaning: "How containers' roots reach the guest: fs passes files on, whatever the \
-                  snapshotter; block gives the guest the disk that the snapshotter made (blockfile, \
-                  devmapper), with ext4, XFS or EROFS on it.",
+        meaning: "How containers' roots reach the guest: fs passes files on, of any snapshotter but \
+                  blockfile, whose images would need a loop device; block gives the guest the disk \
+                  that the snapshotter made (blockfile, devmapper), with ext4, XFS or EROFS on it. \
+                  containerd's erofs makes none, but an overlay of several.",
         user: "the shim, when it creates a container",
         unset: "fs",
         maturity: Maturity::Stable,

@@ -191,7 +191,7 @@ pub(crate) fn a_privileged_container_has_what_its_pod_names(stage: &mut Stage) {
         let one = pod.start(&config).unwrap();
         let said = one.shell(
             "head -c 5 /dev/xvda 2>/dev/null || echo none; ls /dev; ls /sys/block | grep vd; \
-             mknod /kmsg c 1 11; dd if=/kmsg of=/dev/null count=1 2>/dev/null && echo its kernel; true",
+             mknod /dev/its c 1 11; dd if=/dev/its of=/dev/null count=1 2>/dev/null && echo its kernel; true",
         );
         let host = Path::new(&other.node)
             .file_name()
