@@ -198,7 +198,6 @@ fn one_that_stands_still(rig: &Rig, metrics: &dyn Fn() -> String) {
     kill_process(server, Signal::STOP).unwrap();
     let text = metrics();
     let table = rig.call("top", &["--once", "--interval", "0.2"]).text();
-    let took = begun.elapsed();
     kill_process(server, Signal::CONT).unwrap();
     let up = |control: &str| value(&text, "pericarp_sidecar_up", &[control]);
     assert_eq!(up("fs.control"), Some(0.0), "{text}");
