@@ -21,6 +21,7 @@ fn metrics(stage: &Stage) -> String {
 }
 
 pub(crate) fn what_a_pod_does_is_counted(stage: &mut Stage) {
+    let stage: &Stage = stage;
     let (pod, idle) = stage.idle("counted");
     let ping = "ping -c 3 -W 5 10.88.0.1 >/dev/null";
     idle.shell(ping);
@@ -83,7 +84,7 @@ pub(crate) fn what_a_pod_does_is_counted(stage: &mut Stage) {
 pub(crate) fn an_idle_pod_of_each_profile_is_measured(stage: &mut Stage) {
     let socket = stage.node.scratch().path("c.sock");
     let socket = ["--containerd-socket", socket.to_str().unwrap()];
-    let words = [&["measure", "--json"], &socket[..]].concat();
+    let words = [&["measure", "--json"][..], &socket[..]].concat();
     let (code, said, errors) = stage.node.pericarp(&words);
     assert_eq!((code, errors.as_str()), (Some(0), ""), "{said}");
     let said: Value = serde_json::from_str(&said).unwrap();

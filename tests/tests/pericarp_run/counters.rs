@@ -37,13 +37,13 @@ fn what_a_machine_does_is_counted() {
     let disk = rig.scratch.sparse("disk.img", 8 * MIB);
     let data = rig.scratch.path("data");
     fs::create_dir(&data).unwrap();
-    // Buffered, and written once each; then it reads the disk, past its cache, until it is ended.
+    // Buffered, and written once each; then it reads the disk, whose cache goes with its last user,
+    // until it is ended.
     let script = format!(
         "dd if=/dev/zero of=/dev/pericarp/disk1 bs=4096 count={} conv=fsync 2>/dev/null
          head -c {TO_FILE} /dev/zero > /data/out
          echo ready
          while [ ! -e /data/end ]; do
-             echo 3 > /proc/sys/vm/drop_caches
              dd if=/dev/pericarp/disk1 of=/dev/null bs=65536 2>/dev/null
          done",
         TO_DISK / 4096
@@ -198,7 +198,6 @@ fn one_that_stands_still(rig: &Rig, metrics: &dyn Fn() -> String) {
     kill_process(server, Signal::STOP).unwrap();
     let text = metrics();
     let table = rig.call("top", &["--once", "--interval", "0.2"]).text();
-    let took = begun.elapsed();
     kill_process(server, Signal::CONT).unwrap();
     let up = |control: &str| value(&text, "pericarp_sidecar_up", &[control]);
     assert_eq!(up("fs.control"), Some(0.0), "{text}");

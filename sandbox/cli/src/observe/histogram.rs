@@ -27,14 +27,6 @@ impl Histogram {
         }
     }
 
-    /// Adds what another one has.
-    pub(crate) fn merge(&mut self, other: &Self) {
-        self.sum = self.sum.wrapping_add(other.sum);
-        for (value, count) in &other.buckets {
-            *self.buckets.entry(*value).or_default() += count;
-        }
-    }
-
     /// What came after `earlier`, which this one has in it unless the sidecar has begun anew.
     pub(crate) fn since(&self, earlier: &Self) -> Self {
         let count = |value: &u64| self.buckets.get(value).copied().unwrap_or(0);
@@ -110,9 +102,6 @@ mod tests {
         assert_eq!(later.since(&Histogram::default()), later);
         // Another sidecar, which counts from nothing.
         assert_eq!(earlier.since(&later), earlier);
-        let mut both = earlier.clone();
-        both.merge(&later);
-        assert_eq!((both.count(), both.at_most(10)), (14, 8));
     }
 
     #[test]
