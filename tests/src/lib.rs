@@ -22,6 +22,7 @@ pub mod oci;
 pub mod parts;
 pub mod peer;
 pub mod process;
+pub mod puppet;
 pub mod relay;
 pub mod scratch;
 pub mod uml;
