@@ -7,6 +7,7 @@
 //!
 //! Nothing here may be used by the programs themselves.
 
+pub mod audit;
 pub mod bounded;
 pub mod client;
 pub mod conformance;
