@@ -204,13 +204,12 @@ impl Scene {
 fn filters(pid: i32, thread: i32) -> u32 {
     let status = fs::read_to_string(format!("/proc/{pid}/task/{thread}/status"));
     let status = status.unwrap_or_default();
-    let mut counts = status
+    let count = status
         .lines()
-        .filter_map(|line| line.strip_prefix("Seccomp_filters:"));
-    counts
-        .next()
+        .find_map(|line| line.strip_prefix("Seccomp_filters:"));
+    count
         .and_then(|count| count.trim().parse().ok())
-        .unwrap_or(0)
+        .unwrap_or_default()
 }
 
 /// The test's own capabilities, as the two halves of `cap_user_data_t`.
