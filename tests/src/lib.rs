@@ -7,6 +7,7 @@
 //!
 //! Nothing here may be used by the programs themselves.
 
+pub mod audit;
 pub mod bounded;
 pub mod client;
 pub mod conformance;
@@ -22,6 +23,7 @@ pub mod oci;
 pub mod parts;
 pub mod peer;
 pub mod process;
+pub mod puppet;
 pub mod relay;
 pub mod scratch;
 pub mod screen;

@@ -7,6 +7,7 @@
 
 mod apt;
 mod assets;
+mod audit;
 mod bench;
 mod check;
 mod command;
@@ -51,6 +52,9 @@ cargo xtask <command>
   lab      [-- COMMAND ...]: run a command, or /dev/kvm's own test, where KVM is
            backed by hardware: here, or in a virtual machine whose emulated CPU
            has it and that sees this machine's files, read-only
+  audit    [--pod NAME | --running] [--json]: what holds the processes of a pod that is
+           started for this, or of those that run, as the kernel reports it; fails
+           where that is looser than SECURITY.md promises
   setup    install the Debian packages the others need, build what tests run of
            crates.io, and prepare the guest kernel and its programs; demo and test
            do what they need of this themselves
@@ -80,6 +84,9 @@ fn main() -> ExitCode {
                 ExitCode::from(2)
             }
         };
+    }
+    if let ["audit", rest @ ..] = words.as_slice() {
+        return audit::run(rest);
     }
     if let ["bench", "compare", rest @ ..] = words.as_slice() {
         return bench::compare::run(rest);
@@ -112,7 +119,7 @@ fn main() -> ExitCode {
         }
         [unknown, ..] => {
             eprintln!(
-                "xtask: '{unknown}': no such command; use demo, test, check, fuzz, asan, bench, lab or setup, \
+                "xtask: '{unknown}': no such command; use demo, test, check, fuzz, asan, bench, lab, audit or setup, \
                  see cargo xtask --help"
             );
             return ExitCode::from(2);

@@ -1,5 +1,5 @@
-//! The tables of `tests/README.md` name tests that exist: a test that is renamed
-//! or removed must not leave a claim behind.
+//! The tables of `tests/README.md` and `SECURITY.md` name tests that exist: a test that is
+//! renamed or removed must not leave a claim behind.
 //!
 //! Called by `check`. Reads, changes nothing.
 
@@ -9,14 +9,12 @@ use std::path::Path;
 use crate::command::Failure;
 use crate::house;
 
-const TABLES: &str = "tests/README.md";
-/// Fewer would mean that the tables are written in another way now.
-const FEWEST: usize = 100;
+/// The documents, and how many names they have at least: fewer would mean that the tables
+/// are written in another way now.
+const TABLES: [(&str, usize); 2] = [("tests/README.md", 100), ("SECURITY.md", 40)];
 
 /// Prints every name that is no test's and fails when there is one.
 pub(crate) fn inspect(root: &Path) -> Result<(), Failure> {
-    let text =
-        fs::read_to_string(root.join(TABLES)).map_err(|e| format!("cannot read {TABLES}: {e}"))?;
     let mut files = Vec::new();
     house::collect(root, &mut files).map_err(|e| format!("cannot list the source tree: {e}"))?;
     let mut source = String::new();
@@ -26,18 +24,23 @@ pub(crate) fn inspect(root: &Path) -> Result<(), Failure> {
                 .map_err(|e| format!("cannot read {}: {e}", file.display()))?,
         );
     }
-    let (count, missing) = missing(&text, &source);
-    for name in &missing {
-        eprintln!("{TABLES}: no test or act is called {name}");
+    let mut nobodys = 0;
+    for (document, fewest) in TABLES {
+        let text = fs::read_to_string(root.join(document))
+            .map_err(|e| format!("cannot read {document}: {e}"))?;
+        let (count, missing) = missing(&text, &source);
+        for name in &missing {
+            eprintln!("{document}: no test or act is called {name}");
+        }
+        if count < fewest {
+            let few = format!("{count} names of tests in {document} are few");
+            return Err(format!("{few}: how are they written?").into());
+        }
+        nobodys += missing.len();
     }
-    if count < FEWEST {
-        return Err(
-            format!("{count} names of tests in {TABLES} are few: how are they written?").into(),
-        );
-    }
-    match missing.len() {
+    match nobodys {
         0 => Ok(()),
-        few => Err(format!("{few} of {count} names in {TABLES} are nobody's").into()),
+        few => Err(format!("{few} names in documents are nobody's").into()),
     }
 }
 

@@ -56,7 +56,7 @@ fn add(control: &Path, device: &DeviceOptions) -> Result<(), Failure> {
     Endpoint::check(path).map_err(|e| mistake("socket", path, &e))?;
     let stream = connect(control)?;
     let endpoint = Endpoint::bind(path).map_err(|e| mistake("socket", path, &e))?;
-    let ours = SocketFile::open(path).map_err(failed)?;
+    let ours = SocketFile::of_own(path).map_err(failed)?;
     let answer = offer(&stream, device, &disk, &endpoint, path);
     if !answer.as_ref().is_ok_and(|answer| agrees(&parsed(answer))) {
         ours.remove().map_err(failed)?;

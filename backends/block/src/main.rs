@@ -135,9 +135,14 @@ fn bind_control(
     let Some(path) = &options.control else {
         return Ok(None);
     };
+    let own = inherited.is_none();
     let listener = program::bind_control(path, inherited)?;
     let failed = |e| Failure::run_time(format_args!("{}: {e}", path.display()));
-    sockets.push(None, SocketFile::open(path).map_err(failed)?);
+    let file = match own {
+        true => SocketFile::of_own(path),
+        false => SocketFile::open(path),
+    };
+    sockets.push(None, file.map_err(failed)?);
     Ok(Some(listener))
 }
 
@@ -178,8 +183,13 @@ fn bind_and_run(
     for (index, (device, block)) in options.devices.iter().zip(devices).enumerate() {
         let endpoint = claim(&device.socket, inherited.next())?;
         if let Some(path) = endpoint.path() {
-            let file = SocketFile::open(path)
-                .map_err(|e| Failure::run_time(format_args!("{}: {e}", path.display())))?;
+            let file = match predecessor {
+                None => SocketFile::of_own(path),
+                // It listens there, too.
+                Some(_) => SocketFile::open(path),
+            };
+            let file =
+                file.map_err(|e| Failure::run_time(format_args!("{}: {e}", path.display())))?;
             lock(sockets).push(Some(&device.id), file);
         }
         if options.control.is_some() {

@@ -67,6 +67,19 @@ impl SocketFile {
         })
     }
 
+    /// The same of a socket that the caller has bound just now: where that fails, it is
+    /// removed, since nobody else will.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open): no descriptors are left, say.
+    pub fn of_own(path: &Path) -> io::Result<Self> {
+        Self::open(path).inspect_err(|_| {
+            // What counts is why it cannot be kept.
+            let _ = std::fs::remove_file(path);
+        })
+    }
+
     /// Keeps the sockets beside this one within reach: [`crate::enter`] makes
     /// its directory the working directory, from which they can be connected
     /// to by bare name, and where `..` ends. The program must add `connect`

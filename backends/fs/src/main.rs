@@ -102,10 +102,13 @@ fn serve(options: &Options) -> Result<(), Failure> {
     result
 }
 
-/// Has this socket removed at the end.
-fn remember(path: &Path, sockets: &mut Vec<SocketFile>) -> Result<(), Failure> {
-    let file = SocketFile::open(path)
-        .map_err(|e| Failure::run_time(format_args!("{}: {e}", path.display())))?;
+/// Has this socket removed at the end; `own` where no predecessor listens on it, too.
+fn remember(path: &Path, own: bool, sockets: &mut Vec<SocketFile>) -> Result<(), Failure> {
+    let file = match own {
+        true => SocketFile::of_own(path),
+        false => SocketFile::open(path),
+    };
+    let file = file.map_err(|e| Failure::run_time(format_args!("{}: {e}", path.display())))?;
     sockets.push(file);
     Ok(())
 }
@@ -133,7 +136,7 @@ fn bind_and_run(
     for device in &options.devices {
         let endpoint = claim(&device.socket, inherited.next())?;
         if let Some(path) = endpoint.path() {
-            remember(path, sockets)?;
+            remember(path, predecessor.is_none(), sockets)?;
         }
         endpoints.push(endpoint);
     }
@@ -143,7 +146,7 @@ fn bind_and_run(
     let mut control = None;
     if let Some(path) = &process.control {
         let listener = bind_control(path, inherited_control)?;
-        remember(path, sockets)?;
+        remember(path, predecessor.is_none(), sockets)?;
         let mut table = operations(PROGRAM, env!("CARGO_PKG_VERSION"), &fleet, pool.waker());
         let passed = endpoints.iter().map(Endpoint::descriptor);
         let passed = passed.collect::<Result<_, _>>().map_err(failed)?;

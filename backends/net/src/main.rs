@@ -116,10 +116,13 @@ fn open(options: &DeviceOptions) -> Result<Arc<NetDevice>, Failure> {
     Ok(Arc::new(NetDevice::new(tap?, options.card.clone())))
 }
 
-/// Has this socket removed at the end.
-fn remember(path: &Path, sockets: &mut Vec<SocketFile>) -> Result<(), Failure> {
-    let file = SocketFile::open(path)
-        .map_err(|e| Failure::run_time(format_args!("{}: {e}", path.display())))?;
+/// Has this socket removed at the end; `own` where no predecessor listens on it, too.
+fn remember(path: &Path, own: bool, sockets: &mut Vec<SocketFile>) -> Result<(), Failure> {
+    let file = match own {
+        true => SocketFile::of_own(path),
+        false => SocketFile::open(path),
+    };
+    let file = file.map_err(|e| Failure::run_time(format_args!("{}: {e}", path.display())))?;
     sockets.push(file);
     Ok(())
 }
@@ -146,7 +149,7 @@ fn bind_and_run(
     for (index, (options, device)) in options.devices.iter().zip(devices).enumerate() {
         let endpoint = claim(&options.socket, inherited.next())?;
         if let Some(path) = endpoint.path() {
-            remember(path, sockets)?;
+            remember(path, predecessor.is_none(), sockets)?;
         }
         endpoints.push(endpoint.descriptor().map_err(failed)?);
         let oversight = oversee(&options.limits, &*device, process.control.as_deref());
@@ -158,7 +161,7 @@ fn bind_and_run(
     let mut control = None;
     if let Some(path) = &process.control {
         let listener = bind_control(path, inherited_control)?;
-        remember(path, sockets)?;
+        remember(path, predecessor.is_none(), sockets)?;
         let table = operations(PROGRAM, env!("CARGO_PKG_VERSION"), &fleet, pool.waker());
         let passed = (endpoints, &listener);
         let giver = program::giver(identity(options), passed, (None, None), &meeting, stop)?;

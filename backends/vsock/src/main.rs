@@ -79,7 +79,7 @@ fn bind(
     sockets: &mut Vec<SocketFile>,
 ) -> Result<UnixListener, Failure> {
     let bound = Endpoint::bind(path).map_err(|e| Failure::mistake(option, path.display(), e))?;
-    let file = SocketFile::open(path)
+    let file = SocketFile::of_own(path)
         .map_err(|e| Failure::run_time(format_args!("{}: {e}", path.display())))?;
     sockets.push(if neighbours {
         file.with_neighbours()

@@ -3,6 +3,7 @@
 use std::fs;
 use std::process::Command;
 
+use pericarp_tests::audit::{self, Audit, Pod};
 use pericarp_tests::bounded::poll;
 use pericarp_tests::guest::programs;
 use pericarp_tests::lab::Lab;
@@ -56,6 +57,32 @@ fn a_container_runs_in_its_own_machine() {
     assert_ne!(out.trim(), host.trim(), "{err}");
     // Which is what this host's hardware is for.
     assert!(err.contains("pericarp-vmm"), "{err}");
+}
+
+#[test]
+fn a_pod_of_the_monitors_is_held_as_promised() {
+    let test = "a_pod_of_the_monitors_is_held_as_promised";
+    let Some(rig) = Rig::here(test, &PARTS) else {
+        return;
+    };
+    let volume = rig.scratch.path("data");
+    fs::create_dir(&volume).unwrap();
+    let volume = format!("{}:/data", volume.display());
+    let script = "echo ready; while :; do /bin/busybox sleep 1; done";
+    let mut run = Process::start(&mut run(&rig, &["-v", &volume], script), life()).unwrap();
+    let ready = poll(life(), || {
+        let ready = run.output().find("ready").is_some();
+        (ready || run.ended().is_some()).then_some(ready)
+    });
+    assert_eq!(ready, Some(true), "{}", run.output().last(20));
+    let pods = audit::running().unwrap();
+    let of_ours = |pod: &Pod| pod.first.pid == run.pid();
+    let pod = pods.into_iter().find(of_ours).expect("the pod");
+    let audits = [Audit::of(pod).unwrap()];
+    println!("{}", audit::table(&audits));
+    assert_eq!(audits[0].looser(), Vec::<String>::new());
+    let mut found = audits[0].findings.iter();
+    assert!(found.any(|found| found.member.program == "pericarp-vmm"));
 }
 
 const AGAIN: &str = "(pericarp-fs: killed by signal 9); it was started again";

@@ -181,7 +181,7 @@ fn bind(path: &Path) -> Result<(UnixListener, SocketFile), Failure> {
     let bound = UnixListener::bind(path);
     rustix::process::umask(mask);
     let listener = bound.map_err(|e| wrong(&e))?;
-    let socket = SocketFile::open(path).map_err(|e| wrong(&e))?;
+    let socket = SocketFile::of_own(path).map_err(|e| wrong(&e))?;
     Ok((listener, socket.with_neighbours()))
 }
 
