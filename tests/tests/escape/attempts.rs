@@ -26,13 +26,13 @@ pub(crate) const ATTEMPTS: &[Attempt] = &[
     // Files by path.
     ("read a file by its path", |p, s| open(p, &s.secret)),
     ("read a file through /proc/self/root", |p, s| {
-        open(p, &format!("/proc/self/root{}", s.secret.display()))
+        open(p, format!("/proc/self/root{}", s.secret.display()))
     }),
     ("read a file through another's root", |p, s| {
         open(p, format!("/proc/{}/root{}", s.other, s.secret.display()))
     }),
     ("read a file upwards", |p, s| {
-        open(p, &format!("../../../../../../../..{}", s.secret.display()))
+        open(p, format!("../../../../../../../..{}", s.secret.display()))
     }),
     ("read a file with openat2", |p, s| {
         let path = p.text(&s.secret)?;
