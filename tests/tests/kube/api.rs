@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use pericarp_tests::parts::Part;
 
-use crate::stage::{Stage, idle, pod, until};
+use crate::stage::{Stage, idle};
 
 /// A client without a certificate is ended by TLS.
 pub(crate) fn strangers(stage: &mut Stage) {
@@ -84,11 +84,6 @@ pub(crate) fn objects(stage: &mut Stage) {
         found["items"][0]["data"],
         serde_json::json!({"size": "big"})
     );
-    let ssa = stage.refused(&["apply", "--server-side", "-f", "manifest.yaml"]);
-    assert!(
-        ssa.contains("server-side apply is not supported here"),
-        "{ssa}"
-    );
     if !stage.is_old() {
         stage.kubectl(&["create", "cm", "never", "--dry-run=server"]);
         stage.refused(&["get", "cm", "never"]);
@@ -108,51 +103,6 @@ pub(crate) fn objects(stage: &mut Stage) {
     assert!(taint.contains("there is no scheduler"), "{taint}");
     let kept = stage.refused(&["delete", "node", "here"]);
     assert!(kept.contains("there is one node"), "{kept}");
-}
-
-pub(crate) fn wrong_manifests(stage: &mut Stage) {
-    let good = idle("wrong");
-    for (from, to, part) in [
-        (
-            "containers:",
-            "containerz:",
-            "unknown field \"spec.containerz\"; did you mean \"containers\"?",
-        ),
-        (
-            "image:",
-            "imagePullPolicy: Allways\n    image:",
-            "did you mean \"Always\"?",
-        ),
-        (
-            "name: main",
-            "name: Main",
-            "spec.containers[0].name: \"Main\" is not made of",
-        ),
-        (
-            "spec:",
-            "spec:\n  runtimeClassName: kata-mhsv-vm-isolation",
-            "did you mean \"kata-mshv-vm-isolation\"?",
-        ),
-        (
-            "spec:",
-            "spec:\n  nodeSelector: {disk: ssd}",
-            "the node has no label disk=ssd",
-        ),
-        (
-            "spec:",
-            "spec:\n  restartPolicy: Sometimes",
-            "\"Sometimes\" is none of Always, OnFailure, Never",
-        ),
-    ] {
-        // Which checks fields itself, against a description of them that we do not have.
-        if from == "containers:" && stage.is_old() {
-            continue;
-        }
-        let said = stage.apply_refused(&good.replacen(from, to, 1));
-        assert!(said.contains(part), "{said}");
-        assert_eq!(said.trim_end().lines().count(), 1, "{said}");
-    }
-    assert_eq!(stage.get(&["pods"])["items"], serde_json::json!([]));
 }
 
 pub(crate) fn watches(stage: &mut Stage) {
@@ -208,32 +158,4 @@ pub(crate) fn namespaces(stage: &mut Stage) {
     assert!(said.contains("not found"), "{said}");
     let kept = stage.refused(&["delete", "namespace", "default"]);
     assert!(kept.contains("forbidden"), "{kept}");
-}
-
-/// The server is killed, and so is containerd, under a pod that goes on.
-pub(crate) fn a_restart_loses_nothing(stage: &mut Stage) {
-    stage.kubectl(&["create", "configmap", "kept", "--from-literal=a=b"]);
-    let script = "while :; do date +%s%N >> /tmp/beats; sleep 0.1; done";
-    stage.apply(&pod("goes-on", script));
-    stage.ready("goes-on");
-    let uid = stage.get(&["pod", "goes-on"])["metadata"]["uid"].clone();
-    let id = |stage: &Stage| {
-        stage.get(&["pod", "goes-on"])["status"]["containerStatuses"][0]["containerID"].clone()
-    };
-    let before = id(stage);
-    stage.kill_server();
-    stage.serve();
-    assert_eq!(stage.get(&["cm", "kept"])["data"]["a"], "b");
-    assert_eq!(stage.get(&["pod", "goes-on"])["metadata"]["uid"], uid);
-    until("exec works again", || {
-        stage.try_kubectl(&["exec", "goes-on", "--", "true"]).code == Some(0)
-    });
-    stage.node.restart();
-    until("exec works after containerd's restart", || {
-        stage.try_kubectl(&["exec", "goes-on", "--", "true"]).code == Some(0)
-    });
-    assert_eq!(id(stage), before, "it is the same container");
-    let pod = stage.get(&["pod", "goes-on"]);
-    assert_eq!(pod["status"]["containerStatuses"][0]["restartCount"], 0);
-    stage.kubectl(&["delete", "cm", "kept"]);
 }

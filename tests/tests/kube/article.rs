@@ -1,19 +1,10 @@
 //! The article's walk: two manifests, a pod under runc and one in a machine of its own.
 
 use pericarp_tests::cri::{Handler, config::ARTICLES_IMAGE};
-use pericarp_tests::parts::{Part, beside_us};
 
-use crate::stage::{Stage, until};
-
-const PARTS: [Part; 7] = [
-    Part::Ours("containerd-shim-pericarp-v2"),
-    Part::Ours("pericarp-vmm"),
-    Part::PERICARP_BLOCK,
-    Part::PERICARP_FS,
-    Part::PERICARP_NET,
-    Part::PERICARP_VSOCK,
-    Part::QemuSystem,
-];
+use crate::restarts::a_pod_outlives_both;
+use crate::stage::{MACHINES, Stage, machines, until};
+use crate::terminal::{a_shell_is_typed_at, files_are_copied};
 
 /// As the article has it, but for where the annotation makes the machine small.
 fn manifest(name: &str, class: &str) -> String {
@@ -26,29 +17,19 @@ fn manifest(name: &str, class: &str) -> String {
 }
 
 pub(crate) fn play() {
-    let ours = Handler {
-        name: "pericarp".into(),
-        runtime_type: "io.containerd.pericarp.v2".into(),
-        programs: Some(beside_us()),
-        pod_annotations: Vec::new(),
-        config: Some(
-            "[profiles.pericarp]\naliases = [\"kata-mshv-vm-isolation\"]\n\
-             annotations = [\"memory\"]\nboot-timeout = 200\n",
-        ),
-    };
-    let handlers = vec![Handler::runc("runc"), ours];
-    let Some(stage) = Stage::start("the_articles_commands", handlers, &PARTS) else {
+    let handlers = vec![Handler::runc("runc"), machines()];
+    let Some(mut stage) = Stage::start("the_articles_commands", handlers, &MACHINES) else {
         return;
     };
     let trusted = stage.apply(&manifest("trusted", ""));
     assert_eq!(trusted, "pod/trusted created\n");
-    let typo = stage.apply_refused(&manifest(
+    let typo = stage.try_apply(&manifest(
         "untrusted",
         "  runtimeClassName: kata-mhsv-vm-isolation\n",
     ));
     let cure = "RuntimeClass \"kata-mhsv-vm-isolation\" not found; did you mean \
                 \"kata-mshv-vm-isolation\"?";
-    assert!(typo.contains(cure), "{typo}");
+    assert!(typo.err.contains(cure), "{typo:?}");
     let untrusted = stage.apply(&manifest(
         "untrusted",
         "  runtimeClassName: kata-mshv-vm-isolation\n",
@@ -76,14 +57,18 @@ pub(crate) fn play() {
         stage.kubectl(&["logs", "untrusted"]).lines().count() > 1
     });
     let described = stage.kubectl(&["describe", "pod", "untrusted"]);
+    // Which older ones do not show.
     assert!(
-        described.contains("Runtime Class Name:  kata-mshv-vm-isolation"),
+        stage.is_old() || described.contains("Runtime Class Name:  kata-mshv-vm-isolation"),
         "{described}"
     );
     assert!(
         described.contains("Started container untrusted"),
         "{described}"
     );
+    a_shell_is_typed_at(&stage, "untrusted");
+    files_are_copied(&stage, "untrusted");
+    a_pod_outlives_both(&mut stage, "untrusted");
     let deleted = stage.kubectl(&["delete", "pod", "trusted", "untrusted", "--now"]);
     assert!(deleted.contains("pod \"untrusted\" deleted"), "{deleted}");
     stage.end();

@@ -6,9 +6,13 @@
 
 mod api;
 mod article;
+mod manifests;
 mod pods;
+mod restarts;
 mod stage;
 mod streams;
+mod terminal;
+mod why;
 
 use pericarp_tests::cri::Handler;
 use stage::Stage;
@@ -26,14 +30,17 @@ fn a_node_serves_kubectl() {
             api::strangers as fn(&mut Stage),
         ),
         ("objects", api::objects),
-        ("wrong manifests", api::wrong_manifests),
+        ("wrong manifests", manifests::wrong_manifests),
+        ("what is not done", manifests::what_is_not_done_is_said),
         ("watches", api::watches),
         ("namespaces", api::namespaces),
         ("pods are what they say", pods::pods_are_what_they_say),
         ("logs, exec, attach, cp", streams::a_container_is_spoken_to),
+        ("a terminal", streams::a_terminal_and_files),
         ("ports", streams::ports_are_forwarded),
         ("many at once", streams::many_at_once),
-        ("restarts", api::a_restart_loses_nothing),
+        ("restarts", restarts::a_restart_loses_nothing),
+        ("two servers", restarts::two_servers_keep_apart),
     ] {
         println!("case: {name}");
         case(&mut stage);
@@ -45,4 +52,9 @@ fn a_node_serves_kubectl() {
 #[test]
 fn the_articles_commands() {
     article::play();
+}
+
+#[test]
+fn what_goes_wrong_is_said() {
+    why::play();
 }

@@ -17,6 +17,56 @@ pub(crate) struct Stage {
     server: Option<Process>,
 }
 
+/// A server of a node.
+struct Instance {
+    name: &'static str,
+    node: &'static str,
+    listen: &'static str,
+    /// Its directory, and its kubeconfig beside that.
+    state: &'static str,
+    kubeconfig: &'static str,
+}
+
+const FIRST: Instance = Instance {
+    name: "test",
+    node: "here",
+    listen: "127.0.0.1:7443",
+    state: "kube",
+    kubeconfig: "kubeconfig",
+};
+const SECOND: Instance = Instance {
+    name: "second",
+    node: "there",
+    listen: "127.0.0.1:7444",
+    state: "kube2",
+    kubeconfig: "kubeconfig2",
+};
+
+/// What pods in machines take besides a node.
+pub(crate) const MACHINES: [Part; 7] = [
+    Part::Ours("containerd-shim-pericarp-v2"),
+    Part::Ours("pericarp-vmm"),
+    Part::PERICARP_BLOCK,
+    Part::PERICARP_FS,
+    Part::PERICARP_NET,
+    Part::PERICARP_VSOCK,
+    Part::QemuSystem,
+];
+
+/// The handler that makes them.
+pub(crate) fn machines() -> Handler {
+    Handler {
+        name: "pericarp".into(),
+        runtime_type: "io.containerd.pericarp.v2".into(),
+        programs: Some(beside_us()),
+        pod_annotations: Vec::new(),
+        config: Some(
+            "[profiles.pericarp]\naliases = [\"kata-mshv-vm-isolation\"]\n\
+             annotations = [\"memory\"]\nboot-timeout = 200\n",
+        ),
+    }
+}
+
 /// What a command said.
 #[derive(Debug)]
 pub(crate) struct Said {
@@ -49,32 +99,47 @@ impl Stage {
         Some(stage)
     }
 
-    fn state(&self) -> String {
-        self.node.scratch().path("kube").display().to_string()
-    }
-
     /// Starts the server, and waits until it has made a kubeconfig possible.
     pub(crate) fn serve(&mut self) {
+        self.server = Some(self.serve_as(&FIRST));
+    }
+
+    /// Starts another beside it, which ends when it is dropped.
+    pub(crate) fn serve_another(&self) -> Process {
+        self.serve_as(&SECOND)
+    }
+
+    fn serve_as(&self, instance: &Instance) -> Process {
+        let scratch = self.node.scratch();
+        let state = scratch.path(instance.state).display().to_string();
         let mut command = self.node.inside(&beside_us().join("pericarp"));
         command
-            .args(["node", "serve", "--name", "test", "--node-name", "here"])
-            .args(["--state-dir", &self.state()])
+            .args(["node", "serve", "--name", instance.name])
+            .args(["--node-name", instance.node, "--state-dir", &state])
             .arg("--containerd-socket")
-            .arg(self.node.scratch().path("c.sock"))
+            .arg(scratch.path("c.sock"))
             .args(["--cgroup-parent", &format!("/{}", self.node.parent())])
-            // Another port than usual: the node's network is its own.
-            .args(["--listen", "127.0.0.1:7443", "--verbose"]);
+            // Other ports than usual: the node's network is its own.
+            .args(["--listen", instance.listen, "--verbose"]);
         let server = Process::start(&mut command, lifetime()).unwrap();
         let up = poll(STEP, || server.output().find("listens at"));
         assert!(up.is_some(), "{}", server.output().last(60));
-        self.server = Some(server);
         let mut command = command_of_ours();
         let output = command
-            .args(["kubeconfig", "--name", "test", "--state-dir", &self.state()])
+            .args(["kubeconfig", "--name", instance.name])
+            .args(["--state-dir", &state])
             .output()
             .unwrap();
         assert!(output.status.success(), "{output:?}");
-        self.node.scratch().file("kubeconfig", &output.stdout);
+        scratch.file(instance.kubeconfig, &output.stdout);
+        server
+    }
+
+    /// What the other server says.
+    pub(crate) fn ask(&self, _other: &Process, arguments: &[&str]) -> Said {
+        let mut command = self.kubectl_command(arguments);
+        let config = self.node.scratch().path(SECOND.kubeconfig);
+        command.env("KUBECONFIG", config).output().unwrap().into()
     }
 
     /// Kills the server, without a word to it.
@@ -96,7 +161,7 @@ impl Stage {
         let scratch = self.node.scratch();
         command
             .args(arguments)
-            .env("KUBECONFIG", scratch.path("kubeconfig"))
+            .env("KUBECONFIG", scratch.path(FIRST.kubeconfig))
             .env("HOME", scratch.dir())
             .env_remove("HTTPS_PROXY")
             .env_remove("https_proxy")
@@ -145,12 +210,12 @@ impl Stage {
         self.kubectl(&["apply", "-f", "manifest.yaml"])
     }
 
-    /// The error of a manifest that has to be refused.
-    pub(crate) fn apply_refused(&self, manifest: &str) -> String {
+    /// What is said of a manifest.
+    pub(crate) fn try_apply(&self, manifest: &str) -> Said {
         self.node
             .scratch()
             .file("manifest.yaml", manifest.as_bytes());
-        self.refused(&["apply", "-f", "manifest.yaml"])
+        self.try_kubectl(&["apply", "-f", "manifest.yaml"])
     }
 
     /// An object as JSON.
@@ -172,11 +237,13 @@ impl Stage {
         self.kubectl(&["delete", "pods", "--all", "--now", "--timeout=60s"]);
     }
 
-    /// Ends, and sees to it that nothing is left on the node but the server's own.
+    /// Ends, and sees to it that pods have left nothing on the node: no process, mount, namespace,
+    /// interface, cgroup, socket or file.
     pub(crate) fn end(mut self) {
         self.kill_server();
         let client = self.node.client();
         assert!(client.pods(None).unwrap().is_empty());
+        self.node.assert_clean();
     }
 }
 

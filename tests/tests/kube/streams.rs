@@ -1,18 +1,25 @@
 //! Logs, exec, attach, cp and port-forward, over SPDY and over WebSockets.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
 use std::thread;
 
+use pericarp_tests::cri::node::STEP;
+
 use crate::stage::{Said, Stage, idle, pod, until, write};
+use crate::terminal::{a_shell_is_typed_at, files_are_copied};
+
+/// As many at once as one node has to bear.
+const WATCHES: usize = 100;
+const EXECS: usize = 50;
 
 /// kubectl tries WebSockets first; this has it not try them.
-const SPDY: [(&str, &str); 2] = [
+pub(crate) const SPDY: [(&str, &str); 2] = [
     ("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false"),
     ("KUBECTL_PORT_FORWARD_WEBSOCKETS", "false"),
 ];
-const WEBSOCKETS: [(&str, &str); 2] = [
+pub(crate) const WEBSOCKETS: [(&str, &str); 2] = [
     ("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "true"),
     ("KUBECTL_PORT_FORWARD_WEBSOCKETS", "true"),
 ];
@@ -173,24 +180,44 @@ pub(crate) fn ports_are_forwarded(stage: &mut Stage) {
     }
 }
 
+pub(crate) fn a_terminal_and_files(stage: &mut Stage) {
+    stage.apply(&idle("typed"));
+    stage.ready("typed");
+    a_shell_is_typed_at(stage, "typed");
+    files_are_copied(stage, "typed");
+}
+
+/// One end of a watch: a connection of its own, by way of `kubectl proxy`, which has a certificate.
+fn watch(stage: &Stage, proxy: SocketAddr) -> BufReader<TcpStream> {
+    let mut stream = stage.node.connect(proxy).unwrap();
+    stream.set_read_timeout(Some(STEP * 2)).unwrap();
+    let request = "GET /api/v1/namespaces/default/configmaps?watch=true HTTP/1.1\r\nHost: \
+                   localhost\r\n\r\n";
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut lines = BufReader::new(stream);
+    let mut line = String::new();
+    lines.read_line(&mut line).unwrap();
+    assert!(line.starts_with("HTTP/1.1 200 "), "{line}");
+    lines
+}
+
 /// A hundred watches and fifty commands at once.
 pub(crate) fn many_at_once(stage: &mut Stage) {
     stage.apply(&idle("busy"));
     stage.ready("busy");
-    // One process with many connections would be lighter, and less true.
-    let watches: Vec<_> = (0..number("PERICARP_WATCHES", 8))
-        .map(|_| {
-            stage
-                .kubectl_command(&["get", "configmaps", "--watch-only", "-o", "name"])
-                .stdout(Stdio::piped())
-                .stderr(Stdio::null())
-                .spawn()
-                .unwrap()
-        })
-        .collect();
+    let mut proxy = stage
+        .kubectl_command(&["proxy", "--port=0"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let mut said = BufReader::new(proxy.stdout.take().unwrap());
+    said.read_line(&mut line).unwrap();
+    let address: SocketAddr = line.trim().rsplit(' ').next().unwrap().parse().unwrap();
+    let watches: Vec<_> = (0..WATCHES).map(|_| watch(stage, address)).collect();
     let stage_ref = &*stage;
     thread::scope(|scope| {
-        let threads: Vec<_> = (0..number("PERICARP_EXECS", 6))
+        let threads: Vec<_> = (0..EXECS)
             .map(|n| {
                 let word = n.to_string();
                 scope.spawn(move || {
@@ -199,31 +226,15 @@ pub(crate) fn many_at_once(stage: &mut Stage) {
                 })
             })
             .collect();
+        stage_ref.kubectl(&["create", "configmap", "seen"]);
         threads.into_iter().for_each(|one| one.join().unwrap());
     });
-    let mut n = 0;
-    for mut watch in watches {
-        let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
-        // It may have come after the last change: then there is another.
-        let (sender, receiver) = std::sync::mpsc::channel();
-        let reader = thread::spawn(move || {
-            let _ = sender.send(lines.next());
-        });
-        until("a watch sees a change", || {
-            n += 1;
-            let name = format!("seen-{n}");
-            stage.kubectl(&["create", "configmap", &name]);
-            let line = receiver.recv_timeout(std::time::Duration::from_secs(2));
-            line.is_ok_and(|line| line.is_some_and(|line| line.is_ok()))
-        });
-        watch.kill().unwrap();
-        watch.wait().unwrap();
-        reader.join().unwrap();
+    for watch in watches {
+        let mut lines = watch.lines().map(Result::unwrap);
+        let seen = lines.any(|line| line.contains("\"ADDED\"") && line.contains("\"seen\""));
+        assert!(seen);
     }
-    stage.kubectl(&["delete", "configmaps", "--all"]);
-}
-
-fn number(variable: &str, usual: usize) -> usize {
-    let said = std::env::var(variable);
-    said.map_or(usual, |text| text.parse().unwrap())
+    proxy.kill().unwrap();
+    proxy.wait().unwrap();
+    stage.kubectl(&["delete", "configmap", "seen"]);
 }
