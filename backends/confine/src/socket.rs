@@ -74,9 +74,17 @@ impl SocketFile {
     ///
     /// As [`open`](Self::open): no descriptors are left, say.
     pub fn of_own(path: &Path) -> io::Result<Self> {
+        // Which takes no descriptor.
+        let look = || {
+            let stat = statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+            (FileType::from_raw_mode(stat.st_mode) == FileType::Socket).then(|| id(&stat))
+        };
+        let bound = look();
         Self::open(path).inspect_err(|_| {
-            // What counts is why it cannot be kept.
-            let _ = std::fs::remove_file(path);
+            if bound.is_some() && look() == bound {
+                // What counts is why it cannot be kept.
+                let _ = std::fs::remove_file(path);
+            }
         })
     }
 

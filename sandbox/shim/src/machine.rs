@@ -163,8 +163,8 @@ pub(crate) struct Running {
     record: PodRecord,
     /// Kept from being removed.
     _assets: Assets,
-    _pinned: Option<Pinned>,
     group: Option<Entered>,
+    _pinned: Option<Pinned>,
 }
 
 impl Running {
@@ -177,12 +177,17 @@ impl Running {
         let Profile { pod, size, lanes } = &plan.profile;
         let settings = &pod.settings;
         let assets = open_assets(settings)?;
-        let before = pinned::here()?;
+        let cpus = settings.cpus.as_ref();
+        let before = cpus.map(|_| pinned::here()).transpose()?;
+        // Undone after the group is left, whose CPUs need not be those from before.
+        let pinned;
         // Left after all else, whatever fails.
         let group = enter_group(plan, directory)?;
         // With all threads, for good: one that is started later is there, too.
-        let pinned = settings.cpus.as_ref();
-        let pinned = pinned.map(|cpus| Pinned::to(cpus, before)).transpose()?;
+        pinned = match cpus.zip(before) {
+            Some((cpus, before)) => Some(Pinned::to(cpus, before)?),
+            None => None,
+        };
         let choice = select(settings.hypervisor, &HostFacts::probe());
         log::debug!("{choice}");
         let hypervisor = choice.hypervisor();

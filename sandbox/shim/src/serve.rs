@@ -80,8 +80,9 @@ pub(crate) fn run(arguments: &Arguments, began: Duration) -> Result<(), ShimErro
         .add_listener(listener.into_raw_fd())
         .map_err(failed)?
         .register_service(service::methods(&pod));
-    server.start().map_err(failed)?;
+    // It is called from the next line on, which is another part.
     stamps.over("shim");
+    server.start().map_err(failed)?;
     keeper.run(|ended| pod.lost(ended));
     // The answer to the last request is on its way.
     thread::sleep(FAREWELL);
