@@ -79,19 +79,21 @@ impl Puppet {
         let path = format!("/proc/{process}/mem");
         let memory = File::options().read(true).write(true).open(path)?;
         ptrace(libc::PTRACE_SEIZE, thread, 0, 0)?;
-        let found = poll(LIMIT, || interrupted(thread, &memory).transpose());
-        let mut registers = found
-            .ok_or_else(|| io::Error::other(format!("thread {thread} makes no system calls")))??;
-        // Nothing of the interrupted call is to be done again.
-        registers.orig_rax = u64::MAX;
+        // From here on it is let go, or ended, whatever fails.
         let mut puppet = Self {
             process,
             thread,
-            registers,
+            // SAFETY: numbers, of which zero is one.
+            registers: unsafe { std::mem::zeroed() },
             memory,
             room: 0,
             used: 0,
         };
+        let found = poll(LIMIT, || interrupted(thread, &puppet.memory).transpose());
+        puppet.registers = found
+            .ok_or_else(|| io::Error::other(format!("thread {thread} makes no system calls")))??;
+        // Nothing of the interrupted call is to be done again.
+        puppet.registers.orig_rax = u64::MAX;
         let shape = (libc::PROT_READ | libc::PROT_WRITE) as u64;
         let kind = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
         let mapped = puppet.call(libc::SYS_mmap, &[0, ROOM, shape, kind, u64::MAX, 0])?;

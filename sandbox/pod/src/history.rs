@@ -80,6 +80,9 @@ pub struct History {
     pub id: String,
     /// What Kubernetes calls it, `namespace/name`.
     pub name: String,
+    /// Kubernetes' number of it, where it has been said: another pod of its name has another.
+    #[serde(default)]
+    pub uid: String,
     /// In the order in which they came.
     pub causes: Vec<Cause>,
     /// Causes that were left out between the first and the second of these.
@@ -235,6 +238,8 @@ fn make_room(base: &Path, end: &str) -> io::Result<()> {
 #[must_use]
 pub fn all(base: &Path) -> Vec<History> {
     let entries = fs::read_dir(base).into_iter().flatten().flatten();
+    // What is being written is there twice.
+    let entries = entries.filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."));
     let mut found: Vec<(SystemTime, History)> = entries
         .filter_map(|entry| {
             let bytes = fs::read(entry.path()).ok()?;

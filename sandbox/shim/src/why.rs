@@ -22,8 +22,18 @@ use crate::{
 const NAME: &str = "io.kubernetes.cri.container-name";
 /// Less than this is left of a full file system, bytes; of a small one, a sixteenth of it.
 const LEFT: u64 = 64 << 10;
+/// Two words of one kill are no further apart, milliseconds.
+const JUST_NOW: u64 = 10_000;
+const COMMAND: &str = "its command";
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
+
+/// Milliseconds since 1970.
+fn now() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = now.map_or(0, |passed| passed.as_millis());
+    u64::try_from(now).unwrap_or(u64::MAX)
+}
 
 /// What a container is to somebody who asks why it ended.
 #[derive(Debug, Default)]
@@ -104,6 +114,7 @@ impl Chronicle {
         let mut state = self.state();
         if bundle.kind() != Role::Member {
             state.history.name = bundle.pod_name(id);
+            state.history.uid = bundle.pod_uid().to_owned();
         }
         state.told.remove(id);
         state.containers.insert(id.to_owned(), about);
@@ -177,8 +188,13 @@ impl Chronicle {
             let limit = about.and_then(|about| about.memory_limit);
             (state.name(id), limit)
         };
+        // The same kill comes by two ways, in no order: one that was said of the command is not said
+        // of a process again.
+        if !its_end && self.has_told_of_memory(&name) {
+            return;
+        }
         let what = match its_end {
-            true => "its command",
+            true => COMMAND,
             false => "a process of it",
         };
         let limit = match limit {
@@ -189,6 +205,19 @@ impl Chronicle {
             "container {name}: the guest's kernel killed {what} for want of memory; {limit}"
         );
         self.note(Kind::OutOfMemory, "run", Some(name), sentence, Vec::new());
+    }
+
+    /// Whether what was said last of a container, just now, is that its command was killed for want of
+    /// memory.
+    fn has_told_of_memory(&self, name: &str) -> bool {
+        let state = self.state();
+        let mut causes = state.history.causes.iter().rev();
+        let last = causes.find(|one| one.container.as_deref() == Some(name));
+        last.is_some_and(|one| {
+            one.kind == Kind::OutOfMemory
+                && one.sentence.contains(&format!("killed {COMMAND} "))
+                && now().saturating_sub(one.at) < JUST_NOW
+        })
     }
 
     /// The command of a container has ended: what is to be noted of that, with [`Chronicle::ended`].
@@ -236,11 +265,9 @@ impl Chronicle {
         sentence: String,
         evidence: Vec<String>,
     ) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let now = now.map_or(0, |passed| passed.as_millis());
         let mut state = self.state();
         state.history.add(Cause {
-            at: u64::try_from(now).unwrap_or(u64::MAX),
+            at: now(),
             kind,
             phase: phase.to_owned(),
             container,

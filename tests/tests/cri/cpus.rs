@@ -99,14 +99,15 @@ fn held(stage: &Stage, pod: &Pod<'_>) -> Option<String> {
 
 pub(crate) fn pods_stay_on_their_own_cpus(stage: &mut Stage) {
     let online = fs::read_to_string("/sys/devices/system/cpu/online").unwrap();
+    let online = online.trim();
     let first = |list: &str| -> Option<u32> { list.split([',', '-']).next()?.parse().ok() };
-    let own = first(&online).unwrap();
-    let Some(other) = online.trim().split([',', '-']).nth(1) else {
+    let own = first(online).unwrap();
+    let Some(other) = online.split([',', '-']).nth(1) else {
         absent("pods_stay_on_their_own_cpus", "this machine has one CPU");
         return;
     };
     // Of `0-7` the next one, of `0,2` the one that is named.
-    let other = if online.trim().starts_with(&format!("{own}-")) {
+    let other = if online.starts_with(&format!("{own}-")) {
         own + 1
     } else {
         other.parse().unwrap()

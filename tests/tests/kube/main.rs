@@ -14,12 +14,18 @@ mod streams;
 mod terminal;
 mod why;
 
+use std::sync::{Mutex, PoisonError};
+
 use pericarp_tests::cri::Handler;
 use stage::Stage;
+
+/// One node at a time: each test has the machine's CPUs to itself, as far as this program goes.
+static TURN: Mutex<()> = Mutex::new(());
 
 /// One case after the other on one node, since a node takes longer than most of them.
 #[test]
 fn a_node_serves_kubectl() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(mut stage) = Stage::start("a_node_serves_kubectl", vec![Handler::runc("runc")], &[])
     else {
         return;
@@ -51,10 +57,12 @@ fn a_node_serves_kubectl() {
 
 #[test]
 fn the_articles_commands() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     article::play();
 }
 
 #[test]
 fn what_goes_wrong_is_said() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     why::play();
 }

@@ -27,6 +27,9 @@ struct Instance {
     kubeconfig: &'static str,
 }
 
+/// What a test of this suite may take: many machines one after the other.
+const LIFE: Duration = Duration::from_secs(900);
+
 const FIRST: Instance = Instance {
     name: "test",
     node: "here",
@@ -93,7 +96,7 @@ impl Stage {
         if !have(test, &own) || !have(test, parts) {
             return None;
         }
-        let node = Node::start(test, &handlers)?;
+        let node = Node::start_for(test, &handlers, lifetime().max(LIFE))?;
         let mut stage = Self { node, server: None };
         stage.serve();
         Some(stage)
@@ -121,7 +124,7 @@ impl Stage {
             .args(["--cgroup-parent", &format!("/{}", self.node.parent())])
             // Other ports than usual: the node's network is its own.
             .args(["--listen", instance.listen, "--verbose"]);
-        let server = Process::start(&mut command, lifetime()).unwrap();
+        let server = Process::start(&mut command, lifetime().max(LIFE)).unwrap();
         let up = poll(STEP, || server.output().find("listens at"));
         assert!(up.is_some(), "{}", server.output().last(60));
         let mut command = command_of_ours();

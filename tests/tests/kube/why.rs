@@ -145,9 +145,12 @@ fn a_sidecar(stage: &mut Stage) {
         "--timeout=220s",
     ]);
     let base = stage.node.root().join("run/pericarp/k8s.io");
-    let pod = std::fs::read_dir(base).unwrap().next().unwrap().unwrap();
-    let record = std::fs::read(pod.path().join("pod.json")).unwrap();
-    let record: Value = serde_json::from_slice(&record).unwrap();
+    let record = std::fs::read_dir(base).unwrap().flatten().find_map(|pod| {
+        let record = std::fs::read(pod.path().join("pod.json")).ok()?;
+        let record: Value = serde_json::from_slice(&record).ok()?;
+        (record["name"] == "default/killed").then_some(record)
+    });
+    let record = record.unwrap();
     let processes = record["processes"].as_array().unwrap();
     let vsock = processes.iter().find(|one| one["role"] == "pericarp-vsock");
     let pid = vsock.unwrap_or_else(|| panic!("{record}"))["pid"].to_string();
@@ -155,10 +158,11 @@ fn a_sidecar(stage: &mut Stage) {
     let part = "a sidecar of the machine died (pericarp-vsock: killed by signal 9";
     is_said_by_both(stage, "killed", &[part]);
     let until_ready = ["wait", "--for=condition=Ready", "pod/killed"];
-    until("it is started again", || {
+    let again = poll(LIMIT, || {
         let status = &stage.get(&["pod", "killed"])["status"]["containerStatuses"][0];
-        status["restartCount"] == 1
+        (status["restartCount"] == 1).then_some(())
     });
+    assert!(again.is_some(), "it is started again");
     stage.kubectl(&[&until_ready[..], &["--timeout=220s"]].concat());
     let said = is_said_by_both(stage, "killed", &[part]);
     assert!(

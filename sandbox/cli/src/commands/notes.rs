@@ -29,6 +29,14 @@ impl Chronicle for Notes {
         if PodRecord::read(&directory).is_none() {
             return;
         }
+        // What the shim refused comes back as containerd's answer.
+        let known = history::of(Path::new(history::BASE), NAMESPACE, remark.sandbox);
+        let last = known.as_ref().and_then(|all| all.causes.last());
+        if last
+            .is_some_and(|one| one.kind == Kind::Refused && remark.sentence.contains(&one.sentence))
+        {
+            return;
+        }
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let cause = history::Cause {
             at: u64::try_from(now.unwrap_or_default().as_millis()).unwrap_or(u64::MAX),

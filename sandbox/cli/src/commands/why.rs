@@ -52,7 +52,9 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<i32, Refusal> {
         Some(pod) => {
             let is_own = |one: &History| one.id == pod.record.id;
             let lost = |one: &History| {
-                one.name == pod.record.name && one.main().is_some_and(|it| it.kind >= Kind::Machine)
+                !one.uid.is_empty()
+                    && one.uid == pod.record.uid
+                    && one.main().is_some_and(|it| it.kind >= Kind::Machine)
             };
             let found = all.iter().position(is_own);
             let found = found.or_else(|| all.iter().position(lost));

@@ -98,7 +98,7 @@ mod tests {
         let query = query.with_usual("a", Some("2")).with_usual("d", None);
         assert_eq!((query.get("c"), query.get("a")), (Some("usual"), Some("1")));
         assert_eq!(query.get("d"), None);
-        assert!(query.flag("t").unwrap() && !query.flag("c").unwrap());
+        assert!(query.flag("t").unwrap() && !query.flag("d").unwrap());
         assert!(query.flag("b").is_err() && query.number("b").is_err());
         for bad in ["a=%", "a=%4", "a=%zz", "a=%ff", "%+1=1"] {
             assert!(Query::parse(bad).is_err(), "{bad}");

@@ -15,6 +15,8 @@ use super::worker::Worker;
 const NEAR: Duration = Duration::from_secs(10);
 /// So long after the end of a container it is looked at again for what is written down of it.
 const AWAITED: Duration = Duration::from_secs(5);
+/// Of a pod that runs this is looked for so often.
+const REGULAR: Duration = Duration::from_secs(10);
 
 /// One thing that went wrong in a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,8 +103,13 @@ impl Worker {
         self.causes = causes;
     }
 
-    /// When to look again for what may yet be written down of containers that failed just now.
-    pub(super) fn until_learned(&self, seen: &Seen) -> Duration {
+    /// When to look again for what may yet be written down: soon after containers have failed, and
+    /// now and then of those that run, since what is killed beside a first process changes nothing that
+    /// containerd tells. Never of a pod that is in no machine, as its class says.
+    pub(super) fn until_learned(&self, pod: &Pod, seen: &Seen) -> Duration {
+        if pod.spec.runtime_class_name.is_none() {
+            return Duration::MAX;
+        }
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now = now.unwrap_or_default();
         let is_awaited = |one: &Instance| {
@@ -112,6 +119,7 @@ impl Worker {
         };
         match seen.containers.iter().any(is_awaited) {
             true => Duration::from_secs(1),
+            false if seen.ready().is_some() => REGULAR,
             false => Duration::MAX,
         }
     }

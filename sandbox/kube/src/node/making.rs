@@ -33,9 +33,6 @@ const HOOK: Duration = Duration::from_secs(600);
 const RESOLV: &str = "/etc/resolv.conf";
 const HOSTS: &str = "/etc/hosts";
 
-/// What a container waits for that containerd did not make or start.
-const OF_CONTAINERD: [&str; 2] = ["CreateContainerError", "RunContainerError"];
-
 /// Why a container is not made.
 enum Refusal {
     /// It waits for this.
@@ -164,10 +161,7 @@ impl Worker {
                     self.failed.insert(name.clone(), SystemTime::now());
                     let message = format!("Error: {said}");
                     self.tell(pod, Some(name), Sort::Warning, "Failed", &message);
-                    // What containerd refuses, the shim has noted.
-                    if !OF_CONTAINERD.contains(&reason.word.as_str()) {
-                        self.note(pod, seen, Some(name), said);
-                    }
+                    self.note(pod, seen, Some(name), said);
                 }
                 self.waits.insert(name.clone(), reason);
                 Ok(Some(RETRY))
@@ -220,11 +214,11 @@ impl Worker {
             }
         };
         let id = client.create(&sandbox.id, &config, &of);
-        let id = id.map_err(failed(OF_CONTAINERD[0]))?;
+        let id = id.map_err(failed("CreateContainerError"))?;
         let name = &container.name;
         let message = format!("Created container: {name}");
         self.tell(pod, Some(name), Sort::Normal, "Created", &message);
-        client.start(&id).map_err(failed(OF_CONTAINERD[1]))?;
+        client.start(&id).map_err(failed("RunContainerError"))?;
         let message = format!("Started container {name}");
         self.tell(pod, Some(name), Sort::Normal, "Started", &message);
         Ok(id)

@@ -267,7 +267,7 @@ impl Worker {
             true => Next::After(Duration::ZERO),
             false => next
                 .or_after(self.until_judged(pod))
-                .or_after(self.until_learned(&seen)),
+                .or_after(self.until_learned(pod, &seen)),
         })
     }
 
@@ -287,7 +287,7 @@ impl Worker {
         self.say(pod, seen, true);
         self.tidy(pod, seen);
         let next = Next::After(if nobody { IDLE } else { RETRY });
-        Ok(next.or_after(self.until_learned(seen)))
+        Ok(next.or_after(self.until_learned(pod, seen)))
     }
 
     /// Has those that run be asked how they are.
