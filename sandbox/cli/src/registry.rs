@@ -7,7 +7,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize};
@@ -140,12 +140,20 @@ pub(crate) fn guest_socket(directory: &Path) -> PathBuf {
 
 /// All runs of this user.
 pub(crate) fn all() -> Result<Vec<Entry>, Failure> {
+    all_by(rundir::lock_base)
+}
+
+/// The same, for those who wait no longer than this for others that hold the base.
+pub(crate) fn all_within(limit: Duration) -> Result<Vec<Entry>, Failure> {
+    all_by(|base| rundir::lock_base_within(base, limit))
+}
+
+fn all_by(lock: impl Fn(&Path) -> io::Result<fs::File>) -> Result<Vec<Entry>, Failure> {
     let base = rundir::base();
     if !base.exists() {
         return Ok(Vec::new());
     }
-    let _lock =
-        rundir::lock_base(&base).map_err(during(format!("the directory '{}'", base.display())))?;
+    let _lock = lock(&base).map_err(during(format!("the directory '{}'", base.display())))?;
     Ok(Record::all_in(&base))
 }
 

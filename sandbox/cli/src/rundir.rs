@@ -9,6 +9,8 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -28,6 +30,9 @@ pub(crate) const PREFIX: &str = "run-";
 pub(crate) const CONTAINER_FILE: &str = "container";
 /// Where that run has the container runtime's state.
 pub(crate) const CONTAINER_STATE: &str = "runc";
+
+/// Between two tries to lock what another has locked.
+const MOMENT: Duration = Duration::from_millis(10);
 
 /// A directory that only this run uses. Removed when dropped.
 #[derive(Debug)]
@@ -138,6 +143,29 @@ pub(crate) fn base() -> PathBuf {
 
 /// Makes the base if it is missing, and locks it.
 pub(crate) fn lock_base(base: &Path) -> io::Result<File> {
+    lock_base_by(base, |lock| {
+        Ok(rustix::fs::flock(lock, FlockOperation::LockExclusive)?)
+    })
+}
+
+/// The same, but it waits no longer than this for the lock.
+pub(crate) fn lock_base_within(base: &Path, limit: Duration) -> io::Result<File> {
+    let end = Instant::now() + limit;
+    lock_base_by(base, |lock| {
+        loop {
+            match rustix::fs::flock(lock, FlockOperation::NonBlockingLockExclusive) {
+                Err(Errno::WOULDBLOCK) if Instant::now() < end => thread::sleep(MOMENT),
+                Err(Errno::WOULDBLOCK) => {
+                    let rule = "another process has it locked";
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, rule));
+                }
+                other => return Ok(other?),
+            }
+        }
+    })
+}
+
+fn lock_base_by(base: &Path, take: impl Fn(&File) -> io::Result<()>) -> io::Result<File> {
     loop {
         private_directory(base)?;
         let lock = match open_directory(base) {
@@ -145,7 +173,7 @@ pub(crate) fn lock_base(base: &Path) -> io::Result<File> {
             Err(Errno::NOENT) => continue,
             Err(error) => return Err(error.into()),
         };
-        rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
+        take(&lock)?;
         // Another run may have removed it between the two.
         let locked = lock.metadata()?;
         // What was looked at before may have been another one.
@@ -294,6 +322,17 @@ mod tests {
         assert!(RunDir::create_in(&base, &record("2", "one")).is_err());
         assert_eq!(Record::all_in(&base).len(), 1);
         fs::remove_dir_all(&base).unwrap();
+    }
+
+    #[test]
+    fn a_base_that_stays_locked_is_given_up() {
+        let base = scratch("locked");
+        let held = lock_base(&base).unwrap();
+        let error = lock_base_within(&base, MOMENT).unwrap_err().to_string();
+        assert!(error.contains("has it locked"), "{error}");
+        drop(held);
+        assert!(lock_base_within(&base, Duration::from_secs(60)).is_ok());
+        fs::remove_dir(&base).unwrap();
     }
 
     #[test]

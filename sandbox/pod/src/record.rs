@@ -110,8 +110,8 @@ pub struct PodRecord {
     pub assets_version: Option<String>,
     /// The machine's kernel, as far as the assets say it.
     pub kernel: Option<String>,
-    /// Bytes that its processes may take of the host beside the guest's memory, as its
-    /// RuntimeClass has it (`overhead`); 0 where nobody says.
+    /// Bytes that its processes may take of the host beside the guest's memory: its profile's key
+    /// `overhead`, or what is usual. Its RuntimeClass is not read. 0 where nobody says.
     #[serde(default)]
     pub overhead: u64,
     /// The machine and its sidecars; none yet while it is being made.

@@ -22,7 +22,7 @@ use rustix::{
 use serde_json::Value;
 
 /// The longest answer that is read: whole histograms of a sidecar with many devices.
-const LONGEST: usize = 16 << 20;
+const LONGEST: usize = 4 << 20;
 
 /// One that is being asked.
 struct Peer {
@@ -30,16 +30,16 @@ struct Peer {
     said: Vec<u8>,
 }
 
-/// The answers to this line of JSON, each under the number of its socket; none where nobody has
-/// answered with `ok` within `limit`.
-pub(super) fn all(sockets: &[PathBuf], request: &Value, limit: Duration) -> Vec<Option<Value>> {
+/// The lines that answer this line of JSON, as they came, each under the number of its socket; none
+/// where nobody has answered within `limit`.
+pub(super) fn all(sockets: &[PathBuf], request: &Value, limit: Duration) -> Vec<Option<Vec<u8>>> {
     let end = Instant::now() + limit;
     let line = format!("{request}\n");
     let mut peers: Vec<Option<Peer>> = sockets
         .iter()
         .map(|socket| begin(socket, &line).ok())
         .collect();
-    let mut answers: Vec<Option<Value>> = vec![None; sockets.len()];
+    let mut answers: Vec<Option<Vec<u8>>> = vec![None; sockets.len()];
     while peers.iter().any(Option::is_some) {
         let left = end.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -54,10 +54,7 @@ pub(super) fn all(sockets: &[PathBuf], request: &Value, limit: Duration) -> Vec<
             };
             match peer.read() {
                 Ok(false) => {}
-                Ok(true) => {
-                    answers[index] = understood(&peer.said);
-                    peers[index] = None;
-                }
+                Ok(true) => answers[index] = peers[index].take().map(|peer| peer.said),
                 Err(_) => peers[index] = None,
             }
         }
@@ -124,11 +121,6 @@ impl Peer {
     }
 }
 
-fn understood(line: &[u8]) -> Option<Value> {
-    let answer: Value = serde_json::from_slice(line).ok()?;
-    (answer["ok"] == true).then_some(answer)
-}
-
 #[cfg(test)]
 mod tests {
     use std::{
@@ -150,7 +142,7 @@ mod tests {
         let _silent = UnixListener::bind(place("silent")).unwrap();
         let listener = UnixListener::bind(place("speaks")).unwrap();
         let speaker = thread::spawn(move || {
-            for answer in ["{\"ok\":true,\"n\":7}", "{\"ok\":false}", "noise", ""] {
+            for answer in ["{\"ok\":true}", "noise", ""] {
                 let (stream, _) = listener.accept().unwrap();
                 let mut line = String::new();
                 let mut stream = BufReader::new(stream);
@@ -165,13 +157,14 @@ mod tests {
                 }
             }
         });
-        let sockets = ["silent", "absent", "speaks", "speaks", "speaks", "speaks"].map(place);
+        let sockets = ["silent", "absent", "speaks", "speaks", "speaks"].map(place);
         let limit = Duration::from_secs(2);
         let answers = all(&sockets, &json!({"op": "x"}), limit);
         std::fs::remove_dir_all(&dir).unwrap();
         speaker.join().unwrap();
+        let lines = ["{\"ok\":true}\n", "noise\n"].map(|line| Some(line.as_bytes().to_vec()));
         assert_eq!(answers[..2], [None, None]);
-        assert_eq!(answers[2].as_ref().map(|one| &one["n"]), Some(&json!(7)));
-        assert_eq!(answers[3..], [None, None, None]);
+        assert_eq!(answers[2..4], lines);
+        assert_eq!(answers[4], None);
     }
 }

@@ -5,9 +5,13 @@
 use std::collections::BTreeMap;
 
 use pericarp_pod::record::{DeviceKind, DeviceRecord};
-use serde_json::Value;
+use serde::Deserialize;
 
-use super::histogram::Histogram;
+use super::histogram::{self, Histogram};
+
+/// Classes of requests that a device may have, and letters of each.
+const MOST_CLASSES: usize = 32;
+const LONGEST_CLASS: usize = 24;
 
 /// The parts of a request's time, as they are called here and by sidecars. The first is the whole.
 pub(crate) const PARTS: [(&str, &str); 4] = [
@@ -17,10 +21,44 @@ pub(crate) const PARTS: [(&str, &str); 4] = [
     ("disk", "device"),
 ];
 
+/// The answer of a sidecar to `stats`, as far as it is looked at.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Answer {
+    ok: bool,
+    devices: Vec<Said>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Said {
+    id: String,
+    queues: Vec<Queue>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Queue {
+    requests: BTreeMap<String, Class>,
+    in_flight: u64,
+    throttled: u64,
+    latency_ns: BTreeMap<String, histogram::Said>,
+}
+
+impl Answer {
+    /// Reads a line; none if it is no such answer, or a refusal.
+    pub(super) fn read(line: &[u8]) -> Option<Self> {
+        let answer: Self = serde_json::from_slice(line).ok()?;
+        answer.ok.then_some(answer)
+    }
+}
+
 /// Requests of one class.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
 pub(crate) struct Class {
     /// That have ended; of a card, packets, lost ones included.
+    #[serde(rename = "count")]
     pub(crate) requests: u64,
     /// Of those that succeeded.
     pub(crate) bytes: u64,
@@ -45,28 +83,27 @@ pub(crate) struct Device {
 
 impl Device {
     /// Reads it out of the answer of its sidecar; none if it is not in there.
-    pub(super) fn read(record: &DeviceRecord, answer: &Value) -> Option<Self> {
-        let all = answer["devices"].as_array()?;
-        let said = all.iter().find(|one| one["id"] == *record.id)?;
+    pub(super) fn read(record: &DeviceRecord, answer: &Answer) -> Option<Self> {
+        let said = answer.devices.iter().find(|one| one.id == record.id)?;
         let mut device = Self {
             id: record.id.clone(),
             kind: record.kind,
             volume: record.volume.clone(),
             ..Self::default()
         };
-        for queue in said["queues"].as_array()? {
-            let number = |name: &str| queue[name].as_u64().unwrap_or(0);
-            device.in_flight += number("in_flight");
-            device.throttled += number("throttled");
-            for (name, class) in queue["requests"].as_object().into_iter().flatten() {
-                let number = |name: &str| class[name].as_u64().unwrap_or(0);
-                let sum = device.classes.entry(name.clone()).or_default();
-                sum.requests += number("count");
-                sum.bytes += number("bytes");
-                sum.errors += number("errors");
+        for queue in &said.queues {
+            device.in_flight = device.in_flight.saturating_add(queue.in_flight);
+            device.throttled = device.throttled.saturating_add(queue.throttled);
+            let named = queue.requests.iter().filter(|(name, _)| is_class(name));
+            for (name, class) in named {
+                if device.classes.len() < MOST_CLASSES || device.classes.contains_key(name) {
+                    device.classes.entry(name.clone()).or_default().add(class);
+                }
             }
             for ((_, name), time) in PARTS.iter().zip(&mut device.times) {
-                time.add(&queue["latency_ns"][name]);
+                if let Some(said) = queue.latency_ns.get(*name) {
+                    time.add(said);
+                }
             }
         }
         Some(device)
@@ -98,21 +135,33 @@ impl Device {
     pub(crate) fn all(&self) -> Class {
         let mut all = Class::default();
         for class in self.classes.values() {
-            all.requests += class.requests;
-            all.bytes += class.bytes;
-            all.errors += class.errors;
+            all.add(class);
         }
         all
     }
 }
 
+impl Class {
+    fn add(&mut self, other: &Self) {
+        self.requests = self.requests.saturating_add(other.requests);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+        self.errors = self.errors.saturating_add(other.errors);
+    }
+}
+
+/// Whether a class can be called so: names become labels and are kept.
+fn is_class(name: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte == b'_';
+    (1..=LONGEST_CLASS).contains(&name.len()) && name.bytes().all(inner)
+}
+
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
-    fn answer(reads: u64, took: u64) -> Value {
+    fn answer(reads: u64, took: u64) -> Answer {
         let queue = |reads: u64| {
             json!({
                 "requests": {"read": {"count": reads, "bytes": reads * 4096, "errors": 1}},
@@ -124,10 +173,15 @@ mod tests {
                 },
             })
         };
-        json!({"ok": true, "devices": [
+        read(&json!({"ok": true, "devices": [
             {"id": "other", "queues": []},
             {"id": "disk1", "queues": [queue(reads), queue(2)]},
-        ]})
+        ]}))
+        .unwrap()
+    }
+
+    fn read(said: &Value) -> Option<Answer> {
+        Answer::read(said.to_string().as_bytes())
     }
 
     fn device(reads: u64, took: u64) -> Device {
@@ -150,6 +204,45 @@ mod tests {
         assert_eq!((seen.times[3].count(), seen.volume.as_str()), (5, "data"));
         let other = DeviceRecord::default();
         assert_eq!(Device::read(&other, &answer(1, 1)), None);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_no_answer() {
+        for odd in [
+            json!({"ok": false}),
+            json!({"devices": []}),
+            json!({"ok": true, "devices": [{"queues": [{"in_flight": -1}]}]}),
+            json!({"ok": true, "devices": [
+                {"queues": [{"latency_ns": {"total": {"buckets": [[1]]}}}]},
+            ]}),
+        ] {
+            assert!(read(&odd).is_none(), "{odd}");
+        }
+        assert!(Answer::read(b"noise\n").is_none());
+    }
+
+    #[test]
+    fn names_and_numbers_are_bounded() {
+        let letters = 'a'..='z';
+        let pairs = letters.flat_map(|one| ['a', 'b'].map(|two| format!("{one}{two}")));
+        let odd = ["", "A", "x\u{1b}", "a b", &"x".repeat(25)].map(str::to_owned);
+        let class = json!({"count": u64::MAX, "bytes": u64::MAX, "errors": 1});
+        let classes: serde_json::Map<String, Value> = odd
+            .into_iter()
+            .chain(pairs)
+            .map(|name| (name, class.clone()))
+            .collect();
+        let queue = json!({"requests": classes, "in_flight": u64::MAX, "throttled": u64::MAX});
+        let said = json!({"ok": true, "devices": [{"id": "x", "queues": [queue, queue]}]});
+        let record = DeviceRecord {
+            id: "x".into(),
+            ..DeviceRecord::default()
+        };
+        let seen = Device::read(&record, &read(&said).unwrap()).unwrap();
+        assert_eq!(seen.classes.len(), MOST_CLASSES);
+        assert!(seen.classes.keys().all(|name| name.len() == 2), "{seen:?}");
+        assert_eq!((seen.in_flight, seen.throttled), (u64::MAX, u64::MAX));
+        assert_eq!((seen.all().bytes, seen.all().errors), (u64::MAX, 64));
     }
 
     #[test]

@@ -5,7 +5,19 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
+use serde::Deserialize;
+
+/// More than a sidecar has buckets.
+const MOST: usize = 8192;
+
+/// One as the control socket tells it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Said {
+    sum: u64,
+    /// Values with how often each was seen.
+    buckets: Vec<(u64, u64)>,
+}
 
 /// A histogram.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -18,11 +30,12 @@ pub(crate) struct Histogram {
 
 impl Histogram {
     /// Adds one as the control socket tells it.
-    pub(crate) fn add(&mut self, said: &Value) {
-        self.sum = self.sum.wrapping_add(said["sum"].as_u64().unwrap_or(0));
-        for bucket in said["buckets"].as_array().into_iter().flatten() {
-            if let (Some(value), Some(count)) = (bucket[0].as_u64(), bucket[1].as_u64()) {
-                *self.buckets.entry(value).or_default() += count;
+    pub(crate) fn add(&mut self, said: &Said) {
+        self.sum = self.sum.saturating_add(said.sum);
+        for (value, count) in &said.buckets {
+            if self.buckets.len() < MOST || self.buckets.contains_key(value) {
+                let sum = self.buckets.entry(*value).or_default();
+                *sum = sum.saturating_add(*count);
             }
         }
     }
@@ -39,13 +52,13 @@ impl Histogram {
         let rest = all.map(|(value, count)| (*value, count - before(value)));
         Self {
             buckets: rest.filter(|(_, count)| *count > 0).collect(),
-            sum: self.sum.wrapping_sub(earlier.sum),
+            sum: self.sum.saturating_sub(earlier.sum),
         }
     }
 
     /// Requests in it.
     pub(crate) fn count(&self) -> u64 {
-        self.buckets.values().sum()
+        self.buckets.values().fold(0, sum)
     }
 
     /// The sum of all, in seconds.
@@ -55,7 +68,8 @@ impl Histogram {
 
     /// Those that took no longer than this, ns.
     pub(crate) fn at_most(&self, ns: u64) -> u64 {
-        self.buckets.range(..=ns).map(|(_, count)| count).sum()
+        let some = self.buckets.range(..=ns);
+        some.map(|(_, count)| count).fold(0, sum)
     }
 
     /// What a share `q` of the requests did not exceed, in microseconds; none without requests.
@@ -63,13 +77,18 @@ impl Histogram {
         let rank = (q * self.count() as f64).ceil().max(1.0) as u64;
         let mut seen = 0;
         for (value, count) in &self.buckets {
-            seen += count;
+            seen = sum(seen, count);
             if seen >= rank {
                 return Some(*value as f64 / 1e3);
             }
         }
         None
     }
+}
+
+/// Of counts that others tell.
+fn sum(all: u64, one: &u64) -> u64 {
+    all.saturating_add(*one)
 }
 
 #[cfg(test)]
@@ -80,7 +99,8 @@ mod tests {
 
     fn of(buckets: &[(u64, u64)], sum: u64) -> Histogram {
         let mut histogram = Histogram::default();
-        histogram.add(&json!({"count": 0, "sum": sum, "buckets": buckets}));
+        let said = json!({"count": 0, "sum": sum, "buckets": buckets});
+        histogram.add(&serde_json::from_value(said).unwrap());
         histogram
     }
 
@@ -105,9 +125,15 @@ mod tests {
     }
 
     #[test]
-    fn noise_is_nothing() {
-        let mut histogram = Histogram::default();
-        histogram.add(&json!({"buckets": [1, ["x", 2], [3], [4, 5]], "sum": -1}));
-        assert_eq!(histogram, of(&[(4, 5)], 0));
+    fn lies_are_bounded() {
+        let lie = of(&[(4, u64::MAX), (5, u64::MAX)], u64::MAX);
+        assert_eq!((lie.count(), lie.at_most(5)), (u64::MAX, u64::MAX));
+        assert_eq!(lie.quantile_us(1.0), Some(0.004));
+        let mut twice = lie.clone();
+        let said = json!({"sum": 9, "buckets": [[4, 9]]});
+        twice.add(&serde_json::from_value(said).unwrap());
+        assert_eq!(twice, lie);
+        let many: Vec<(u64, u64)> = (0..20_000).map(|value| (value, 1)).collect();
+        assert_eq!(of(&many, 0).count(), MOST as u64);
     }
 }

@@ -10,21 +10,27 @@ pub(crate) mod device;
 mod histogram;
 mod process;
 
-use std::{collections::BTreeSet, path::Path, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use pericarp_pod::record::{self, BASE, PodRecord};
-use serde_json::{Value, json};
+use serde_json::json;
 
 pub(crate) use device::{Device, PARTS};
 pub(crate) use histogram::Histogram;
-pub(crate) use process::{Cost, Guest};
+pub(crate) use process::{Cost, Guest, Kept};
 
-use crate::{failure::Failure, registry};
+use self::{device::Answer, process::Guests};
+use crate::{registry, report};
 
 /// The roles of those that make machines.
 const SHIM: &str = "shim";
 const RUN: &str = "run";
-/// How long all sidecars together may take to answer.
+/// How long all sidecars together may take to answer, and whoever has the runs' directory locked.
 const LIMIT: Duration = Duration::from_secs(1);
 
 /// A pod, or the machine of a run.
@@ -77,20 +83,49 @@ impl Pod {
         let each = self.processes.iter().map(|one| one.cost.proportional);
         each.sum::<Option<u64>>().filter(|bytes| *bytes > 0)
     }
+
+    /// Whether all processes are there that its maker has written down, and the maker.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.processes.len() == self.record.processes.len() + 1
+    }
 }
 
-/// All there are, the oldest first: pods, then runs. `exact` costs milliseconds for each pod: the
-/// kernel goes through all memory of each process.
-pub(crate) fn look(exact: bool) -> Result<Vec<Pod>, Failure> {
+/// All there are, the oldest first: pods, then runs. Proportional sizes only with a place to keep
+/// them. Those that are not in there cost what the guest has touched, not what the processes have: the
+/// kernel goes through the guest's memory, too, in each process that maps it, and holds back whoever
+/// changes that process's mappings meanwhile. That is milliseconds for a small guest, and a second for
+/// one with many GiB.
+pub(crate) fn look(kept: Option<&mut Kept>) -> Vec<Pod> {
     let mut found = record::all(Path::new(BASE));
-    let runs = registry::all()?.into_iter();
-    let runs = runs.filter(|entry| entry.alive && entry.record.runtime == "vm");
-    found.extend(runs.filter_map(|run| Some((run.path.clone(), PodRecord::read(&run.path)?))));
-    Ok(look_at(found, exact))
+    found.extend(runs());
+    look_at(found, kept)
+}
+
+/// The pod of this id, all of it measured anew; none where there is none.
+pub(crate) fn look_for(id: &str) -> Option<Pod> {
+    let mut found = record::all(Path::new(BASE));
+    found.retain(|(_, record)| record.id == id);
+    look_at(found, Some(&mut Kept::default())).pop()
+}
+
+/// The machines of this user's runs. Others may keep them from being seen, but not all else.
+fn runs() -> Vec<(PathBuf, PodRecord)> {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    let all = registry::all_within(LIMIT).unwrap_or_else(|error| {
+        if !SAID.swap(true, Ordering::Relaxed) {
+            report::warn(&format!("runs are not seen: {error}"));
+        }
+        Vec::new()
+    });
+    let machines = all.into_iter();
+    let machines = machines.filter(|entry| entry.alive && entry.record.runtime == "vm");
+    machines
+        .filter_map(|run| Some((run.path.clone(), PodRecord::read(&run.path)?)))
+        .collect()
 }
 
 /// The same of these, each with its directory.
-fn look_at(found: Vec<(PathBuf, PodRecord)>, exact: bool) -> Vec<Pod> {
+fn look_at(found: Vec<(PathBuf, PodRecord)>, mut kept: Option<&mut Kept>) -> Vec<Pod> {
     let mut pods: Vec<Pod> = Vec::new();
     let (mut sockets, mut whose) = (Vec::new(), Vec::new());
     for (index, (directory, record)) in found.into_iter().enumerate() {
@@ -101,37 +136,41 @@ fn look_at(found: Vec<(PathBuf, PodRecord)>, exact: bool) -> Vec<Pod> {
             sockets.push(directory.join(name));
             whose.push((index, name.clone()));
         }
-        pods.push(with_processes(record, exact));
+        pods.push(with_processes(record, kept.as_deref_mut()));
     }
     let request = json!({"op": "stats", "histograms": true});
     let answers = ask::all(&sockets, &request, LIMIT);
-    for ((index, control), answer) in whose.into_iter().zip(answers) {
+    // One at a time: what an answer becomes is larger than its line.
+    for ((index, control), line) in whose.into_iter().zip(answers) {
+        let answer = line.as_deref().and_then(Answer::read);
         pods[index].hear(control, answer.as_ref());
     }
     pods
 }
 
-fn with_processes(record: PodRecord, exact: bool) -> Pod {
+fn with_processes(record: PodRecord, mut kept: Option<&mut Kept>) -> Pod {
     let shim = record.shim;
     let mut pod = Pod::default();
     let role_of_maker = match record.namespace == crate::vm::record::NAMESPACE {
         true => RUN,
         false => SHIM,
     };
-    let own = [(role_of_maker, "", shim)].into_iter();
+    let machine = record.machine();
+    let guest = machine.and_then(|pid| process::guest(pid, shim));
+    let guests = guest.map_or(Guests::Unknown, |(_, guests)| guests);
+    pod.guest = guest.map(|(guest, _)| guest);
+    pod.memory = machine
+        .filter(|_| guest.is_some() && role_of_maker == SHIM)
+        .and_then(cgroup::memory);
+    // Whoever makes a machine has none of its memory.
+    let own = [(role_of_maker, "", shim, Guests::Nothing)].into_iter();
     let others = record.processes.iter();
-    let others = others.map(|one| (one.role.as_str(), one.device.as_str(), one.pid));
-    for (role, device, pid) in own.chain(others) {
+    let others = others.map(|one| (one.role.as_str(), one.device.as_str(), one.pid, guests));
+    for (role, device, pid, guests) in own.chain(others) {
         // One that has just ended is missing until another is there.
-        let Some(cost) = process::cost(pid, shim, exact) else {
+        let Some(cost) = process::cost(pid, shim, guests, kept.as_deref_mut()) else {
             continue;
         };
-        if role == record::MACHINE {
-            pod.guest = Some(process::guest(pid));
-            pod.memory = (role_of_maker == SHIM)
-                .then(|| cgroup::memory(pid))
-                .flatten();
-        }
         pod.processes.push(Process {
             role: role.to_owned(),
             device: device.to_owned(),
@@ -143,7 +182,7 @@ fn with_processes(record: PodRecord, exact: bool) -> Pod {
 }
 
 impl Pod {
-    fn hear(&mut self, control: String, answer: Option<&Value>) {
+    fn hear(&mut self, control: String, answer: Option<&Answer>) {
         if let Some(answer) = answer {
             let of_this = self.record.devices.iter();
             let of_this = of_this.filter(|device| device.control == control);
@@ -162,14 +201,15 @@ pub(crate) mod tests {
         thread,
     };
 
-    use pericarp_pod::record::{DeviceKind, DeviceRecord};
+    use pericarp_pod::record::{DeviceKind, DeviceRecord, ProcessRecord};
 
     use super::*;
 
     /// A pod as it is seen, with a disk, a card and a sidecar that is silent.
     pub(crate) fn sample(reads: u64) -> Pod {
         let mut time = Histogram::default();
-        time.add(&json!({"sum": reads * 50_000, "buckets": [[50_000, reads]]}));
+        let said = json!({"sum": reads * 50_000, "buckets": [[50_000, reads]]});
+        time.add(&serde_json::from_value(said).unwrap());
         let class = |requests, bytes, errors| device::Class {
             requests,
             bytes,
@@ -202,6 +242,11 @@ pub(crate) mod tests {
                 proportional: Some(mib << 20),
             },
         };
+        let named = |role: &str, device: &str| ProcessRecord {
+            role: role.into(),
+            device: device.into(),
+            ..ProcessRecord::default()
+        };
         Pod {
             record: PodRecord {
                 namespace: "k8s.io".into(),
@@ -213,6 +258,7 @@ pub(crate) mod tests {
                 vcpus: 2,
                 memory: 256 << 20,
                 overhead: 40 << 20,
+                processes: vec![named("machine", ""), named("pericarp-block", "disk1")],
                 ..PodRecord::default()
             },
             processes: vec![
@@ -264,7 +310,7 @@ pub(crate) mod tests {
             ],
             ..PodRecord::default()
         };
-        let pods = look_at(vec![(dir.clone(), record)], true);
+        let pods = look_at(vec![(dir.clone(), record)], Some(&mut Kept::default()));
         std::fs::remove_dir_all(&dir).unwrap();
         speaker.join().unwrap();
         let [pod] = &pods[..] else {
@@ -279,7 +325,7 @@ pub(crate) mod tests {
             answered.map(|(name, did)| (name.to_owned(), did))
         );
         assert!(pod.is_run() && pod.processes[0].role == RUN);
-        assert!(pod.overhead().is_some());
+        assert!(pod.overhead().is_some() && pod.is_whole());
         assert_eq!(sample(1).overhead(), Some(10 << 20));
     }
 }

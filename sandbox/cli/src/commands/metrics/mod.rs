@@ -18,14 +18,14 @@ use std::{
 use crate::{
     commands::{Refusal, print, reader::Grammar},
     input::problem::Problem,
-    observe,
+    observe::{self, Kept},
 };
 
 const HELP: &str = "\
 Prints what all machines of this host do and cost in Prometheus' text format: pods of containerd's and
 this user's own runs. Requests, bytes and latencies of each volume and card as their sidecars count
-them, CPU time and memory of each process, and whether a pod takes more of the host than its
-RuntimeClass says. As root. METRICS.md lists all names.
+them, CPU time and memory of each process, and whether a pod takes more of the host than its profile's
+key 'overhead' says, or than is usual: no RuntimeClass is read. As root. METRICS.md lists all names.
 
 Usage: pericarp metrics [OPTIONS]
 
@@ -50,7 +50,7 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<i32, Refusal> {
     }
     super::serve::allow_files();
     match given.value("listen") {
-        None => print(&text::text(&observe::look(true)?))?,
+        None => print(&text::text(&observe::look(Some(&mut Kept::default()))))?,
         Some(wanted) => serve::serve(address(wanted)?)?,
     }
     Ok(0)

@@ -61,7 +61,7 @@ metrics! {
     );
     OVERHEAD_ALLOWED = of_pod(
         "pericarp_pod_overhead_allowed_bytes", "gauge", &[],
-        "What that may be, as its RuntimeClass has it: podFixed without what is the guest's.",
+        "What that may be: the key overhead of its profile, or what is usual; no RuntimeClass is read.",
     );
     OVERHEAD_EXCEEDED = of_pod(
         "pericarp_pod_overhead_exceeded", "gauge", &[],

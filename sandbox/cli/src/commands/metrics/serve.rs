@@ -1,14 +1,15 @@
 //! The metrics over HTTP: one document, for whoever scrapes it.
 //!
-//! Everything is bounded: clients at once, the length of a request, the time of each. What several ask
-//! for at a time is looked at by one after the other. A client is told nothing about this machine but
-//! the metrics.
+//! Everything is bounded: clients at once, the length of a request, the time of each and of its answer.
+//! What several ask for at a time is looked at once, and kept for a moment: clients in a loop do not
+//! have the kernel go through all pods' memory all the time. A client is told nothing about this machine
+//! but the metrics.
 
 use std::{
     io::{self, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, TryLockError,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
@@ -18,22 +19,47 @@ use std::{
 use super::text;
 use crate::{
     commands::Refusal,
-    failure::{Failure, during},
+    failure::during,
     input::problem::Problem,
-    observe,
+    observe::{self, Kept},
 };
 
 /// Clients at once; more are turned away.
 const MOST: usize = 8;
 /// The longest request, with its headers.
 const LONGEST: usize = 8 << 10;
-/// For a request to come, and for each part of an answer to be taken.
+/// For a request to come, for those that look before it, and for its whole answer to be taken.
 const LIMIT: Duration = Duration::from_secs(5);
+/// For how long what was seen is told to others.
+const FRESH: Duration = Duration::from_secs(1);
+/// Between two tries to be the one who looks.
+const TURN: Duration = Duration::from_millis(10);
 /// When there are no descriptors or threads.
 const MOMENT: Duration = Duration::from_millis(100);
 
-/// What is scraped.
-type Source = dyn Fn() -> Result<String, Failure> + Send + Sync;
+/// What is scraped; none where others did not come to an end in time.
+type Source = dyn Fn() -> Option<String> + Send + Sync;
+
+/// What was seen last.
+#[derive(Default)]
+struct Seen {
+    text: Option<(Instant, String)>,
+    kept: Kept,
+}
+
+impl Seen {
+    /// The last text, or a new one where that has become old.
+    fn text(&mut self, look: impl FnOnce(&mut Kept) -> String) -> String {
+        if let Some((at, text)) = &self.text
+            && at.elapsed() < FRESH
+        {
+            return text.clone();
+        }
+        let text = look(&mut self.kept);
+        self.text = Some((Instant::now(), text.clone()));
+        text
+    }
+}
 
 /// Serves until the process is ended.
 pub(super) fn serve(address: SocketAddr) -> Result<(), Refusal> {
@@ -43,13 +69,25 @@ pub(super) fn serve(address: SocketAddr) -> Result<(), Refusal> {
     })?;
     let bound = listener.local_addr().map_err(during("the socket"))?;
     eprintln!("pericarp metrics: listens at http://{bound}/metrics");
-    let one_at_a_time = Mutex::new(());
+    let one_at_a_time = Mutex::new(Seen::default());
     let source = move || {
-        let _turn = one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
-        observe::look(true).map(|pods| text::text(&pods))
+        let mut seen = lock_within(&one_at_a_time, LIMIT)?;
+        Some(seen.text(|kept| text::text(&observe::look(Some(kept)))))
     };
     accept(&listener, &(Arc::new(source) as Arc<Source>));
     Ok(())
+}
+
+fn lock_within<T>(one_at_a_time: &Mutex<T>, limit: Duration) -> Option<MutexGuard<'_, T>> {
+    let end = Instant::now() + limit;
+    loop {
+        match one_at_a_time.try_lock() {
+            Ok(locked) => return Some(locked),
+            Err(TryLockError::Poisoned(error)) => return Some(error.into_inner()),
+            Err(TryLockError::WouldBlock) if Instant::now() < end => thread::sleep(TURN),
+            Err(TryLockError::WouldBlock) => return None,
+        }
+    }
 }
 
 fn accept(listener: &TcpListener, source: &Arc<Source>) {
@@ -77,16 +115,14 @@ fn accept(listener: &TcpListener, source: &Arc<Source>) {
 }
 
 fn answer(mut stream: TcpStream, source: &Source) -> io::Result<()> {
-    stream.set_write_timeout(Some(LIMIT))?;
     let request = request(&mut stream)?;
     let (status, kind, body) = match parse(&request) {
         Some(("GET" | "HEAD", "/metrics")) => match source() {
-            Ok(text) => ("200 OK", "text/plain; version=0.0.4; charset=utf-8", text),
-            Err(error) => (
-                "500 Internal Server Error",
-                "text/plain",
-                format!("{error}\n"),
-            ),
+            Some(text) => ("200 OK", "text/plain; version=0.0.4; charset=utf-8", text),
+            None => {
+                let rule = "others are being answered\n";
+                ("503 Service Unavailable", "text/plain", rule.to_owned())
+            }
         },
         Some(("GET" | "HEAD", _)) => {
             let cure = "metrics are at /metrics\n";
@@ -103,13 +139,31 @@ fn answer(mut stream: TcpStream, source: &Source) -> io::Result<()> {
         ),
     };
     let length = body.len();
-    let head = format!(
+    let mut answer = format!(
         "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\
          Connection: close\r\n\r\n"
     );
-    stream.write_all(head.as_bytes())?;
     if !request.starts_with(b"HEAD ") {
-        stream.write_all(body.as_bytes())?;
+        answer += &body;
+    }
+    write_within(&mut stream, answer.as_bytes(), LIMIT)
+}
+
+/// Writes all of it, or gives up a client that does not take it in this time.
+fn write_within(stream: &mut TcpStream, mut rest: &[u8], limit: Duration) -> io::Result<()> {
+    let end = Instant::now() + limit;
+    while !rest.is_empty() {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_write_timeout(Some(left))?;
+        match stream.write(rest) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => rest = &rest[count..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
     Ok(())
 }
@@ -146,10 +200,10 @@ fn parse(request: &[u8]) -> Option<(&str, &str)> {
 mod tests {
     use super::*;
 
-    fn served() -> SocketAddr {
+    fn served(text: Option<&'static str>) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let source: Arc<Source> = Arc::new(|| Ok("pericarp_pods 1\n".to_owned()));
+        let source: Arc<Source> = Arc::new(move || text.map(str::to_owned));
         thread::spawn(move || accept(&listener, &source));
         address
     }
@@ -164,7 +218,7 @@ mod tests {
 
     #[test]
     fn who_asks_is_answered() {
-        let address = served();
+        let address = served(Some("pericarp_pods 1\n"));
         let answer = ask(address, "GET /metrics?x=1 HTTP/1.1\r\nHost: x\r\n\r\n");
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
         assert!(answer.contains("Content-Length: 16\r\n"), "{answer}");
@@ -185,8 +239,43 @@ mod tests {
     }
 
     #[test]
+    fn who_would_wait_too_long_is_told_so() {
+        let answer = ask(served(None), "GET /metrics HTTP/1.1\r\n\r\n");
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        let mutex = Mutex::new(7);
+        let held = lock_within(&mutex, LIMIT).unwrap();
+        assert!(lock_within(&mutex, Duration::ZERO).is_none());
+        drop(held);
+        assert_eq!(lock_within(&mutex, Duration::ZERO).as_deref(), Some(&7));
+    }
+
+    #[test]
+    fn what_was_seen_just_now_is_not_looked_for_again() {
+        let mut seen = Seen {
+            // Of the future, however slow this is.
+            text: Some((Instant::now() + 60 * FRESH, "one".into())),
+            ..Seen::default()
+        };
+        assert_eq!(seen.text(|_| "two".into()), "one");
+        seen.text = None;
+        assert_eq!(seen.text(|_| "two".into()), "two");
+        assert_eq!(seen.text.map(|(_, text)| text).as_deref(), Some("two"));
+    }
+
+    #[test]
+    fn who_does_not_take_an_answer_is_left() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (_deaf, _) = listener.accept().unwrap();
+        // More than the kernel keeps for the two.
+        let long = vec![b'x'; 64 << 20];
+        write_within(&mut client, &long, TURN).unwrap_err();
+        write_within(&mut client, b"", Duration::ZERO).unwrap();
+    }
+
+    #[test]
     fn the_silent_and_the_endless_keep_nobody_out() {
-        let address = served();
+        let address = served(Some("pericarp_pods 1\n"));
         let silent: Vec<_> = (0..MOST - 1)
             .map(|_| TcpStream::connect(address).unwrap())
             .collect();

@@ -61,13 +61,13 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<i32, Refusal> {
     let interval = interval(&given)?;
     super::serve::allow_files();
     let redraws = !given.flag("json") && !given.flag("once") && std::io::stdout().is_terminal();
-    let (mut earlier, mut then) = (observe::look(false)?, Instant::now());
+    let (mut earlier, mut then) = (observe::look(None), Instant::now());
     if redraws {
         print(CLEAR)?;
     }
     loop {
         thread::sleep(interval);
-        let (now, at) = (observe::look(false)?, Instant::now());
+        let (now, at) = (observe::look(None), Instant::now());
         let rates = rates::between(&earlier, &now, at - then);
         print(&match (given.flag("json"), redraws) {
             (true, _) => rates.json().to_string() + "\n",

@@ -43,10 +43,11 @@ pub(super) fn table(rates: &Rates) -> String {
 }
 
 fn of_pod(rates: &Rates, pod: &PodRates, rows: &mut Vec<Row>) {
-    let (mut requests, mut bytes) = (0, 0);
+    let (mut requests, mut bytes) = (0_u64, 0_u64);
     for volume in pod.volumes() {
-        requests += volume.all().requests;
-        bytes += volume.all().bytes;
+        let all = volume.all();
+        requests = all.requests.saturating_add(requests);
+        bytes = all.bytes.saturating_add(bytes);
     }
     let name = match pod.now.namespace() {
         "" => pod.now.name().to_owned(),

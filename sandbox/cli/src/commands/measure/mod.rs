@@ -2,7 +2,12 @@
 //! say so.
 //!
 //! containerd is asked for a pod of the profile's handler, as a kubelet asks, so that all of it is there
-//! that real pods have: the shim, the network, what the profile says. The pod is removed on every path.
+//! that real pods have: the shim, the network, what the profile says. The pod is removed on every path,
+//! and said to be left where that fails. A kubelet on the node ends sandboxes that it does not know, so
+//! the pod is looked at again and again while it comes to rest, and the last look at all of it counts
+//! (`looks`).
+
+mod looks;
 
 use std::{
     ffi::OsString,
@@ -12,7 +17,10 @@ use std::{
 };
 
 use pericarp_config::{Config, Profile, Settings};
-use pericarp_kube::cri::{CallError, Client, proto::PodSandboxConfig};
+use pericarp_kube::cri::{
+    CallError, Client,
+    proto::{PodSandboxConfig, PodSandboxState},
+};
 use pericarp_node::manifest::{runtime_classes, with_processes};
 use pericarp_pod::{
     overhead::{MIB, with_room},
@@ -28,15 +36,18 @@ use crate::{
     },
     failure::Failure,
     input::problem::Problem,
-    observe::{self, Pod},
+    observe, report,
     signals::Signals,
 };
+
+use self::looks::{Looks, of_pod};
 
 const HELP: &str = "\
 Starts a pod of each profile on this node, measures what it takes of the host beside its guest's memory
 when it is idle, and prints a RuntimeClass for each handler, for `kubectl apply -f -`: podFixed is that with
 room for load (three times the sidecars and twice the machine's process), and what the sizing policy
-adds. As root; the handlers have to be enabled (pericarp node enable).
+adds. As root; the handlers have to be enabled (pericarp node enable). Nothing here is changed: the alarm
+of `pericarp metrics` and `pericarp node manifests` know a value once the profile's key 'overhead' has it.
 
 Usage: pericarp measure [OPTIONS]
 
@@ -57,7 +68,10 @@ const GRAMMAR: Grammar = Grammar {
 
 /// How long a pod has to come to rest.
 const REST: Duration = Duration::from_secs(3);
-const LOOK: Duration = Duration::from_millis(100);
+/// Between two looks meanwhile.
+const LOOK: Duration = Duration::from_millis(300);
+/// How long a containerd that was away has to say whether it has started a pod all the same.
+const AWAY: Duration = Duration::from_secs(10);
 
 /// What was measured of a profile.
 #[derive(Debug)]
@@ -74,9 +88,10 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<i32, Refusal> {
         return Err(GRAMMAR.missing(odd, "is not an option"));
     }
     let config = Config::load(given.value("config").map(Path::new)).map_err(violations)?;
-    let client = connect(&given)?;
-    // From here on a signal ends it between two steps, and nothing stays.
+    // From here on a signal ends it between two steps, and nothing stays. Before the client, which has
+    // a thread.
     let mut signals = Signals::block()?;
+    let client = connect(&given)?;
     let mut all = Vec::new();
     for profile in config.profiles() {
         all.push(measure(&client, profile, &mut signals)?);
@@ -116,20 +131,78 @@ fn measure(client: &Client, profile: &Profile, signals: &mut Signals) -> Result<
     let handler = profile.name();
     let what = format!("a pod of the handler '{handler}'");
     let config = sandbox(handler);
-    let id = client
-        .run_sandbox(&config, handler)
-        .map_err(|error| failed(&format!("{what} cannot be started"), &error))?;
-    let seen = rest(signals).and_then(|()| look(&id, &what));
-    let removed = client
-        .stop_sandbox(&id)
-        .and_then(|()| client.remove_sandbox(&id));
-    let pod = seen?;
-    removed.map_err(|error| failed(&format!("{what} cannot be removed ({id})"), &error))?;
-    of_pod(handler, &pod).ok_or_else(|| {
-        Failure::Node(format!(
-            "{what}: the memory of its processes may not be read; run it as root"
-        ))
-    })
+    let id = client.run_sandbox(&config, handler).map_err(|error| {
+        if error.is_away() {
+            remove_late(client, &config, signals);
+        }
+        failed(&format!("{what} cannot be started"), &error)
+    })?;
+    let seen = rest(client, &id, handler, signals);
+    let removed = remove(client, &id);
+    // What went wrong first is how this ends; that a pod is left is said in any case.
+    match (seen, removed) {
+        (seen, Ok(())) => seen,
+        (Ok(_), Err(left)) => Err(Failure::Node(left)),
+        (seen, Err(left)) => {
+            report::warn(&left);
+            seen
+        }
+    }
+}
+
+/// Removes a pod, or says what is left.
+fn remove(client: &Client, id: &str) -> Result<(), String> {
+    // Its removal stops what this could not.
+    let _ = client.stop_sandbox(id);
+    match client.remove_sandbox(id) {
+        Err(error) if !error.is_not_found() => {
+            let why = chain(&error);
+            Err(format!(
+                "the pod {id} cannot be removed: {why}; `crictl rmp -f {id}` does it"
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes what a containerd that has not answered may have started.
+fn remove_late(client: &Client, config: &PodSandboxConfig, signals: &mut Signals) {
+    let name = &config.metadata.name;
+    let ours = |uid: &str, of: &str| uid == config.metadata.uid && of == name;
+    let end = Instant::now() + AWAY;
+    loop {
+        let all = client.sandboxes(&[]);
+        let is_over = Instant::now() >= end || signals.check().is_err();
+        match all {
+            Ok(all) => {
+                let all = all.iter();
+                let mut found = all
+                    .filter(|one| ours(&one.metadata.uid, &one.metadata.name))
+                    .peekable();
+                if found.peek().is_some() {
+                    for one in found {
+                        if let Err(left) = remove(client, &one.id) {
+                            report::warn(&left);
+                        }
+                    }
+                    return;
+                }
+                if is_over {
+                    return;
+                }
+            }
+            Err(error) if is_over => {
+                let why = chain(&error);
+                report::warn(&format!(
+                    "a pod may be left, since containerd has not said: {why}; `crictl pods --name {name}` \
+                     lists it, and `crictl rmp -f ID` removes it"
+                ));
+                return;
+            }
+            Err(_) => {}
+        }
+        thread::sleep(LOOK);
+    }
 }
 
 /// The least that a pod is, as a kubelet asks for it.
@@ -144,33 +217,35 @@ fn sandbox(handler: &str) -> PodSandboxConfig {
     config
 }
 
-fn rest(signals: &mut Signals) -> Result<(), Failure> {
+/// Looks at a pod while it comes to rest; the last look at all of it.
+fn rest(
+    client: &Client,
+    id: &str,
+    handler: &str,
+    signals: &mut Signals,
+) -> Result<Measured, Failure> {
     let end = Instant::now() + REST;
-    while Instant::now() < end {
+    let mut looks = Looks::default();
+    loop {
         signals.check()?;
+        let is_last = Instant::now() >= end;
+        let pod = observe::look_for(id);
+        let goes_on = looks.take(pod.map(|pod| of_pod(handler, &pod)));
+        if is_last || !goes_on {
+            break;
+        }
         thread::sleep(LOOK);
     }
-    signals.check()
-}
-
-fn look(id: &str, what: &str) -> Result<Pod, Failure> {
-    let all = observe::look(true)?;
-    let found = all.into_iter().find(|pod| pod.record.id == id);
-    found.ok_or_else(|| {
-        Failure::Node(format!(
-            "{what}: is in no machine of ours; `pericarp node enable` has containerd know the handler"
-        ))
-    })
-}
-
-fn of_pod(profile: &str, pod: &Pod) -> Option<Measured> {
-    let processes = pod.processes.iter();
-    let processes = processes.map(|one| Some((one.role.clone(), one.cost.proportional?)));
-    Some(Measured {
-        profile: profile.to_owned(),
-        hypervisor: pod.record.hypervisor.clone(),
-        processes: processes.collect::<Option<_>>()?,
-    })
+    let is_gone = || {
+        let status = client.sandbox_status(id);
+        status.map_or_else(
+            |error| error.is_not_found(),
+            |status| status.state != PodSandboxState::SANDBOX_READY.into(),
+        )
+    };
+    looks
+        .outcome(is_gone)
+        .map_err(|why| Failure::Node(format!("a pod of the handler '{handler}': {why}")))
 }
 
 impl Measured {
@@ -208,7 +283,8 @@ fn text(config: &Config, all: &[Measured]) -> String {
             text += &format!("#   {role:16} {:>10}\n", mib(*bytes));
         }
         text += &format!(
-            "# so that nodes say it, too: in {}, [profiles.{}], overhead = \"{overhead}M\"\n",
+            "# the alarm of `pericarp metrics`, which reads no RuntimeClass, and `pericarp node manifests` \
+             know it\n# once it is set: in {}, [profiles.{}], overhead = \"{overhead}M\"\n",
             pericarp_config::DEFAULT_PATH,
             one.profile,
         );
@@ -269,12 +345,5 @@ mod tests {
         let said = as_json(&config, &all);
         assert_eq!(said["profiles"][0]["measured"], 10 * MIB);
         assert_eq!(said["handlers"][3]["podFixed"]["memory"], "2075Mi");
-    }
-
-    #[test]
-    fn a_process_that_may_not_be_looked_at_is_no_measure() {
-        let mut pod = sample(1);
-        pod.processes[1].cost.proportional = None;
-        assert!(of_pod("x", &pod).is_none());
     }
 }
