@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use pericarp_tests::bounded::poll;
+use pericarp_tests::cri::Handler;
 use pericarp_tests::cri::config::IMAGE;
 use pericarp_tests::cri::node::STEP;
 use serde_json::Value;
@@ -57,8 +58,8 @@ fn ended(stage: &Stage, pod: &str) -> Value {
 }
 
 pub(crate) fn play() {
-    let Some(mut stage) = Stage::start("what_goes_wrong_is_said", vec![machines()], &MACHINES)
-    else {
+    let handlers = vec![Handler::runc("runc"), machines()];
+    let Some(mut stage) = Stage::start("what_goes_wrong_is_said", handlers, &MACHINES) else {
         return;
     };
     for (name, case) in [
