@@ -5,7 +5,7 @@ use std::ffi::CString;
 use std::sync::atomic::Ordering;
 
 use super::places::Place;
-use super::{NodeId, Record, SHARDS, Table};
+use super::{Hold, NodeId, Record, SHARDS, Table};
 
 /// A node as one process knows it and the next is to.
 #[derive(Debug)]
@@ -21,25 +21,38 @@ pub(crate) struct Known {
 }
 
 impl Table {
-    /// All nodes.
+    /// All nodes. One whose number is another file's by now comes before that file's, so that the
+    /// number leads to the same node in the other table as here; if it has nothing but its place, it
+    /// is gone, as after a kill.
     pub(crate) fn all(&self) -> Vec<Known> {
+        let mut replaced = Vec::new();
         let mut all = Vec::with_capacity(self.len() as usize);
         for index in 0..SHARDS {
             let shard = self.shard(index);
             for (slot, entry) in shard.slots.iter().enumerate() {
                 let Some(node) = &entry.node else { continue };
+                let found = shard.by_identity.get(&node.record.identity);
+                let is_found = found == Some(&(slot as u32));
+                if !is_found && matches!(node.record.hold, Hold::Place) {
+                    continue;
+                }
                 let id = NodeId::of(index, slot as u32, entry.generation);
-                all.push(Known {
+                let known = Known {
                     id,
                     lookups: node.lookups,
                     record: node.record.clone(),
                     place: self.spot_of(node, id),
                     born: self.born(node, id),
                     mount: node.record.mount.number(),
-                });
+                };
+                match is_found {
+                    true => all.push(known),
+                    false => replaced.push(known),
+                }
             }
         }
-        all
+        replaced.append(&mut all);
+        replaced
     }
 
     /// How often slots of each shard were used at most.

@@ -208,3 +208,46 @@ fn a_successor_finds_one_file_by_a_number() {
     let stored: Vec<_> = state.stored().map(|(_, stored)| stored.id).collect();
     assert_eq!(stored, [new]);
 }
+
+/// The node of a file that is gone is not handed over in the place of the one that has its number
+/// now, whichever slots they have.
+#[test]
+fn a_number_leads_to_its_file_after_a_hand_over() {
+    let memory = crate::state::tests::memory();
+    let state = Arc::new(State::open(memory, 0, (2, 16), [0; 64]).unwrap());
+    let begin = || {
+        let mut table = Table::new(100);
+        table.remember(state.clone());
+        table
+    };
+    let intern = |table: &Table, ino, born| {
+        let noted = Noted {
+            born,
+            ..Noted::default()
+        };
+        match table.intern(&record(ino), None, &noted) {
+            Ok(Interned::Node(id)) => id,
+            other => panic!("{other:?}"),
+        }
+    };
+    let shard = |ino| record(ino).identity.shard();
+    let beside = (6..).find(|ino| shard(*ino) == shard(5)).unwrap();
+    let first = begin();
+    let below = intern(&first, beside, 1);
+    let old = intern(&first, 5, 1);
+    first.forget(below, 1);
+    // After a kill, which leaves it its place; the new file has the slot below.
+    let table = begin();
+    let lost = Record {
+        hold: Hold::Place,
+        ..record(5)
+    };
+    assert!(table.put_back(old, 1, lost));
+    table.put_back_all(|shard| state.generation(shard));
+    let new = intern(&table, 5, 2);
+    let next = begin();
+    for known in table.all() {
+        assert!(next.put_back_known(known));
+    }
+    assert_eq!(next.find(&record(5).identity), Some(new));
+}
