@@ -41,7 +41,7 @@ fn with_input(command: &mut Command, input: &[u8]) -> Said {
 }
 
 pub(crate) fn a_container_is_spoken_to(stage: &mut Stage) {
-    let script = "echo first; echo second >&2; trap 'exit 0' TERM; \
+    let script = "echo first; sleep 1; echo second >&2; trap 'exit 0' TERM; \
                   while read -r line; do echo \"heard $line\"; done; sleep 100000 & wait";
     let manifest = pod("spoken", script).replace("    image:", "    stdin: true\n    image:");
     stage.apply(&manifest);

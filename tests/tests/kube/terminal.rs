@@ -59,26 +59,26 @@ pub(crate) fn files_are_copied(stage: &Stage, pod: &str) {
     stage.kubectl(&["cp", &there("large"), "large-again"]);
     assert!(fs::read(scratch.path("large-again")).unwrap() == bytes);
 
-    fs::create_dir_all(scratch.path("tree/deep/er")).unwrap();
+    fs::create_dir_all(scratch.path("copied/deep/er")).unwrap();
     for (name, text) in [
-        ("tree/one", "1\n"),
-        ("tree/deep/two", "2\n"),
-        ("tree/deep/er/three", ""),
+        ("copied/one", "1\n"),
+        ("copied/deep/two", "2\n"),
+        ("copied/deep/er/three", ""),
     ] {
         write(stage, name, text.as_bytes());
     }
-    stage.kubectl(&["cp", "tree", &there("tree")]);
-    stage.kubectl(&["cp", &there("tree"), "tree-again"]);
+    stage.kubectl(&["cp", "copied", &there("copied")]);
+    stage.kubectl(&["cp", &there("copied"), "copied-again"]);
     let same = std::process::Command::new("diff")
         .arg("-r")
-        .args([scratch.path("tree"), scratch.path("tree-again")])
+        .args([scratch.path("copied"), scratch.path("copied-again")])
         .output()
         .unwrap();
     assert!(same.status.success(), "{same:?}");
     for name in ["large", "large-again"] {
         fs::remove_file(scratch.path(name)).unwrap();
     }
-    for name in ["tree", "tree-again"] {
+    for name in ["copied", "copied-again"] {
         fs::remove_dir_all(scratch.path(name)).unwrap();
     }
 }
