@@ -46,7 +46,9 @@ pub(crate) fn a_container_is_spoken_to(stage: &mut Stage) {
     let manifest = pod("spoken", script).replace("    image:", "    stdin: true\n    image:");
     stage.apply(&manifest);
     stage.ready("spoken");
-    assert_eq!(stage.kubectl(&["logs", "spoken"]), "first\nsecond\n");
+    until("both lines are there", || {
+        stage.kubectl(&["logs", "spoken"]) == "first\nsecond\n"
+    });
     assert_eq!(stage.kubectl(&["logs", "spoken", "--tail=1"]), "second\n");
     let stamped = stage.kubectl(&["logs", "spoken", "--timestamps", "--limit-bytes=10"]);
     assert!(
