@@ -10,6 +10,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use pericarp_kernel::cache::Plain;
+
 use crate::parts::{Part, beside_us, have, search_path, skip};
 use crate::process::command;
 use crate::scratch::Scratch;
@@ -64,6 +66,16 @@ impl Assets {
         self.0.join("kernel/vmlinuz")
     }
 
+    /// The same, unpacked, where that can be kept: a guest on an emulated CPU takes a second for it.
+    pub fn plain_kernel(&self) -> PathBuf {
+        let packed = self.kernel();
+        let cache = pericarp_kernel::cache::directory();
+        match pericarp_kernel::cache::plain(&packed, cache.as_deref()) {
+            Ok(Some(Plain::Kept(path))) => path,
+            _ => packed,
+        }
+    }
+
     /// Driver modules in load order.
     fn modules(&self) -> io::Result<Vec<PathBuf>> {
         self.listed("order")
@@ -112,7 +124,7 @@ pub fn emulated(assets: &Assets, image: &Path, parameters: &str) -> Command {
         .args(["-nodefaults", "-no-reboot", "-display", "none"])
         .args(["-serial", "stdio"])
         .arg("-kernel")
-        .arg(assets.kernel())
+        .arg(assets.plain_kernel())
         .arg("-initrd")
         .arg(image)
         .arg("-append")

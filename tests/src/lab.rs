@@ -328,7 +328,7 @@ fn emulator(assets: &Assets, image: &Path, scratch: &Scratch, cpus: u32, log: &P
                 "vhost-user-fs-pci,chardev={tag},tag={tag},queue-size=1024"
             ));
     }
-    qemu.arg("-kernel").arg(assets.kernel());
+    qemu.arg("-kernel").arg(assets.plain_kernel());
     qemu.arg("-initrd").arg(image);
     qemu.arg("-append")
         .arg("console=ttyS0 no_timer_check cryptomgr.notests quiet panic=-1");

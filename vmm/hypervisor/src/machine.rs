@@ -70,6 +70,14 @@ pub enum MachineError {
         /// What the system says.
         source: io::Error,
     },
+    /// The kernel's file is damaged, or is none.
+    #[error("the guest's kernel '{}' cannot be used: {reason}", .path.display())]
+    Kernel {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// KVM was asked for and cannot be used.
     #[error("KVM cannot be used ({0}); ask for qemu-tcg, which emulates the CPU")]
     Kvm(String),

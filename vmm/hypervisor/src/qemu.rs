@@ -93,11 +93,17 @@ impl Hypervisor for Qemu {
             Monitor::pair().map_err(host("no control connection can be made"))?;
         let number = control.as_raw_fd();
         let mut inherited = vec![control];
+        let kernel = set_up::kernel(spec, &mut inherited)?;
         let mut connections = set_up::connect(spec, &mut inherited)?;
         connections.monitor = number;
         let mut command = Command::new(PROGRAM);
         command
-            .args(arguments::arguments(self.accelerator, spec, &connections))
+            .args(arguments::arguments(
+                self.accelerator,
+                spec,
+                &kernel,
+                &connections,
+            ))
             .stdout(Stdio::piped())
             .current_dir("/");
         let confinement = Confinement {

@@ -14,16 +14,16 @@ use std::time::{Duration, Instant};
 
 use log::{info, warn};
 use pericarp_confine::SocketFile;
+use pericarp_kernel::Image;
 use thiserror::Error;
 
 use crate::acpi;
 use crate::cpu::thread::{Crew, End, Exits};
 use crate::cpu::{cpuid, state};
 use crate::devices::Devices;
-use crate::kernel::load::load;
-use crate::kernel::{Image, KernelError};
 use crate::kvm::{Kvm, KvmError};
 use crate::layout;
+use crate::load::{LoadError, load};
 use crate::memory::{MemoryError, Ram};
 use crate::options::Options;
 use crate::ports::{Ports, Request};
@@ -45,7 +45,7 @@ pub enum MachineError {
     Memory(#[from] MemoryError),
     /// The kernel.
     #[error("the kernel: {0}")]
-    Kernel(#[from] KernelError),
+    Kernel(#[from] LoadError),
     /// The CPU's addresses are too short for where devices are.
     #[error("this CPU has too few address bits for device memory: 39 are needed")]
     Reach,

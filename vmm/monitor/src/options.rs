@@ -305,7 +305,7 @@ impl Draft {
                 kaslr: self.kaslr,
                 kernel_cache: self
                     .kernel_cache
-                    .unwrap_or_else(|| Some(crate::kernel::cache::DIRECTORY.into())),
+                    .unwrap_or_else(|| Some(pericarp_kernel::cache::DIRECTORY.into())),
                 devices: self.devices,
                 serial: self.serial.unwrap_or(SerialOut::Stdio),
                 control_path: self.control_path,

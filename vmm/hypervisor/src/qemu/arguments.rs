@@ -38,10 +38,11 @@ pub(super) struct Connections {
     pub(super) vsock: Option<RawFd>,
 }
 
-/// The command line without the program.
+/// The command line without the program. `kernel` is what the description's kernel is given as.
 pub(super) fn arguments(
     accelerator: Accelerator,
     spec: &MachineSpec,
+    kernel: &Path,
     connections: &Connections,
 ) -> Vec<String> {
     let mut args: Vec<String> = Vec::new();
@@ -76,7 +77,7 @@ pub(super) fn arguments(
     );
     option("m", format!("{mib}M"));
     option("smp", spec.cpus.to_string());
-    option("kernel", path_text(&spec.kernel));
+    option("kernel", path_text(kernel));
     option("initrd", path_text(&spec.initramfs));
     option(
         "append",
@@ -226,7 +227,7 @@ mod tests {
             shares: vec![6],
             vsock: Some(5),
         };
-        arguments(accelerator, spec, &connections)
+        arguments(accelerator, spec, &spec.kernel, &connections)
     }
 
     #[test]
@@ -296,7 +297,12 @@ mod tests {
             spare_slots: 0,
             ..sample()
         };
-        let args = arguments(Accelerator::Tcg, &spec, &Connections::default());
+        let args = arguments(
+            Accelerator::Tcg,
+            &spec,
+            &spec.kernel,
+            &Connections::default(),
+        );
         assert!(!args.iter().any(|arg| arg == "-device"), "{args:?}");
     }
 

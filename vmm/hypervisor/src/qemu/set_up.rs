@@ -11,10 +11,15 @@ use std::{
         fd::{AsRawFd, OwnedFd},
         unix::process::ExitStatusExt,
     },
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitStatus,
 };
 
+use pericarp_kernel::{
+    KernelError,
+    cache::{self, Plain},
+    elf,
+};
 use rustix::{
     fs::OFlags,
     io::Errno,
@@ -48,6 +53,36 @@ pub(super) fn look(accelerator: Accelerator, spec: &MachineSpec) -> Result<(), M
             .map_err(|error| MachineError::Kvm(format!("/dev/kvm: {error}")))?;
     }
     Ok(())
+}
+
+/// The kernel as QEMU is given it: plain where it can be entered at its PVH entry, which
+/// spares the guest the unpacking of it; as it is otherwise. What is inherited for it is appended
+/// to `inherited`.
+pub(super) fn kernel(
+    spec: &MachineSpec,
+    inherited: &mut Vec<OwnedFd>,
+) -> Result<PathBuf, MachineError> {
+    let unusable = |error: &KernelError| MachineError::Kernel {
+        path: spec.kernel.clone(),
+        reason: error.to_string(),
+    };
+    let cache = cache::directory();
+    let plain = cache::plain(&spec.kernel, cache.as_deref()).map_err(|e| unusable(&e))?;
+    match plain {
+        Some(Plain::Kept(path)) => {
+            let file = File::open(&path).map_err(|e| unusable(&e.into()))?;
+            if elf::has_pvh_entry(&file) {
+                return Ok(path);
+            }
+        }
+        Some(Plain::Memory(file)) if elf::has_pvh_entry(&file) => {
+            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+            inherited.push(file.into());
+            return Ok(path.into());
+        }
+        _ => {}
+    }
+    Ok(spec.kernel.clone())
 }
 
 /// Connects to every backend. What is inherited is appended to `inherited`.

@@ -8,9 +8,9 @@ use kvm_bindings::{CpuId, Msrs, kvm_cpuid_entry2, kvm_msr_entry, kvm_regs, kvm_s
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::kernel::load::Entry;
 use crate::kvm::{KvmError, step};
 use crate::layout;
+use crate::load::Entry;
 use crate::memory::Ram;
 
 const MSR_MISC_ENABLE: u32 = 0x1a0;

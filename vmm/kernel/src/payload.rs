@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 
-use super::KernelError;
+use crate::KernelError;
 
 /// A kernel larger than this is not believed.
 const LARGEST: u64 = 1 << 30;

@@ -1,13 +1,13 @@
-//! From a kernel's file to a CPU that can enter it.
+//! A guest's kernel, from the distribution's file to the form in which it is loaded.
 //!
 //! A distribution ships a bzImage, a compressed kernel behind a small program
 //! that unpacks it. That program would run in the guest, on memory it touches
-//! for the first time; [`payload`] unpacks here instead, once for each file, and
-//! [`cache`] keeps what came out. [`load`] then puts the plain kernel into guest
-//! memory and says how to enter it.
+//! for the first time; [`payload`] unpacks here instead, once for each file,
+//! [`cache`] keeps what came out, and [`elf`] knows whether it can be entered. Called by
+//! `pericarp-vmm`, which loads it itself, and by the driver of QEMU, which names a file.
 
 pub mod cache;
-pub mod load;
+pub mod elf;
 pub mod payload;
 
 use std::fs::File;
@@ -46,19 +46,6 @@ pub enum KernelError {
          out --kaslr"
     )]
     Placed,
-    /// It does not fit.
-    #[error("it cannot be loaded: {0}")]
-    Load(String),
-    /// The guest's memory is too small.
-    #[error("{what} of {size} bytes does not fit into the guest's memory of {memory} bytes")]
-    Memory {
-        /// The kernel or the initramfs.
-        what: &'static str,
-        /// Its size.
-        size: u64,
-        /// Of the guest.
-        memory: u64,
-    },
 }
 
 /// Tells the form of a kernel's file, by its first bytes.

@@ -1,13 +1,13 @@
 //! Kernels that were unpacked before, by the digest of the file they came from.
 //!
-//! A directory of root's own, `/var/cache/pericarp/kernels` unless said
-//! otherwise. An unpacked kernel is `<sha256 of the bzImage>.elf`. The digest of
+//! A directory of the user's own: see [`directory`]. An unpacked kernel is `<sha256 of the bzImage>.elf`. The digest of
 //! a file of 12 MB takes longer than all else before the guest runs, so a link
 //! named after the file's device, inode, size and times leads to it: whoever can
 //! make a file with the same of all these can write the kernel itself.
 //!
 //! Nothing here is needed: where the directory cannot be written, kernels are
-//! unpacked each time. Called by [`crate::machine`] before it confines itself.
+//! unpacked each time. Called by the monitor before it confines itself, and before QEMU is
+//! started.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -18,10 +18,35 @@ use log::{debug, info};
 use rustix::fs::MemfdFlags;
 use sha2::{Digest, Sha256};
 
-use super::{Image, KernelError, is_elf, payload};
+use crate::{Image, KernelError, is_elf, payload};
 
-/// Where kernels are kept, unless said otherwise.
+/// Where root's kernels are kept, unless said otherwise.
 pub const DIRECTORY: &str = "/var/cache/pericarp/kernels";
+
+/// A plain kernel.
+#[derive(Debug)]
+pub enum Plain {
+    /// A file: what was given, or what was kept.
+    Kept(PathBuf),
+    /// A file without a name, for this once.
+    Memory(File),
+}
+
+/// Where this user's kernels are kept, unless said otherwise: root's in [`DIRECTORY`], others' in
+/// `$XDG_CACHE_HOME` or `~/.cache`; `None` where neither is known.
+#[must_use]
+pub fn directory() -> Option<PathBuf> {
+    if rustix::process::geteuid().is_root() {
+        return Some(DIRECTORY.into());
+    }
+    let variable = |name: &str| {
+        let path = PathBuf::from(std::env::var_os(name)?);
+        path.is_absolute().then_some(path)
+    };
+    variable("XDG_CACHE_HOME")
+        .or_else(|| Some(variable("HOME")?.join(".cache")))
+        .map(|cache| cache.join("pericarp/kernels"))
+}
 
 /// Opens a kernel in the form in which it is loaded. One that is to choose its
 /// own address (`kaslr`) is left to unpack itself.
@@ -29,19 +54,34 @@ pub const DIRECTORY: &str = "/var/cache/pericarp/kernels";
 /// # Errors
 /// It cannot be read, is none, is damaged, or has no choice.
 pub fn open(path: &Path, cache: Option<&Path>, kaslr: bool) -> Result<Image, KernelError> {
+    if kaslr {
+        let file = File::open(path)?;
+        if is_elf(&file)? {
+            return Err(KernelError::Placed);
+        }
+        payload::find(&file)?;
+        return Ok(Image::BzImage(file));
+    }
+    Ok(match plain(path, cache)? {
+        Some(Plain::Kept(kept)) => Image::Elf(File::open(kept)?),
+        Some(Plain::Memory(file)) => Image::Elf(file),
+        None => Image::BzImage(File::open(path)?),
+    })
+}
+
+/// The plain kernel in this file, which is kept for the next time if it has to be unpacked.
+/// `None` where that cannot be done here: the kernel then unpacks itself.
+///
+/// # Errors
+/// It cannot be read, is none, or is damaged.
+pub fn plain(path: &Path, cache: Option<&Path>) -> Result<Option<Plain>, KernelError> {
     let file = File::open(path)?;
     if is_elf(&file)? {
-        return match kaslr {
-            true => Err(KernelError::Placed),
-            false => Ok(Image::Elf(file)),
-        };
+        return Ok(Some(Plain::Kept(path.to_owned())));
     }
     let Some(place) = payload::find(&file)? else {
-        return Ok(Image::BzImage(file));
+        return Ok(None);
     };
-    if kaslr {
-        return Ok(Image::BzImage(file));
-    }
     let cache = cache.and_then(|dir| match Cache::open(dir) {
         Ok(cache) => Some(cache),
         Err(e) => {
@@ -50,17 +90,17 @@ pub fn open(path: &Path, cache: Option<&Path>, kaslr: bool) -> Result<Image, Ker
         }
     });
     let known = cache.as_ref().and_then(|cache| cache.known(&file));
-    if let Some(kernel) = known {
-        return Ok(Image::Elf(kernel));
+    if let Some(kept) = known {
+        return Ok(Some(Plain::Kept(kept)));
     }
     let Some(kernel) = payload::unpack(&file, place)? else {
-        return Ok(Image::BzImage(file));
+        return Ok(None);
     };
     if let Some(cache) = cache {
         match cache.keep(&file, &kernel) {
             Ok(kept) => {
                 info!("{} is unpacked and kept", path.display());
-                return Ok(Image::Elf(kept));
+                return Ok(Some(Plain::Kept(kept)));
             }
             Err(e) => debug!("{} is not kept: {e}", path.display()),
         }
@@ -69,7 +109,7 @@ pub fn open(path: &Path, cache: Option<&Path>, kaslr: bool) -> Result<Image, Ker
     let memfd = rustix::fs::memfd_create("kernel", MemfdFlags::CLOEXEC).map_err(io::Error::from)?;
     let mut memfd = File::from(memfd);
     memfd.write_all(&kernel)?;
-    Ok(Image::Elf(memfd))
+    Ok(Some(Plain::Memory(memfd)))
 }
 
 struct Cache(PathBuf);
@@ -105,14 +145,15 @@ impl Cache {
         )))
     }
 
-    fn known(&self, file: &File) -> Option<File> {
+    fn known(&self, file: &File) -> Option<PathBuf> {
         let name = fs::read_link(self.link(file).ok()?).ok()?;
         // The link leads to a name beside it and nowhere else.
-        let kernel = File::open(self.0.join(name.file_name()?)).ok()?;
-        is_elf(&kernel).ok()?.then_some(kernel)
+        let path = self.0.join(name.file_name()?);
+        let kernel = File::open(&path).ok()?;
+        is_elf(&kernel).ok()?.then_some(path)
     }
 
-    fn keep(&self, file: &File, kernel: &[u8]) -> io::Result<File> {
+    fn keep(&self, file: &File, kernel: &[u8]) -> io::Result<PathBuf> {
         let mut digest = Sha256::new();
         let mut source = file.try_clone()?;
         io::Seek::rewind(&mut source)?;
@@ -149,7 +190,7 @@ impl Cache {
         {
             return Err(e);
         }
-        File::open(path)
+        Ok(path)
     }
 }
 

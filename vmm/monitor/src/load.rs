@@ -8,7 +8,6 @@
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
 
 use linux_loader::configurator::linux::LinuxBootConfigurator;
 use linux_loader::configurator::pvh::PvhBootConfigurator;
@@ -18,9 +17,10 @@ use linux_loader::loader::elf::start_info::{
     hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
 };
 use linux_loader::loader::{BzImage, Elf, KernelLoader, elf::PvhBootCapability};
+use pericarp_kernel::{Image, elf};
+use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{Image, KernelError};
 use crate::layout;
 use crate::memory::Ram;
 
@@ -39,6 +39,30 @@ const FIRST_LOW: u64 = 6 << 20;
 const FIRST_HIGH: u64 = 12 << 20;
 /// Its list of all pages, above its own end too, takes this part of them.
 const PAGES: u64 = 64;
+
+/// Why a kernel cannot be put into the guest's memory.
+#[derive(Debug, Error)]
+pub enum LoadError {
+    /// It or the initramfs cannot be read.
+    #[error("cannot read the kernel")]
+    Read(#[from] io::Error),
+    /// A bzImage without what says how to load it.
+    #[error("it has no setup header")]
+    NoHeader,
+    /// Its parts do not fit together.
+    #[error("it cannot be loaded: {0}")]
+    Load(String),
+    /// The guest's memory is too small.
+    #[error("{what} of {size} bytes does not fit into the guest's memory of {memory} bytes")]
+    Memory {
+        /// The kernel or the initramfs.
+        what: &'static str,
+        /// Its size.
+        size: u64,
+        /// Of the guest.
+        memory: u64,
+    },
+}
 
 /// How the first CPU enters the kernel: 32-bit, flat, without paging.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +84,7 @@ pub fn load(
     image: &Image,
     initramfs: Option<&File>,
     command_line: &str,
-) -> Result<Entry, KernelError> {
+) -> Result<Entry, LoadError> {
     let memory = ram.mmap();
     let mut line = command_line.as_bytes().to_vec();
     line.push(0);
@@ -74,14 +98,14 @@ pub fn load(
         Image::Elf(file) => {
             let mut file = file.try_clone()?;
             // Only to be quicker: what is wrong with them the loader says.
-            for (address, size) in segments(&file).unwrap_or_default() {
+            for (address, size) in elf::segments(&file).unwrap_or_default() {
                 ram.prepare(address, size);
             }
             file.rewind()?;
             let loaded = Elf::load(memory, None, &mut file, start).map_err(unloadable)?;
             let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
                 let reason = "it has no PVH entry (CONFIG_PVH): give its bzImage instead";
-                return Err(KernelError::Load(reason.to_owned()));
+                return Err(LoadError::Load(reason.to_owned()));
             };
             let after = loaded.kernel_end;
             let pages = match ram.slots().len() {
@@ -102,7 +126,7 @@ pub fn load(
             let mut file = file.try_clone()?;
             file.rewind()?;
             let loaded = BzImage::load(memory, None, &mut file, start).map_err(unloadable)?;
-            let header = loaded.setup_header.ok_or(KernelError::Unknown)?;
+            let header = loaded.setup_header.ok_or(LoadError::NoHeader)?;
             // It unpacks itself to its preferred address and needs so much there.
             let unpacked = header.pref_address.saturating_add(header.init_size.into());
             let after = loaded.kernel_end.max(unpacked);
@@ -137,32 +161,8 @@ pub fn load(
     }
 }
 
-fn unloadable(error: impl std::fmt::Display) -> KernelError {
-    KernelError::Load(error.to_string())
-}
-
-/// Where the parts of a plain kernel go: address and size of each. No more of them and no
-/// larger than those of a kernel; the loader checks them.
-fn segments(file: &File) -> io::Result<Vec<(u64, u64)>> {
-    const LOAD: u64 = 1;
-    const ENTRY: u64 = 56;
-    const MOST: u64 = 16;
-    const LARGEST: u64 = 64 << 20;
-    let field = |at: u64, size: usize| {
-        let mut bytes = [0; 8];
-        file.read_exact_at(&mut bytes[..size], at)?;
-        Ok::<_, io::Error>(u64::from_le_bytes(bytes))
-    };
-    let (table, count) = (field(32, 8)?, field(56, 2)?);
-    let mut segments = Vec::new();
-    for index in 0..count.min(MOST) {
-        let entry = table.saturating_add(index * ENTRY);
-        if field(entry, 4)? == LOAD {
-            let (address, size) = (field(entry + 24, 8)?, field(entry + 40, 8)?);
-            segments.push((address, size.min(LARGEST)));
-        }
-    }
-    Ok(segments)
+fn unloadable(error: impl std::fmt::Display) -> LoadError {
+    LoadError::Load(error.to_string())
 }
 
 /// Puts the initramfs as high as it goes below `last`, above `after`. Returns
@@ -172,7 +172,7 @@ fn place(
     initramfs: Option<&File>,
     after: u64,
     last: u64,
-) -> Result<Option<(u64, u64)>, KernelError> {
+) -> Result<Option<(u64, u64)>, LoadError> {
     let Some(file) = initramfs else {
         return Ok(None);
     };
@@ -183,7 +183,7 @@ fn place(
     let end = low.min(last + 1);
     let address = end.checked_sub(size).map(|start| start / PAGE * PAGE);
     let Some(address) = address.filter(|address| *address >= after.max(layout::HIGH)) else {
-        return Err(KernelError::Memory {
+        return Err(LoadError::Memory {
             what: "the initramfs",
             size,
             memory: low,
@@ -217,7 +217,7 @@ fn memory_map(ram: &Ram) -> Vec<(u64, u64, u32)> {
     map
 }
 
-fn start_info(ram: &Ram, initramfs: Option<(u64, u64)>) -> Result<(), KernelError> {
+fn start_info(ram: &Ram, initramfs: Option<(u64, u64)>) -> Result<(), LoadError> {
     let map: Vec<hvm_memmap_table_entry> = memory_map(ram)
         .into_iter()
         .map(|(addr, size, type_)| hvm_memmap_table_entry {
@@ -338,10 +338,10 @@ mod tests {
         initramfs.set_len(32 * GRAIN).unwrap();
         let image = Image::Elf(file(&elf()));
         let error = load(&ram, &image, Some(&initramfs), "").unwrap_err();
-        assert!(matches!(error, KernelError::Memory { .. }), "{error}");
+        assert!(matches!(error, LoadError::Memory { .. }), "{error}");
         let small = Ram::new(GRAIN, Backing::default()).unwrap();
         let error = load(&small, &image, None, "").unwrap_err();
-        assert!(matches!(error, KernelError::Load(_)), "{error}");
+        assert!(matches!(error, LoadError::Load(_)), "{error}");
     }
 
     #[test]
