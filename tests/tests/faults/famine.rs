@@ -54,7 +54,9 @@ fn start(program: Program, dir: &Path, under: &[&str]) -> (Process, bool) {
 
 /// Whether there is a descriptor to let a front end in with.
 fn is_heard(program: Program, dir: &Path) -> bool {
-    let stream = UnixStream::connect(program.socket(dir)).unwrap();
+    let Ok(stream) = UnixStream::connect(program.socket(dir)) else {
+        return false;
+    };
     stream.set_read_timeout(Some(MOMENT)).unwrap();
     let ask = wire::message(wire::request::GET_FEATURES, wire::VERSION, &[]);
     wire::send(&stream, &ask, &[]).is_ok() && wire::receive(&stream).is_ok()
@@ -95,10 +97,13 @@ fn programs_start_with_enough_descriptors_or_say_so() {
             let before = picture(&dir);
             let nofile = format!("--nofile={most}:{most}");
             let (mut process, is_ready) = start(program, &dir, &["prlimit", &nofile]);
+            // It listens before it is confined, which takes descriptors, too.
+            let is_heard = is_ready && is_heard(program, &dir);
+            let is_ready = is_ready && process.ended().is_none();
             let faults = if is_ready {
                 started += 1;
                 // With so few a front end may wait, or be turned away.
-                let served = match is_heard(program, &dir) {
+                let served = match is_heard {
                     true => program.answers(&dir),
                     false => Err("nobody is let in".into()),
                 };
@@ -120,11 +125,11 @@ fn programs_start_with_enough_descriptors_or_say_so() {
                 ending(program, &process.output().last(99), code, &[1, 2])
             };
             let mut after = picture(&dir);
-            if is_ready {
+            let said = process.output().last(9);
+            if is_ready || said.contains("cannot confine itself") || said.contains("threads") {
                 after.retain(|name, _| !["inflight", "state"].contains(&name.as_str()));
             }
             if !faults.is_empty() || after != before {
-                let said = process.output().last(9);
                 wrong.push(format!("{most}: {faults:?}, left {after:?}: {said}"));
             }
         }
@@ -154,8 +159,8 @@ fn front_ends_come_while_descriptors_are_few() {
             (lowest_free(&process) == before).then_some(before)
         });
         let free = calm.unwrap();
-        // Nobody can be let in: who comes waits, and is served after that.
-        limit(&process, free);
+        // Nobody can be let in, nor a session be made: who comes waits, and is served after that.
+        limit(&process, 3);
         let mut waiting = UnixStream::connect(program.socket(&dir)).unwrap();
         waiting.set_read_timeout(Some(MOMENT)).unwrap();
         let silence = waiting.read(&mut [0]).map_err(|e| e.kind());
