@@ -250,7 +250,7 @@ pub(crate) fn a_pod_that_the_host_has_no_memory_for_is_ended_and_it_is_said(stag
     }
     starved.remove().unwrap();
     // Where there is memory again a pod runs.
-    fs::write(&most, (8 << 30).to_string()).unwrap();
+    fs::write(&most, (8_u64 << 30).to_string()).unwrap();
     let (fed, idle) = stage.idle("fed");
     assert_eq!(idle.shell("echo here"), "here");
     fed.remove().unwrap();
