@@ -154,10 +154,7 @@ fn trace(
     limit: Duration,
     serving: Sender<i32>,
 ) -> io::Result<Tried> {
-    let asked = || match ptrace(libc::PTRACE_TRACEME, 0, 0, 0) {
-        Ok(()) => Ok(()),
-        Err(error) => Err(error),
-    };
+    let asked = || ptrace(libc::PTRACE_TRACEME, 0, 0, 0);
     // SAFETY: one system call, between fork and exec.
     unsafe { command.pre_exec(asked) };
     let command = command.stdin(Stdio::null()).stdout(Stdio::null());
@@ -255,9 +252,7 @@ impl Tracer {
             return Ok(0);
         }
         if signal == AT_CALL {
-            match gone(self.at_call(task))? {
-                Some(()) | None => return Ok(0),
-            }
+            return gone(self.at_call(task)).map(|_| 0);
         }
         // A new thread begins with one that nobody sent.
         let own = first && signal == libc::SIGSTOP;
