@@ -1,5 +1,5 @@
 //! A file system of one file that does as it is told: slow operations, slow or
-//! failing syncs, no fallocate. It counts what reaches it, so a test sees which
+//! failing syncs, no fallocate unless asked for, and whatever [`Faults`] plan. It counts what reaches it, so a test sees which
 //! operations a backend really made, and how many of them at a time. Used by
 //! `tests/device.rs` and other suites, and by `bench-compare` as a share on a
 //! network: each operation takes milliseconds, and hundreds go on at a time.
@@ -10,13 +10,16 @@
 #![expect(unsafe_code)]
 // UNSAFETY: a thread leaves the process's mount namespace.
 
+mod faults;
+
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{JoinHandle, spawn};
@@ -26,6 +29,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use rustix::thread::UnshareFlags;
 
 use crate::parts::absent;
+pub use faults::{Faults, Operation, Wrong};
 
 /// Largest write; also the room for one request.
 const MAX_WRITE: u32 = 128 * 1024;
@@ -33,8 +37,10 @@ const ROOT: u64 = 1;
 const DISK: u64 = 2;
 const HEADER: usize = 40;
 /// Opcodes that something is done about before their answer is due.
-const READ: u64 = 15;
-const FSYNC: u64 = 20;
+const READ: u64 = Operation::Read as u64;
+const WRITE: u64 = Operation::Write as u64;
+const FSYNC: u64 = Operation::Sync as u64;
+const FALLOCATE: u64 = Operation::Allocate as u64;
 const INIT: u64 = 26;
 /// FORGET, INTERRUPT and BATCH_FORGET have no answer.
 const UNANSWERED: [u64; 3] = [2, 36, 42];
@@ -63,6 +69,10 @@ pub struct Behaviour {
     pub sync_error: AtomicI32,
     /// The errno that writes end with, 0 for none.
     pub write_error: AtomicI32,
+    /// It knows fallocate: holes and zeroes.
+    pub allocates: AtomicBool,
+    /// What goes wrong besides.
+    pub faults: Faults,
     /// Syncs seen.
     pub syncs: AtomicU64,
     /// Writes that had to be durable before they ended.
@@ -319,7 +329,9 @@ fn answer(device: &File, behaviour: &Behaviour, request: &[u8], flags: u32) {
     let node = number::<8>(request, 16);
     let size = behaviour.bytes().len() as u64;
     let opcode = number::<4>(request, 4);
+    let (error, most) = behaviour.faults.strike(opcode, extent(opcode, request));
     let body = match opcode {
+        _ if error != 0 => Err(error),
         // LOOKUP
         1 if &request[HEADER..] == b"disk\0" => {
             let mut entry = longs(&[DISK, 1, 3600, 3600, 0]);
@@ -335,13 +347,18 @@ fn answer(device: &File, behaviour: &Behaviour, request: &[u8], flags: u32) {
         }
         // OPEN: past the page cache, so that every read and write comes here.
         14 => Ok([longs(&[0]), words(&[1, 0])].concat()),
-        READ => Ok(read(behaviour, request)),
-        16 if behaviour.write_error.load(Ordering::SeqCst) != 0 => {
+        READ => {
+            let mut bytes = read(behaviour, request);
+            bytes.truncate(most);
+            Ok(bytes)
+        }
+        WRITE if behaviour.write_error.load(Ordering::SeqCst) != 0 => {
             Err(behaviour.write_error.load(Ordering::SeqCst))
         }
-        16 => {
+        WRITE => {
             let at = number::<8>(request, HEADER + 8) as usize;
             let data = &request[HEADER + 40..];
+            let data = &data[..data.len().min(most)];
             behaviour.bytes()[at..at + data.len()].copy_from_slice(data);
             if number::<4>(request, HEADER + 32) & O_DSYNC != 0 {
                 behaviour.durable_writes.fetch_add(1, Ordering::SeqCst);
@@ -356,6 +373,10 @@ fn answer(device: &File, behaviour: &Behaviour, request: &[u8], flags: u32) {
             0 => Ok(Vec::new()),
             errno => Err(errno),
         },
+        FALLOCATE if behaviour.allocates.load(Ordering::SeqCst) => {
+            zero(behaviour, request);
+            Ok(Vec::new())
+        }
         // Reads side by side, 256 at a time. FUSE_ASYNC_DIO only if asked for:
         // with most file systems whoever reads waits.
         INIT => {
@@ -375,6 +396,30 @@ fn answer(device: &File, behaviour: &Behaviour, request: &[u8], flags: u32) {
     behaviour.end(opcode);
     // One that was aborted has nobody waiting.
     let _ = (&*device).write(&bytes);
+}
+
+/// The part of the file that an operation is about; all of it where it names none.
+fn extent(opcode: u64, request: &[u8]) -> Range<u64> {
+    let at = || number::<8>(request, HEADER + 8);
+    match opcode {
+        READ | WRITE => at()..at() + number::<4>(request, HEADER + 16),
+        FALLOCATE => at()..at() + number::<8>(request, HEADER + 16),
+        _ => 0..u64::MAX,
+    }
+}
+
+/// FALLOCATE: with a hole or zeroes in its mode the range reads as zeroes.
+fn zero(behaviour: &Behaviour, request: &[u8]) {
+    const PUNCH_HOLE: u64 = 2;
+    const ZERO_RANGE: u64 = 16;
+    let extent = extent(FALLOCATE, request);
+    let mode = number::<4>(request, HEADER + 24);
+    let mut bytes = behaviour.bytes();
+    let clamp = |at: u64| (at as usize).min(bytes.len());
+    let range = clamp(extent.start)..clamp(extent.end);
+    if mode & (PUNCH_HOLE | ZERO_RANGE) != 0 {
+        bytes[range].fill(0);
+    }
 }
 
 fn read(behaviour: &Behaviour, request: &[u8]) -> Vec<u8> {

@@ -12,6 +12,8 @@ pub mod bounded;
 pub mod client;
 pub mod conformance;
 pub mod cri;
+pub mod failing;
+pub mod forbidden;
 pub mod frontend;
 pub mod fs;
 pub mod fuse;

@@ -274,7 +274,12 @@ fn stopped(thread: i32) -> io::Result<Stop> {
     Ok(Stop::Signal)
 }
 
-fn ptrace(request: libc::c_uint, thread: i32, address: usize, data: usize) -> io::Result<()> {
+pub(crate) fn ptrace(
+    request: libc::c_uint,
+    thread: i32,
+    address: usize,
+    data: usize,
+) -> io::Result<()> {
     let address: *mut libc::c_void = without_provenance_mut(address);
     let data: *mut libc::c_void = without_provenance_mut(data);
     // SAFETY: none of the requests made by numbers reads or writes memory of ours.
@@ -284,7 +289,7 @@ fn ptrace(request: libc::c_uint, thread: i32, address: usize, data: usize) -> io
     }
 }
 
-fn registers(thread: i32) -> io::Result<libc::user_regs_struct> {
+pub(crate) fn registers(thread: i32) -> io::Result<libc::user_regs_struct> {
     // SAFETY: all bytes zero is a value of it.
     let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
     let (none, place): (*mut libc::c_void, _) = (null_mut(), &raw mut registers);
@@ -295,7 +300,7 @@ fn registers(thread: i32) -> io::Result<libc::user_regs_struct> {
     }
 }
 
-fn set_registers(thread: i32, registers: &mut libc::user_regs_struct) -> io::Result<()> {
+pub(crate) fn set_registers(thread: i32, registers: &mut libc::user_regs_struct) -> io::Result<()> {
     let (none, place): (*mut libc::c_void, _) = (null_mut(), &raw mut *registers);
     // SAFETY: the kernel reads one such structure.
     match unsafe { libc::ptrace(libc::PTRACE_SETREGS, thread, none, place) } {

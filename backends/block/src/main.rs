@@ -218,6 +218,10 @@ fn bind_and_run(
             Some(make_control(listener, &pool, hotplug)?)
         }
     };
+    // From here on no path leads to what was made.
+    if let Some(records) = &mut records {
+        records.keep();
+    }
     if options.confine {
         let mut ioctls = Vec::new();
         if commands {

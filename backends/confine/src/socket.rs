@@ -81,7 +81,9 @@ impl SocketFile {
         };
         let bound = look();
         Self::open(path).inspect_err(|_| {
-            if bound.is_some() && look() == bound {
+            // Where it could not be looked at either, there is the promise that it is the caller's.
+            let is_own = |found| bound.is_none_or(|bound| bound == found);
+            if look().is_some_and(is_own) {
                 // What counts is why it cannot be kept.
                 let _ = std::fs::remove_file(path);
             }

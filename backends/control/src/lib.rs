@@ -33,12 +33,14 @@ mod connection;
 mod descriptors;
 mod errands;
 mod failure;
+mod listen;
 mod logger;
 mod operations;
 mod server;
 mod stop;
 
 pub use failure::{Failure, exit_code, print};
+pub use listen::listen;
 pub use logger::start_logging;
 pub use operations::{Answer, Arguments, Operations, Outcome, Refused, only};
 pub use server::Server;

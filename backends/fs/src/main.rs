@@ -160,6 +160,8 @@ fn bind_and_run(
     }
     let descriptors = Share::own_descriptors();
     let mut descriptors = descriptors.map_err(|e| Failure::run_time(causes(&e)))?;
+    // From here on no path leads to what was made.
+    kept.keep();
     if process.confine {
         let handles = shares.iter().any(|share| share.file_handles);
         let keeps = options.state_file.is_some();

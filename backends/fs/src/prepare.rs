@@ -11,7 +11,7 @@ use pericarp_fs::{DeviceOptions, FsDevice, MOST_DESCRIPTORS, Options};
 use pericarp_share::{Share, ShareOptions, State, StateError};
 use pericarp_vhost::program::{Keys, set_descriptor_limit};
 use pericarp_vhost::{
-    InflightFile, InflightFileError, RecordOf, causes, identity_of, inherit_file, own_file,
+    InflightFile, InflightFileError, Made, RecordOf, causes, identity_of, inherit_file, own_file,
 };
 
 use crate::elsewhere;
@@ -144,6 +144,18 @@ pub(crate) struct Kept {
     pub(crate) states: Vec<State>,
     /// Requests in flight.
     pub(crate) records: Option<InflightFile>,
+    /// Whether this process has made the first.
+    made: Made,
+}
+
+impl Kept {
+    /// All of it stays for a successor from now on, also what was made just now.
+    pub(crate) fn keep(&mut self) {
+        self.made.keep();
+        if let Some(records) = &mut self.records {
+            records.keep();
+        }
+    }
 }
 
 /// What a predecessor that lives leaves of its files.
@@ -166,15 +178,18 @@ pub(crate) fn open_kept(options: &Options, inherited: Option<Inherited>) -> Resu
     };
     let total = options.devices.iter().map(bytes).sum();
     let (descriptors, file) = inherited.unwrap_or_default();
-    let file = match file {
+    let opened = match file {
         None => own_file(path, total),
-        Some(file) => inherit_file(path, file, total),
+        Some(file) => inherit_file(path, file, total).map(|file| (file, Made::default())),
     };
-    let file = file.map_err(|e| match e {
+    let (file, made) = opened.map_err(|e| match e {
         InflightFileError::Other => wrong(&OTHER),
         other => wrong(&other),
     })?;
-    let mut kept = Kept::default();
+    let mut kept = Kept {
+        made,
+        ..Kept::default()
+    };
     let mut offset = 0;
     for device in &options.devices {
         let copy = file.try_clone().map_err(|e| wrong(&e))?;

@@ -41,7 +41,7 @@ pub use pericarp_control::{Ending, Stop};
 pub use pericarp_uring::Place;
 pub use pool::{Pool, PoolError, PoolOptions, Running};
 pub use records::{
-    CrashSafety, InflightFile, InflightFileError, RecordOf, Records, Reopener, identity_of,
+    CrashSafety, InflightFile, InflightFileError, Made, RecordOf, Records, Reopener, identity_of,
     inherit_file, own_file,
 };
 pub use server::{Change, Endpoint, EndpointError, Fleet, FleetError, Server};

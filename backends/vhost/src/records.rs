@@ -18,7 +18,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -180,16 +180,17 @@ pub struct InflightFile {
     /// Locked as long as this process lives.
     owner: File,
     devices: Vec<Records>,
+    made: Made,
 }
 
 impl InflightFile {
     /// Opens the file, and makes it if it is not there.
     ///
     /// # Errors
-    /// [`InflightFileError`]; a file that exists is unchanged then.
+    /// [`InflightFileError`]; a file that exists is unchanged then, and none is made.
     pub fn open(path: &Path, devices: &[RecordOf<'_>]) -> Result<Self, InflightFileError> {
         let total: u64 = devices.iter().map(bytes).sum();
-        let owner = own_file(path, total)?;
+        let (owner, made) = own_file(path, total)?;
         let found = owner.metadata().map_err(InflightFileError::Open)?;
         // Memory that faults for want of room would be the end of us.
         let all = rustix::fs::FallocateFlags::empty();
@@ -202,7 +203,14 @@ impl InflightFile {
         if (again.dev(), again.ino()) != (found.dev(), found.ino()) {
             return Err(InflightFileError::Open(Errno::STALE.into()));
         }
-        Self::map(owner, fence.into(), devices)
+        let mut file = Self::map(owner, fence.into(), devices)?;
+        file.made = made;
+        Ok(file)
+    }
+
+    /// The file stays for a successor from now on, also if it was made just now.
+    pub fn keep(&mut self) {
+        self.made.keep();
     }
 
     /// Goes on with the file of a predecessor that lives: with its lock, and
@@ -256,6 +264,7 @@ impl InflightFile {
         Ok(Self {
             owner,
             devices: records,
+            made: Made::default(),
         })
     }
 
@@ -277,13 +286,42 @@ fn opening(path: &Path) -> OpenOptions {
     options
 }
 
+/// A file that this process has made, and that goes with it unless it comes to use it.
+#[derive(Debug, Default)]
+pub struct Made(Option<PathBuf>);
+
+impl Made {
+    /// It is there for a successor from now on.
+    pub fn keep(&mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if let Some(path) = self.0.take() {
+            // What counts is why it was not used.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
 /// Opens a file that outlives the process, for this process alone as long as it
 /// lives: makes it where it is not there, `total` bytes long, with mode 0600.
 ///
 /// # Errors
-/// [`InflightFileError`]; a file that exists is unchanged then.
-pub fn own_file(path: &Path, total: u64) -> Result<File, InflightFileError> {
-    let owner = opening(path).create(true).mode(0o600).open(path);
+/// [`InflightFileError`]; a file that exists is unchanged then, and none is made.
+pub fn own_file(path: &Path, total: u64) -> Result<(File, Made), InflightFileError> {
+    let new = opening(path).create_new(true).mode(0o600).open(path);
+    let (owner, mut made) = match new {
+        Ok(owner) => (Ok(owner), Made(Some(path.to_owned()))),
+        // Where a link leads to none, one is made behind it.
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            let options = opening(path).create(true).mode(0o600).open(path);
+            (options, Made::default())
+        }
+        Err(e) => (Err(e), Made::default()),
+    };
     let owner = owner.map_err(|e| match e.raw_os_error() {
         Some(libc::EISDIR | libc::ELOOP | libc::ENXIO) => InflightFileError::NotAFile,
         _ => InflightFileError::Open(e),
@@ -293,6 +331,8 @@ pub fn own_file(path: &Path, total: u64) -> Result<File, InflightFileError> {
         return Err(InflightFileError::NotAFile);
     }
     if !owned(&owner)? {
+        // Somebody was quicker to use it.
+        made.keep();
         return Err(InflightFileError::Live);
     }
     // As it is now that nobody else can be making it.
@@ -302,7 +342,7 @@ pub fn own_file(path: &Path, total: u64) -> Result<File, InflightFileError> {
         len if len == total => {}
         _ => return Err(InflightFileError::Other),
     }
-    Ok(owner)
+    Ok((owner, made))
 }
 
 /// Goes on with such a file of a predecessor that lives, and with its lock.

@@ -34,7 +34,7 @@ use crate::pool::{Handles, Pool};
 use crate::records::CrashSafety;
 use crate::session::{Moved, Over, Session};
 pub use fleet::{Change, Fleet, FleetError};
-use pericarp_control::Stop;
+use pericarp_control::{Stop, listen};
 use presence::Presence;
 
 /// How long a process that was killed may need to let go of its socket.
@@ -120,10 +120,12 @@ impl Endpoint {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(EndpointError::Bind(e)),
             _ => {}
         }
-        let listener = UnixListener::bind(path).map_err(EndpointError::Bind)?;
-        listener
-            .set_nonblocking(true)
-            .map_err(EndpointError::Bind)?;
+        let listener = listen(path).map_err(EndpointError::Bind)?;
+        let ready = listener.set_nonblocking(true).inspect_err(|_| {
+            // Of no use to anybody.
+            let _ = fs::remove_file(path);
+        });
+        ready.map_err(EndpointError::Bind)?;
         Ok(Self::Bound(listener, path.to_owned()))
     }
 

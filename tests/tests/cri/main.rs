@@ -93,6 +93,7 @@ machines! {
     counters::an_idle_pod_of_each_profile_is_measured,
     why::a_pod_is_verified_and_what_goes_wrong_in_it_is_said,
     why::what_ends_a_machine_is_said_after_it_has_gone,
+    why::a_pod_that_the_host_has_no_memory_for_is_ended_and_it_is_said,
     assets::a_pod_keeps_its_guest_and_the_next_has_the_new_one,
     machines::a_guest_changes_nothing_above_what_it_is_shown,
     machines::a_killed_shim_takes_its_machine_along,

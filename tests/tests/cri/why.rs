@@ -209,3 +209,49 @@ pub(crate) fn what_ends_a_machine_is_said_after_it_has_gone(stage: &mut Stage) {
     // All of them are remembered without their pods.
     assert_eq!(cause(stage, "default/panicked", "machine")["phase"], "run");
 }
+
+/// Of the group that all pods of the node are in: what its processes have of memory, and
+/// the file with the most that they may.
+fn memory_of_pods(stage: &Stage) -> (u64, std::path::PathBuf) {
+    let parent = stage.node.parent();
+    let versions = [
+        ("memory/", "memory.usage_in_bytes", "memory.limit_in_bytes"),
+        ("", "memory.current", "memory.max"),
+    ];
+    let found = versions.iter().find_map(|(hierarchy, used, most)| {
+        let group = Path::new("/sys/fs/cgroup").join(hierarchy).join(&parent);
+        let used = fs::read_to_string(group.join(used)).ok()?;
+        Some((used.trim().parse().unwrap(), group.join(most)))
+    });
+    found.expect("the pods' group holds memory to account")
+}
+
+/// The guest may have more memory than the group that its pod is in: the host's kernel kills,
+/// and not the guest's.
+pub(crate) fn a_pod_that_the_host_has_no_memory_for_is_ended_and_it_is_said(stage: &mut Stage) {
+    let (starved, idle) = stage.idle("starved");
+    let (used, most) = memory_of_pods(stage);
+    let limit = used + 24 * MIB.cast_unsigned();
+    fs::write(&most, limit.to_string()).unwrap();
+    let greedy = container(
+        "greedy",
+        &script("tail -c 120000000 /dev/zero; sleep 100000"),
+    );
+    // Its machine may be gone before it is said to have started.
+    let _ = starved.start(&greedy);
+    assert_ne!(idle.ended().exit_code, 0);
+    let found = cause(stage, "starved", "host-out-of-memory");
+    for part in [
+        "the host's kernel has killed",
+        "for want of memory",
+        "its group may hold",
+    ] {
+        assert!(sentence(&found).contains(part), "{found}");
+    }
+    starved.remove().unwrap();
+    // Where there is memory again a pod runs.
+    fs::write(&most, (8_u64 << 30).to_string()).unwrap();
+    let (fed, idle) = stage.idle("fed");
+    assert_eq!(idle.shell("echo here"), "here");
+    fed.remove().unwrap();
+}

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use log::{info, warn};
 use pericarp_confine::SocketFile;
-use pericarp_control::{Failure, Server, Stop, exit_code, print, start_logging};
+use pericarp_control::{Failure, Server, Stop, exit_code, listen, print, start_logging};
 use pericarp_kernel::cache;
 use pericarp_vmm::backend::Dial;
 use pericarp_vmm::backend::actor::chain;
@@ -178,7 +178,7 @@ fn bind(path: &Path) -> Result<(UnixListener, SocketFile), Failure> {
     }
     // Nobody else may connect, not even for a moment.
     let mask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
-    let bound = UnixListener::bind(path);
+    let bound = listen(path);
     rustix::process::umask(mask);
     let listener = bound.map_err(|e| wrong(&e))?;
     let socket = SocketFile::of_own(path).map_err(|e| wrong(&e))?;

@@ -60,6 +60,12 @@ impl Backoff {
             self.set(name, FIRST, now);
             return Turn::Now;
         };
+        // The clock was set back since: how long it has waited is not known, and it may be long
+        // until the clock is there again.
+        if failed > now || entry.since > now {
+            self.set(name, entry.delay, now);
+            return Turn::Now;
+        }
         // It held for long after the last attempt.
         let held = failed.duration_since(entry.since).unwrap_or_default();
         if held > FORGIVEN {
@@ -130,6 +136,21 @@ mod tests {
         }
         assert_eq!(backoff.turn("c", at(1000), at(1000), 3), Turn::Now);
         assert_eq!(backoff.turn("c", at(1001), at(1001), 4), later(10, 10));
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_keeps_nobody_waiting() {
+        let mut backoff = Backoff::default();
+        assert_eq!(backoff.turn("c", at(5000), at(5001), 0), Turn::Now);
+        assert_eq!(backoff.turn("c", at(5002), at(5003), 1), later(10, 9));
+        // An hour back: what ended then ends in the future.
+        assert_eq!(backoff.turn("c", at(5002), at(1400), 1), Turn::Now);
+        // From there on it is as it was.
+        assert_eq!(backoff.turn("c", at(1401), at(1402), 2), later(10, 9));
+        assert_eq!(backoff.turn("c", at(1401), at(1411), 2), Turn::Now);
+        assert_eq!(backoff.turn("c", at(1412), at(1413), 3), later(20, 19));
+        // And on by an hour.
+        assert_eq!(backoff.turn("c", at(1412), at(5000), 3), Turn::Now);
     }
 
     #[test]
