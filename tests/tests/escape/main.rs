@@ -10,6 +10,7 @@
 
 mod attempts;
 mod programs;
+mod qemu;
 
 use std::collections::BTreeMap;
 
@@ -209,14 +210,7 @@ fn besiege(target: Target) {
         let (puppet, _) = held.get_or_insert_with(|| scene.start(target, true));
         scene.renew();
         let outcome = attempt(puppet, &scene).unwrap_or_else(|e| panic!("{target:?}: {act}: {e}"));
-        let good = match (expected(target, act), outcome) {
-            (End::Killed, outcome) => outcome == Outcome::Killed(SIGSYS),
-            (End::Error(errors), outcome) => {
-                outcome.error().is_some_and(|error| errors.contains(&error))
-            }
-            (End::Works, outcome) => outcome.value().is_some(),
-        };
-        if !good {
+        if !judge(expected(target, act), outcome) {
             wrong.push(format!(
                 "{act}: {outcome:?}, not {:?}",
                 expected(target, act)
@@ -263,6 +257,15 @@ fn named_once(target: Target) {
     for (name, _) in ends(target).iter().flat_map(|list| list.iter()) {
         let count = ATTEMPTS.iter().chain(TREE).filter(|(act, _)| act == name);
         assert_eq!(count.count(), 1, "{name}");
+    }
+}
+
+/// Whether an attempt ended as it should.
+fn judge(expected: End, outcome: Outcome) -> bool {
+    match expected {
+        End::Killed => outcome == Outcome::Killed(SIGSYS),
+        End::Error(errors) => outcome.error().is_some_and(|error| errors.contains(&error)),
+        End::Works => outcome.value().is_some(),
     }
 }
 
