@@ -31,6 +31,8 @@ enum End {
     Error(&'static [i32]),
     /// It is allowed; why is said beside it.
     Works,
+    /// It does not return.
+    Waits,
 }
 
 type Ends = &'static [(&'static str, End)];
@@ -266,6 +268,7 @@ fn judge(expected: End, outcome: Outcome) -> bool {
         End::Killed => outcome == Outcome::Killed(SIGSYS),
         End::Error(errors) => outcome.error().is_some_and(|error| errors.contains(&error)),
         End::Works => outcome.value().is_some(),
+        End::Waits => outcome == Outcome::Waits,
     }
 }
 
