@@ -2,10 +2,10 @@
 //! speed, and by a guest with an init of its own; and the innocent beside them, who must notice
 //! nothing. Used by `pericarp-attack` and by the suite `attack`.
 //!
-//! Every device of a sidecar is attacked by a thread of its own ([`session`]). Beside it, in the
+//! Every device of a sidecar is attacked by a thread of its own (`session`). Beside it, in the
 //! same process where it serves more than one device, somebody does I/O and compares it
-//! ([`witness`]). Whoever watches sees to it that no process ends, hangs or grows, and that
-//! nothing turns up where it should not ([`stage`]). In between and in the end a driver that does
+//! (`witness`). Whoever watches sees to it that no process ends, hangs or grows, and that
+//! nothing turns up where it should not (`stage`). In between and in the end a driver that does
 //! all right comes to the device that is attacked, and must be served.
 
 mod block;
@@ -50,7 +50,7 @@ const MORE_MEMORY: u64 = 48 << 10;
 /// The same of threads: the kernel's own, for what a ring cannot do at once, go after some seconds.
 const MORE_THREADS: usize = 8;
 /// Times that one who does right may try.
-const TRIES: usize = 3;
+const TRIES: usize = 5;
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -20,6 +20,8 @@ pub(super) const ECHO: u32 = 1;
 /// See [`ECHO`].
 pub(super) const OWN: u32 = 9;
 const LIMIT: Duration = Duration::from_secs(20);
+/// After this long nobody of the host's is about to call any more, even on a busy machine.
+const CALM: Duration = Duration::from_millis(300);
 
 /// The device that is attacked.
 #[derive(Debug, Default)]
@@ -244,7 +246,7 @@ impl Innocent for Neighbour {
 pub(super) fn probe(socket: &Path, uds: &Path) -> Result<(), String> {
     let mut neighbour = Neighbour::connect(socket, uds, vec![0x5c; 1000])?;
     // Those who wanted to speak to the hostile guest, and were too late, are sent away.
-    while let Some(packet) = neighbour.guest.next(Duration::from_millis(100)) {
+    while let Some(packet) = neighbour.guest.next(CALM) {
         if packet.op == op::REQUEST {
             neighbour.guest.answer(&packet, op::RST);
         }
