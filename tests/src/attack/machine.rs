@@ -155,7 +155,11 @@ fn rounds(machine: &Machine) -> usize {
 fn end(machine: &mut Machine) -> String {
     let end = machine.death().to_string();
     // Numbers and addresses differ each time.
-    let kind: String = end.chars().filter(|c| !c.is_ascii_digit()).take(160).collect();
+    let kind: String = end
+        .chars()
+        .filter(|c| !c.is_ascii_digit())
+        .take(160)
+        .collect();
     kind.trim().to_owned()
 }
 

@@ -129,7 +129,11 @@ mod tests {
             (12, 11, "qemu-system-x86_64"),
             (20, 1, "pericarp node serve"),
             (30, 1, "containerd-shim-pericarp-v2 -id cd34"),
-            (31, 30, "pericarp-fs --shared-dir /tmp/pericarp-0/run-ef56/root"),
+            (
+                31,
+                30,
+                "pericarp-fs --shared-dir /tmp/pericarp-0/run-ef56/root",
+            ),
             (40, 1, "pericarp-fs --shared-dir /srv"),
         ]);
         let pods = pods(&all);

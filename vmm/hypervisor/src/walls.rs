@@ -225,7 +225,11 @@ mod tests {
         assert_eq!(said(&script, &reach), "content\nend\n");
         assert_eq!(std::fs::read_to_string(&named).unwrap(), "content\nmore\n");
         let seen = std::fs::metadata(&named).unwrap();
-        assert_ne!(seen.permissions().mode() & 0o777, 0o777, "no filter sees to that");
+        assert_ne!(
+            seen.permissions().mode() & 0o777,
+            0o777,
+            "no filter sees to that"
+        );
         assert!(seen.modified().unwrap().elapsed().unwrap().as_secs() < 3600);
         std::fs::remove_dir_all(&directory).unwrap();
     }
