@@ -7,8 +7,10 @@
 //!
 //! Nothing here may be used by the programs themselves.
 
+pub mod attack;
 pub mod audit;
 pub mod bounded;
+pub mod card;
 pub mod client;
 pub mod conformance;
 pub mod cri;
@@ -31,4 +33,5 @@ pub mod scratch;
 pub mod screen;
 pub mod uml;
 pub mod verified;
+pub mod vsock;
 pub mod wire;

@@ -4,11 +4,11 @@
 //! The looking is done by `pericarp-audit` of the package `tests`, which the tests use,
 //! too; it also starts a pod where none is named. Called by `main`.
 
+use std::os::fd::AsFd;
 use std::process::{Command, ExitCode};
 
 use crate::command::{self, Failure, cannot_start, cargo};
 use crate::project::Project;
-use crate::setup;
 
 /// What a pod is made of, and who looks.
 const PACKAGES: [&str; 7] = [
@@ -32,12 +32,21 @@ pub(crate) fn run(words: &[&str]) -> ExitCode {
     }
 }
 
+/// Sets the machine up. What that says goes to the other stream: on this one is what was found,
+/// and nothing else, for programs that read it.
+fn set_up() -> Result<(), Failure> {
+    let program = std::env::current_exe().map_err(|e| format!("cannot find this program: {e}"))?;
+    let other = std::io::stderr().as_fd().try_clone_to_owned();
+    let other = other.map_err(|e| format!("cannot share the error stream: {e}"))?;
+    command::run(Command::new(program).arg("setup").stdout(other))
+}
+
 fn look(project: &Project, words: &[&str]) -> Result<u8, Failure> {
     let starts = !words
         .iter()
         .any(|word| matches!(*word, "--pod" | "--running"));
     if starts {
-        setup::run(project)?;
+        set_up()?;
     }
     let packages = match starts {
         true => &PACKAGES[..],

@@ -28,6 +28,7 @@ mod shared;
 mod sigbus;
 #[cfg(test)]
 mod testing;
+mod watched;
 
 pub use chain::{Chain, ChainError, MAX_SEGMENTS};
 pub use inflight::{Found, IDENTITY_BYTES, InflightError, InflightMemory, QueueRecord, Recovered};
@@ -35,3 +36,4 @@ pub use memory::{GuestMemory, MAX_REGIONS, MemoryError, Region, RegionSpec};
 pub use packets::{Arrivals, Delivery, Departures};
 pub use queue::{MAX_QUEUE_SIZE, QueueError, QueueLayout, SplitQueue};
 pub use request::{Buffer, RequestQueue};
+pub use watched::Watched;

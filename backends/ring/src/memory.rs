@@ -8,7 +8,7 @@
 // UNSAFETY: `user_pointer` hands out raw pointers into mappings; the
 // pointer arithmetic below is the only unsafe operation.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
@@ -105,16 +105,7 @@ impl Region {
         };
         seal_against_shrinking(&file);
         let metadata = file.metadata().map_err(MemoryError::Stat)?;
-        // Mappings begin and end at whole pages of the file, which are large
-        // on hugetlbfs: a shorter mapping could be neither replaced nor undone.
-        // There the preferred block size is the page size; elsewhere a larger
-        // one does no harm.
-        let block = metadata.blksize();
-        let page = if block.is_power_of_two() && block > 4096 {
-            block
-        } else {
-            4096
-        };
+        let page = page_of(&metadata);
         let skip = spec.file_offset % page;
         let Some(length) = spec
             .size
@@ -171,8 +162,19 @@ impl Region {
     }
 }
 
+/// Mappings begin and end at whole pages of the file, which are large on hugetlbfs: a shorter
+/// mapping could be neither replaced nor undone. There the preferred block size is the page size;
+/// elsewhere a larger one does no harm.
+pub(crate) fn page_of(metadata: &Metadata) -> u64 {
+    let block = metadata.blksize();
+    match block.is_power_of_two() && block > 4096 {
+        true => block,
+        false => 4096,
+    }
+}
+
 /// Best effort: plain files, such as UML's, know no seals.
-fn seal_against_shrinking(file: &File) {
+pub(crate) fn seal_against_shrinking(file: &File) {
     // SAFETY: F_ADD_SEALS takes an integer and touches no memory of ours; the
     // descriptor is open for the length of the call.
     unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_SHRINK) };

@@ -6,7 +6,7 @@
 //! access then goes on, into zeros; the region is marked lost, and the workers
 //! stop every queue that lives in it. The process and its other devices stay.
 //!
-//! [`Region::map`](crate::Region::map) is the only caller.
+//! [`Region::map`](crate::Region::map) and [`Watched`](crate::Watched) are the only callers.
 #![expect(unsafe_code)]
 // UNSAFETY: a signal handler, and a mapping over a mapping.
 
@@ -90,12 +90,18 @@ extern "C" fn handle(
     // SAFETY: the kernel passes a valid siginfo to an SA_SIGINFO handler, and
     // for SIGBUS it carries an address.
     let address = unsafe { (*info).si_addr() } as usize;
+    let mut survived = false;
     for slot in &TABLE {
         // Read twice: the slot may be changing hands on another thread, and
         // start and end must be those of one mapping.
         let end = slot.end.load(Ordering::Acquire);
         let start = slot.start.load(Ordering::Acquire);
         if address < start || address >= end || slot.end.load(Ordering::Acquire) != end {
+            continue;
+        }
+        if survived {
+            // Watched twice, by who had it and who has it now.
+            slot.lost.store(true, Ordering::Relaxed);
             continue;
         }
         // SAFETY: errno of this thread, read and put back below.
@@ -115,11 +121,14 @@ extern "C" fn handle(
         };
         // SAFETY: as above.
         unsafe { *libc::__errno_location() = errno };
-        if replaced != libc::MAP_FAILED {
-            slot.lost.store(true, Ordering::Relaxed);
-            return;
+        if replaced == libc::MAP_FAILED {
+            break;
         }
-        break;
+        slot.lost.store(true, Ordering::Relaxed);
+        survived = true;
+    }
+    if survived {
+        return;
     }
     // Not ours: die of it, as without a handler.
     // SAFETY: as in `install`; all zero is the default action.

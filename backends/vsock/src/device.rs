@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use log::debug;
+use pericarp_ring::Watched;
 use rustix::event::{EventfdFlags, eventfd};
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_user_backend::{
@@ -58,6 +59,8 @@ pub(crate) struct Vsock {
     guest_cid: u64,
     memory: Memory,
     work: Mutex<Work>,
+    /// The front end may take its memory away at any time.
+    watched: Mutex<Option<Watched>>,
     /// Readable when there is more to do, or the end has come.
     again: OwnedFd,
     ending: AtomicBool,
@@ -87,6 +90,7 @@ impl Vsock {
                 payload: vec![0; MAX_PAYLOAD],
                 stopped: false,
             }),
+            watched: Mutex::new(None),
             again,
             ending: AtomicBool::new(false),
         }))
@@ -118,6 +122,25 @@ impl Vsock {
         let _ = rustix::io::write(&self.again, &1u64.to_ne_bytes());
     }
 
+    /// Whether this memory is there. It is watched from here on, so this comes before any access.
+    fn has(&self, memory: &Arc<GuestMemoryMmap>) -> bool {
+        let mut watched = lock(&self.watched);
+        if !watched
+            .as_ref()
+            .is_some_and(|watched| watched.is_of(memory))
+        {
+            // What is in both tables is watched without a gap.
+            match Watched::new(Arc::clone(memory)) {
+                Ok(new) => *watched = Some(new),
+                Err(error) => {
+                    debug!("guest memory is not used: {error}");
+                    return false;
+                }
+            }
+        }
+        watched.as_ref().is_some_and(|watched| !watched.is_lost())
+    }
+
     /// One turn: hears the guest, then tells it what there is to tell.
     fn turn(&self, work: &mut Work, vrings: &[Vring]) {
         let Work {
@@ -126,7 +149,10 @@ impl Vsock {
             stopped,
         } = work;
         let mut engine = lock(engine);
-        let memory = self.memory.memory();
+        let memory = self.memory.memory().into_inner();
+        if !self.has(&memory) {
+            return;
+        }
         let (Some(receive), Some(transmit)) = (vrings.get(RECEIVE), vrings.get(TRANSMIT)) else {
             return;
         };
@@ -299,8 +325,12 @@ impl VhostUserBackend for Vsock {
 
     fn set_event_idx(&self, _enabled: bool) {}
 
-    fn update_memory(&self, _memory: Memory) -> io::Result<()> {
-        Ok(())
+    fn update_memory(&self, memory: Memory) -> io::Result<()> {
+        // The crate itself reads a ring's index as it is told its addresses.
+        match self.has(&memory.memory().into_inner()) {
+            true => Ok(()),
+            false => Err(io::Error::other("guest memory that cannot be watched")),
+        }
     }
 
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {

@@ -42,10 +42,9 @@
 //!
 //! SEQPACKET, the event queue (transport reset), migration, a connected socket
 //! as `--fd`, User-mode Linux: its SET_MEM_TABLE has room for more regions than
-//! it names, which the `vhost` crate refuses. Front ends have to be trusted
-//! further than guests: one that cuts its memory short while it is shared ends
-//! the process by SIGBUS, and one that makes a kick descriptor fail stops its
-//! own session until it disconnects.
+//! it names, which the `vhost` crate refuses. A front end that makes a kick
+//! descriptor fail stops its own session until it disconnects, and so does one
+//! that cuts its memory short while it is shared.
 
 mod chain;
 mod connection;

@@ -31,9 +31,11 @@ pub struct Pod {
 
 impl Pod {
     /// Whether the command line of any of its processes has this word, or a path with this
-    /// component, as it has its id and what its user calls it.
+    /// component, as it has its id and what its user calls it. The directory of a run has its id
+    /// behind `run-`.
     pub fn is_called(&self, name: &str) -> bool {
-        let parts = |line: &str| line.split([' ', '/', '=', ',']).any(|part| part == name);
+        let is = |part: &str| part == name || part.strip_prefix("run-") == Some(name);
+        let parts = |line: &str| line.split([' ', '/', '=', ',']).any(is);
         self.members.iter().any(|member| parts(&member.line))
     }
 }
@@ -127,7 +129,11 @@ mod tests {
             (12, 11, "qemu-system-x86_64"),
             (20, 1, "pericarp node serve"),
             (30, 1, "containerd-shim-pericarp-v2 -id cd34"),
-            (31, 30, "pericarp-fs"),
+            (
+                31,
+                30,
+                "pericarp-fs --shared-dir /tmp/pericarp-0/run-ef56/root",
+            ),
             (40, 1, "pericarp-fs --shared-dir /srv"),
         ]);
         let pods = pods(&all);
@@ -139,6 +145,8 @@ mod tests {
         assert!(pods[0].is_called("web") && pods[0].is_called("ab12"));
         assert!(pods[1].is_called("cd34") && !pods[1].is_called("web"));
         assert!(!pods[0].is_called("b12"));
+        // What `pericarp run -d` has printed.
+        assert!(pods[1].is_called("ef56") && !pods[1].is_called("f56"));
     }
 
     #[test]

@@ -10,6 +10,7 @@
 
 mod attempts;
 mod programs;
+mod qemu;
 
 use std::collections::BTreeMap;
 
@@ -30,6 +31,8 @@ enum End {
     Error(&'static [i32]),
     /// It is allowed; why is said beside it.
     Works,
+    /// It does not return.
+    Waits,
 }
 
 type Ends = &'static [(&'static str, End)];
@@ -209,14 +212,7 @@ fn besiege(target: Target) {
         let (puppet, _) = held.get_or_insert_with(|| scene.start(target, true));
         scene.renew();
         let outcome = attempt(puppet, &scene).unwrap_or_else(|e| panic!("{target:?}: {act}: {e}"));
-        let good = match (expected(target, act), outcome) {
-            (End::Killed, outcome) => outcome == Outcome::Killed(SIGSYS),
-            (End::Error(errors), outcome) => {
-                outcome.error().is_some_and(|error| errors.contains(&error))
-            }
-            (End::Works, outcome) => outcome.value().is_some(),
-        };
-        if !good {
+        if !judge(expected(target, act), outcome) {
             wrong.push(format!(
                 "{act}: {outcome:?}, not {:?}",
                 expected(target, act)
@@ -263,6 +259,16 @@ fn named_once(target: Target) {
     for (name, _) in ends(target).iter().flat_map(|list| list.iter()) {
         let count = ATTEMPTS.iter().chain(TREE).filter(|(act, _)| act == name);
         assert_eq!(count.count(), 1, "{name}");
+    }
+}
+
+/// Whether an attempt ended as it should.
+fn judge(expected: End, outcome: Outcome) -> bool {
+    match expected {
+        End::Killed => outcome == Outcome::Killed(SIGSYS),
+        End::Error(errors) => outcome.error().is_some_and(|error| errors.contains(&error)),
+        End::Works => outcome.value().is_some(),
+        End::Waits => outcome == Outcome::Waits,
     }
 }
 

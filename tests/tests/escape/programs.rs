@@ -110,6 +110,11 @@ impl Scene {
         fs::write(self.tree.join("file"), "shared").unwrap();
     }
 
+    /// A file beside what there is, for a program to read.
+    pub(crate) fn file(&self, name: &str, bytes: &[u8]) -> PathBuf {
+        self.scratch.file(name, bytes)
+    }
+
     /// Starts the program and takes hold of a thread of it, once it is confined, or says that
     /// it is not.
     pub(crate) fn start(&self, target: Target, confined: bool) -> (Puppet, Process) {
@@ -226,7 +231,7 @@ fn capabilities() -> [u8; 24] {
 }
 
 /// A kernel with a PVH entry that does nothing: `hlt`, and back to it.
-fn sleeping_kernel() -> Vec<u8> {
+pub(crate) fn sleeping_kernel() -> Vec<u8> {
     const ADDRESS: u64 = 0x10_0000;
     const CODE: [u8; 4] = [0xfa, 0xf4, 0xeb, 0xfd];
     // XEN_ELFNOTE_PHYS32_ENTRY.
@@ -254,7 +259,8 @@ fn sleeping_kernel() -> Vec<u8> {
     for (kind, flags, offset, address, len) in [loaded, noted] {
         file.extend(kind.to_le_bytes());
         file.extend(flags.to_le_bytes());
-        for number in [offset, address, address, len, len, 8] {
+        // The fields of a note are aligned to four bytes.
+        for number in [offset, address, address, len, len, 4] {
             file.extend(number.to_le_bytes());
         }
     }

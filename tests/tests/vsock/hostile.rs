@@ -324,6 +324,45 @@ fn host_programs_that_misbehave_disturb_nobody() {
 }
 
 #[test]
+fn memory_that_is_cut_off_ends_only_its_session() {
+    let vsock = start!("memory_that_is_cut_off_ends_only_its_session");
+    let listener = UnixListener::bind(vsock.port(1)).unwrap();
+    // That of the rings and the buffers, with and without work in it; the rest.
+    for (file, len, work) in [
+        (0, 0, true),
+        (0, 0, false),
+        (0, 0x4_0000, true),
+        (1, 0, true),
+    ] {
+        let mut guest = vsock.guest();
+        if work {
+            // Reset: there is something to be told to the guest, too.
+            guest.send(&Packet::to_host(op::RW, 1, 1));
+            let ring = &mut guest.driver.rings[1];
+            ring.queue(0);
+            ring.publish();
+        }
+        guest.driver.guest.files[file].set_len(len).unwrap();
+        // From here on the memory is out of our reach, too.
+        for _ in 0..4 {
+            guest.driver.rings[1].notify();
+            guest.driver.rings[0].notify();
+            sleep(Duration::from_millis(5));
+        }
+        // The crate reads the used ring when it is told where it is.
+        let _ = guest.driver.configure(1);
+        drop(guest);
+        assert!(vsock.is_alive(), "file {file}, {len} bytes left");
+        // The next guest finds everything in order.
+        let mut guest = vsock.guest();
+        assert_eq!(guest.dial(5000, 1).op, op::RESPONSE, "file {file}");
+        let mut host = rig::accept(&listener);
+        host.write_all(b"x").unwrap();
+        assert_eq!(guest.expect(op::RW).payload, b"x", "file {file}");
+    }
+}
+
+#[test]
 fn broken_rings_harm_only_themselves() {
     let vsock = start!("broken_rings_harm_only_themselves");
     let listener = UnixListener::bind(vsock.port(1)).unwrap();

@@ -21,6 +21,7 @@ mod remote;
 pub mod ring;
 pub mod select;
 pub mod spec;
+mod walls;
 
 pub use console::ConsoleSpec;
 pub use machine::{Hypervisor, Machine, MachineError};

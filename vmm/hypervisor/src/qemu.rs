@@ -3,7 +3,8 @@
 //! Works wherever QEMU is installed, with KVM or with an emulated CPU. Called through
 //! [`Hypervisor`]. The machine has no firmware devices beyond what the boot needs and no network.
 //! QEMU itself runs without capabilities, in an empty network namespace (where the caller may make
-//! one) and behind its own system call filter; it inherits its connections to the backends and to
+//! one), behind its own system call filter, and with no file in reach but those it boots from and
+//! its own (`walls`); it inherits its connections to the backends and to
 //! us, and opens those to backends that may be started again: network cards, and disks that come
 //! later (`plug`).
 
@@ -28,6 +29,7 @@ use crate::{
     remote::Remote,
     select::Accelerator,
     spec::MachineSpec,
+    walls::{self, Reach},
 };
 
 const PROGRAM: &str = "qemu-system-x86_64";
@@ -36,6 +38,17 @@ const PROGRAM: &str = "qemu-system-x86_64";
 const SET_UP_LIMIT: Duration = Duration::from_secs(30);
 /// How long a QEMU that has closed its connections may take to end.
 const END_LIMIT: Duration = Duration::from_secs(5);
+
+/// What QEMU opens by a path.
+fn reach(accelerator: Accelerator, spec: &MachineSpec) -> Reach {
+    Reach {
+        read: vec![spec.kernel.clone(), spec.initramfs.clone()],
+        devices: match accelerator {
+            Accelerator::Kvm => vec!["/dev/kvm".into()],
+            Accelerator::Tcg => Vec::new(),
+        },
+    }
+}
 
 /// The driver.
 #[derive(Debug, Clone, Copy)]
@@ -106,6 +119,8 @@ impl Hypervisor for Qemu {
             ))
             .stdout(Stdio::piped())
             .current_dir("/");
+        walls::enter(&mut command, PROGRAM, &reach(self.accelerator, spec))
+            .map_err(host("what it may open cannot be said"))?;
         let confinement = Confinement {
             drop_capabilities: true,
             private_network: true,
