@@ -28,5 +28,6 @@ pub mod relay;
 pub mod scratch;
 pub mod screen;
 pub mod uml;
+pub mod usage;
 pub mod verified;
 pub mod wire;
