@@ -2,7 +2,6 @@
 //! receive and transmit queues that says exactly what a test tells it to.
 
 use std::collections::{HashMap, VecDeque};
-use std::fs;
 use std::io::Read;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -199,21 +198,7 @@ impl Vsock {
     }
 
     pub(crate) fn footprint(&self) -> Footprint {
-        let proc = PathBuf::from(format!("/proc/{}", self.pid()));
-        let status = fs::read_to_string(proc.join("status")).unwrap();
-        let field = |name: &str| -> u64 {
-            let line = status.lines().find(|line| line.starts_with(name)).unwrap();
-            line.split_whitespace().nth(1).unwrap().parse().unwrap()
-        };
-        Footprint {
-            fds: fs::read_dir(proc.join("fd")).unwrap().count(),
-            anon_kib: field("RssAnon:"),
-            maps: fs::read_to_string(proc.join("maps"))
-                .unwrap()
-                .lines()
-                .count(),
-            threads: field("Threads:") as usize,
-        }
+        Footprint::of(self.pid()).unwrap()
     }
 
     pub(crate) fn stop(mut self) -> ExitStatus {
@@ -460,6 +445,31 @@ impl Guest {
             self.answer_with(to, &data[..len]);
         }
         len
+    }
+
+    /// Sends to a host program that does not read, until the device has no room for more; how much
+    /// it took.
+    pub(crate) fn fill(&mut self, to: &Packet) -> usize {
+        let data = [7; 32_768];
+        let (mut all, mut idle) = (0, 0);
+        while idle < 5 {
+            while let Some(packet) = self.next(Duration::ZERO) {
+                assert_eq!(packet.op, op::CREDIT_UPDATE, "{packet:?}");
+            }
+            let (room, forwarded) = self.credit[&to.dst_port];
+            let sent = self.sent.get(&to.dst_port).copied().unwrap_or(0);
+            let free = room - (sent - forwarded);
+            let len = data.len().min(free as usize);
+            if len == 0 {
+                idle += 1;
+                std::thread::sleep(Duration::from_millis(1));
+            } else {
+                idle = 0;
+                self.answer_with(to, &data[..len]);
+                all += len;
+            }
+        }
+        all
     }
 
     /// Dials a host port; gives the answer.
