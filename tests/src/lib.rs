@@ -12,6 +12,7 @@ pub mod bounded;
 pub mod client;
 pub mod conformance;
 pub mod cri;
+pub mod endure;
 pub mod frontend;
 pub mod fs;
 pub mod fuse;
