@@ -4,6 +4,7 @@
 //! ```text
 //! node     containerd, its configuration, network and image; what was started ends with it
 //! pod      a pod and its containers, as a test sees them
+//! disk     a block device of the node's
 //! traces   what pods leave behind
 //! client   the calls of CRI, by the client that `pericarp node serve` has
 //! exec     a command with streams, over the socket whose address CRI gives
@@ -12,6 +13,7 @@
 
 pub mod client;
 pub mod config;
+pub mod disk;
 pub mod exec;
 pub mod log;
 pub mod node;
@@ -19,7 +21,8 @@ pub mod pod;
 pub mod traces;
 
 pub use client::CallError;
-pub use config::{Handler, SMALL, container, pod};
+pub use config::{Handler, SMALL, container, mount, pod};
+pub use disk::Disk;
 pub use node::Node;
 pub use pericarp_kube::cri::proto;
 pub use pod::{Container, Pod};

@@ -148,7 +148,9 @@ impl Part {
             Part::Pjdfstest | Part::Fsx | Part::Virtiofsd => {
                 return "make it: cargo xtask setup".into();
             }
-            Part::Ours("pericarp-reference-block" | "pericarp-reference-net") => {
+            Part::Ours(
+                "pericarp-reference-block" | "pericarp-reference-net" | "pericarp-writer",
+            ) => {
                 return build("pericarp-tests");
             }
             Part::Ours("null-fs") => return build("pericarp-benches"),

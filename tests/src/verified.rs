@@ -3,7 +3,7 @@
 //! flight for it, and every read is compared whole. Buffers are used again at
 //! once, so that a read which lands late spoils a write, or the next read.
 //! Looks at the used ring only when called, as a guest does.
-//! Used by `tests/crash.rs` and `tests/handover.rs`.
+//! Used by `tests/crash.rs` and `tests/handover.rs`; what a block holds is also what pods write in `endure`.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -41,7 +41,7 @@ pub struct Load {
 }
 
 /// What a block of this generation holds; the zeroth is that of an empty disk.
-fn pattern(block: usize, generation: u32) -> Vec<u8> {
+pub fn pattern(block: usize, generation: u32) -> Vec<u8> {
     let word = |at: usize| match generation {
         0 => 0,
         _ => (block as u64) << 48 | u64::from(generation) << 16 | at as u64,
@@ -52,7 +52,7 @@ fn pattern(block: usize, generation: u32) -> Vec<u8> {
 }
 
 /// The block and generation that some bytes come from, for the message.
-fn origin(bytes: &[u8]) -> String {
+pub fn origin(bytes: &[u8]) -> String {
     let word = u64::from_le_bytes(bytes[..8].try_into().unwrap_or_default());
     let torn = (1..BLOCK / 8).find(|at| {
         let other = u64::from_le_bytes(bytes[at * 8..][..8].try_into().unwrap_or_default());

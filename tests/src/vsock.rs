@@ -364,6 +364,31 @@ impl Guest {
         len
     }
 
+    /// Sends to a host program that does not read, until the device has no room for more; how much
+    /// it took, in bytes.
+    pub fn fill(&mut self, to: &Packet) -> usize {
+        let data = [7; 32_768];
+        let (mut all, mut idle) = (0, 0);
+        while idle < 5 {
+            while let Some(packet) = self.next(Duration::ZERO) {
+                assert_eq!(packet.op, op::CREDIT_UPDATE, "{packet:?}");
+            }
+            let (room, forwarded) = self.credit[&to.dst_port];
+            let sent = self.sent.get(&to.dst_port).copied().unwrap_or(0);
+            let free = room - (sent - forwarded);
+            let len = data.len().min(free as usize);
+            if len == 0 {
+                idle += 1;
+                std::thread::sleep(Duration::from_millis(1));
+            } else {
+                idle = 0;
+                self.answer_with(to, &data[..len]);
+                all += len;
+            }
+        }
+        all
+    }
+
     /// Dials a host port; gives the answer.
     pub fn dial(&mut self, from: u32, to: u32) -> Packet {
         self.read = 0;

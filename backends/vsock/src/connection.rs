@@ -13,7 +13,7 @@ use std::time::Instant;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
 
-use crate::credit::{BUF_ALLOC, Inbound, Outbound};
+use crate::credit::{Inbound, Outbound};
 use crate::packet::{HOST_CID, Header, MAX_PAYLOAD, STREAM, op, shutdown};
 
 /// The two ports of a connection; the context ids are always the same.
@@ -83,7 +83,7 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    fn new(socket: OwnedFd, state: State, from_guest: bool) -> Self {
+    fn new(socket: OwnedFd, state: State, from_guest: bool, room: u32) -> Self {
         Self {
             socket,
             ports: Ports::default(),
@@ -91,7 +91,7 @@ impl Connection {
             deadline: None,
             in_line: false,
             from_guest,
-            inbound: Inbound::default(),
+            inbound: Inbound::new(room),
             outbound: Outbound::default(),
             to_host: VecDeque::new(),
             readable: false,
@@ -106,14 +106,15 @@ impl Connection {
         }
     }
 
-    /// A host program that has just connected.
-    pub(crate) fn greeting(socket: OwnedFd) -> Self {
-        Self::new(socket, State::Greeting, false)
+    /// A host program that has just connected, for which so many bytes are held.
+    pub(crate) fn greeting(socket: OwnedFd, room: u32) -> Self {
+        Self::new(socket, State::Greeting, false, room)
     }
 
-    /// A connection which the guest asked for with `request`.
-    pub(crate) fn dialled(socket: OwnedFd, ports: Ports, request: &Header) -> Self {
-        let mut connection = Self::new(socket, State::Open, true);
+    /// A connection which the guest asked for with `request`; so many bytes are held
+    /// for the host program.
+    pub(crate) fn dialled(socket: OwnedFd, ports: Ports, request: &Header, room: u32) -> Self {
+        let mut connection = Self::new(socket, State::Open, true, room);
         connection.ports = ports;
         connection.opening = Some(op::RESPONSE);
         connection
@@ -401,7 +402,7 @@ impl Connection {
             kind: STREAM,
             op: operation,
             flags,
-            buf_alloc: BUF_ALLOC,
+            buf_alloc: self.inbound.room(),
             fwd_cnt: self.inbound.announce(),
         }
     }

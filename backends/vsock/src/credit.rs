@@ -4,23 +4,45 @@
 //! [`Inbound`] bounds our own memory and is enforced; [`Outbound`] protects the
 //! guest's and is only as good as what the guest says.
 
-/// Receive buffer of each connection, and thereby the most memory that a guest
-/// can make one connection hold.
+/// Receive buffer of a connection, and thereby the most memory that a guest can
+/// make one connection hold.
 pub(crate) const BUF_ALLOC: u32 = 64 * 1024;
+/// That of one that comes when there are [`MANY`]: a guest with thousands of
+/// connections that nobody reads has the host hold 31 MiB, not 256.
+pub(crate) const LITTLE: u32 = 4 * 1024;
+/// Connections of which each has [`BUF_ALLOC`].
+pub(crate) const MANY: usize = 256;
 
 /// What the guest sends to us.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Inbound {
+    /// Bytes of the buffer, which never change: what was promised holds.
+    room: u32,
     received: u32,
     forwarded: u32,
     announced: u32,
 }
 
 impl Inbound {
+    /// An empty buffer of so many bytes.
+    pub(crate) fn new(room: u32) -> Self {
+        Self {
+            room,
+            received: 0,
+            forwarded: 0,
+            announced: 0,
+        }
+    }
+
+    /// What the guest is told of the buffer's size.
+    pub(crate) fn room(&self) -> u32 {
+        self.room
+    }
+
     /// Counts `len` bytes from the guest; `false` when it had no room for them.
     #[must_use]
     pub(crate) fn accept(&mut self, len: u32) -> bool {
-        let free = BUF_ALLOC - self.received.wrapping_sub(self.forwarded);
+        let free = self.room - self.received.wrapping_sub(self.forwarded);
         if len > free {
             return false;
         }
@@ -43,7 +65,7 @@ impl Inbound {
     /// True when the guest should hear of the room it has: it knows of less
     /// than half of the buffer.
     pub(crate) fn due(&self) -> bool {
-        self.forwarded.wrapping_sub(self.announced) >= BUF_ALLOC / 2
+        self.forwarded.wrapping_sub(self.announced) >= self.room / 2
     }
 }
 
@@ -96,24 +118,25 @@ mod tests {
         #[test]
         fn inbound_never_holds_more_than_the_buffer(
             start: u32,
+            room in prop_oneof![Just(BUF_ALLOC), Just(LITTLE)],
             steps in proptest::collection::vec((0..BUF_ALLOC + 10, 0..BUF_ALLOC + 10), 0..200),
         ) {
-            let mut inbound = Inbound { received: start, forwarded: start, announced: start };
+            let mut inbound = Inbound { room, received: start, forwarded: start, announced: start };
             let (mut held, mut unsaid) = (0u64, 0u64);
             for (arrive, leave) in steps {
-                let fits = held + u64::from(arrive) <= u64::from(BUF_ALLOC);
+                let fits = held + u64::from(arrive) <= u64::from(room);
                 prop_assert_eq!(inbound.accept(arrive), fits);
                 held += if fits { u64::from(arrive) } else { 0 };
                 let leave = u64::from(leave).min(held);
                 inbound.forward(leave as u32);
                 held -= leave;
                 unsaid += leave;
-                prop_assert_eq!(inbound.due(), unsaid >= u64::from(BUF_ALLOC / 2));
+                prop_assert_eq!(inbound.due(), unsaid >= u64::from(room / 2));
                 if inbound.due() {
                     inbound.announce();
                     unsaid = 0;
                 }
-                prop_assert!(held <= u64::from(BUF_ALLOC));
+                prop_assert!(held <= u64::from(room));
             }
         }
 

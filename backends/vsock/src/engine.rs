@@ -20,6 +20,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
 
 use crate::connection::{Connection, Ports, State, Verdict};
+use crate::credit::{BUF_ALLOC, LITTLE, MANY};
 use crate::packet::{HOST_CID, Header, STREAM, op, shutdown};
 
 /// Connections of one device, where the limit of descriptors allows as many.
@@ -198,7 +199,7 @@ impl Engine {
             self.connect(ports.host)
         };
         let added = connected.and_then(|socket| {
-            let connection = Connection::dialled(socket, ports, request);
+            let connection = Connection::dialled(socket, ports, request, self.room());
             self.add(connection)
         });
         match added {
@@ -221,6 +222,14 @@ impl Engine {
         let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
         connect(&socket, &address)?;
         Ok(socket)
+    }
+
+    /// Bytes to hold for the next connection's host program.
+    fn room(&self) -> u32 {
+        match self.connections.len() {
+            ..MANY => BUF_ALLOC,
+            _ => LITTLE,
+        }
     }
 
     fn add(&mut self, connection: Connection) -> Result<u64, Errno> {

@@ -25,6 +25,7 @@
 //! |---|---|
 //! | connections | 4096, or what the limit of descriptors leaves; the guest may open three quarters of them |
 //! | bytes held for one host program that does not read | 64 KiB; the guest is out of credit then |
+//! | the same, of connections that come when there are 256 | 4 KiB: 31 MiB for all of them |
 //! | bytes held for the guest | none: they stay in the host's socket until the guest has room |
 //! | a host program's `CONNECT` line | 5 s, 19 bytes |
 //! | a closed connection's last bytes | 30 s to be read |

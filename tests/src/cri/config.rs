@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use protobuf::MessageField;
 use serde_json::json;
 
-use super::proto::{ContainerConfig, NamespaceMode, NamespaceOption, PodSandboxConfig};
+use super::proto::{ContainerConfig, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig};
+use crate::parts::{Part, beside_us};
 
 /// The image that containers run: busybox, and the user ada.
 pub const IMAGE: &str = "localhost/tools:1";
@@ -48,9 +49,33 @@ impl Handler {
             config: None,
         }
     }
-}
 
-impl Handler {
+    /// Ours, with the programs that are beside the one that runs.
+    pub fn pericarp() -> Self {
+        Self {
+            name: "pericarp".into(),
+            runtime_type: "io.containerd.pericarp.v2".into(),
+            programs: Some(beside_us()),
+            pod_annotations: Vec::new(),
+            config: Some(
+                "[profiles.pericarp]\nannotations = [\"memory\", \"vcpus\", \"volume-iops\", \
+                 \"volume-bandwidth\", \"volume-size-limit\"]\n\
+                 # On an emulated CPU, and many at once.\nboot-timeout = 200\n",
+            ),
+        }
+    }
+
+    /// What [`Handler::pericarp`] takes besides a node.
+    pub const PARTS: [Part; 7] = [
+        Part::Ours("containerd-shim-pericarp-v2"),
+        Part::Ours("pericarp-vmm"),
+        Part::PERICARP_BLOCK,
+        Part::PERICARP_FS,
+        Part::PERICARP_NET,
+        Part::PERICARP_VSOCK,
+        Part::QemuSystem,
+    ];
+
     /// Where its configuration is on a node that keeps everything in `dir`.
     pub(super) fn config_file(&self, dir: &Path) -> PathBuf {
         dir.join(format!("{}.toml", self.name))
@@ -147,6 +172,15 @@ pub fn container(name: &str, command: &[&str]) -> ContainerConfig {
     let security = linux.security_context.mut_or_insert_default();
     own_processes(&mut security.namespace_options);
     config
+}
+
+/// A directory or file of the host's that a container has at this path.
+pub fn mount(from: &Path, to: &str, readonly: bool) -> Mount {
+    let mut mount = Mount::new();
+    mount.host_path = from.display().to_string();
+    mount.container_path = to.into();
+    mount.readonly = readonly;
+    mount
 }
 
 /// What a kubelet asks for unless the pod has `shareProcessNamespace`; CRI's own default is that.

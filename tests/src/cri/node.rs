@@ -10,7 +10,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -212,12 +212,28 @@ impl Node {
     /// # Errors
     /// When nobody listens there.
     pub fn connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
+        self.there(move || TcpStream::connect_timeout(&to, STEP))
+    }
+
+    /// Listens at a port of the node's own network, at all of its addresses.
+    ///
+    /// # Errors
+    /// When somebody else does.
+    pub fn listen(&self, port: u16) -> io::Result<TcpListener> {
+        self.there(move || TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)))
+    }
+
+    /// Makes a socket in the node's network.
+    fn there<T: Send + 'static>(
+        &self,
+        make: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
         let network = File::open(format!("/proc/{}/ns/net", self.init))?;
         // A socket stays in the network in which it was made; only a thread can go there.
         let thread = std::thread::spawn(move || {
             use std::os::fd::AsFd as _;
             move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?;
-            TcpStream::connect_timeout(&to, STEP)
+            make()
         });
         thread
             .join()

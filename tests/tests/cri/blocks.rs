@@ -10,65 +10,16 @@ use std::thread;
 use std::time::Duration;
 
 use pericarp_tests::cri::proto::{ContainerConfig, Device, Mount};
-use pericarp_tests::cri::{Pod, container, pod};
-use pericarp_tests::parts::{Part, absent, have};
+use pericarp_tests::cri::{Disk, Pod, container, pod};
+use pericarp_tests::parts::{Part, have};
 
 use crate::kills::child;
 use crate::stage::{IDLE, Stage, script, until};
 
 const SIZE: u64 = 64 << 20;
 
-/// A block device of the node's.
-pub(crate) struct Disk {
-    node: String,
-    image: PathBuf,
-}
-
-impl Disk {
-    pub(crate) fn new(stage: &Stage, name: &str) -> Option<Self> {
-        let image = stage.node.scratch().sparse(name, SIZE);
-        let output = Command::new("losetup")
-            .args(["--find", "--show"])
-            .arg(&image)
-            .output();
-        match output {
-            Ok(output) if output.status.success() => Some(Self {
-                node: String::from_utf8_lossy(&output.stdout).trim().to_owned(),
-                image,
-            }),
-            _ => {
-                absent(name, "no loop device can be had (losetup, as root)");
-                None
-            }
-        }
-    }
-
-    /// Nobody has it open: it can be taken away, which happens with its last user.
-    fn is_free(&self) -> bool {
-        let done = losetup(&["--detach", &self.node]);
-        let mut list = Command::new("losetup");
-        let list = list.arg("--associated").arg(&self.image).output().unwrap();
-        done && list.stdout.is_empty()
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        losetup(&["--detach", &self.node]);
-    }
-}
-
-fn losetup(words: &[&str]) -> bool {
-    let done = Command::new("losetup").args(words).output();
-    done.is_ok_and(|output| output.status.success())
-}
-
-pub(crate) fn device(disk: &Disk, path: &str, permissions: &str) -> Device {
-    let mut device = Device::new();
-    device.host_path = disk.node.clone();
-    device.container_path = path.into();
-    device.permissions = permissions.into();
-    device
+pub(crate) fn disk(stage: &Stage, name: &str) -> Option<Disk> {
+    Disk::new(stage.node.scratch(), name, SIZE)
 }
 
 fn with(name: &str, devices: Vec<Device>) -> ContainerConfig {
@@ -79,11 +30,11 @@ fn with(name: &str, devices: Vec<Device>) -> ContainerConfig {
 
 /// A raw block volume is a device at its path, as the pod's containers may use it.
 pub(crate) fn a_block_volume_is_a_device(stage: &mut Stage) {
-    let Some(disk) = Disk::new(stage, "block") else {
+    let Some(disk) = disk(stage, "block") else {
         return;
     };
     let pod = stage.pod("block");
-    let all = vec![device(&disk, "/dev/xvda", "mrw")];
+    let all = vec![disk.device("/dev/xvda", "mrw")];
     let writer = pod.start(&with("writer", all)).unwrap();
     let stat = "stat -c '%F %u %g' /dev/xvda; blockdev --getsize64 /dev/xvda";
     assert_eq!(
@@ -99,8 +50,8 @@ pub(crate) fn a_block_volume_is_a_device(stage: &mut Stage) {
 
     // The others of the pod have the same one; who may only read cannot write.
     let other = vec![
-        device(&disk, "/dev/disks/reading", "r"),
-        device(&disk, "/data/disk", "mrw"),
+        disk.device("/dev/disks/reading", "r"),
+        disk.device("/data/disk", "mrw"),
     ];
     let reader = pod.start(&with("reader", other)).unwrap();
     assert_eq!(reader.shell("head -n 1 /data/disk"), "written");
@@ -112,13 +63,13 @@ pub(crate) fn a_block_volume_is_a_device(stage: &mut Stage) {
     // One that is started again has it again.
     writer.stop(10).unwrap();
     writer.remove().unwrap();
-    let again = vec![device(&disk, "/dev/xvdb", "mrw")];
+    let again = vec![disk.device("/dev/xvdb", "mrw")];
     let again = pod.start(&with("again", again)).unwrap();
     assert_eq!(again.shell("head -c 7 /dev/xvdb"), "changed");
     pod.remove().unwrap();
 
     let pod = stage.pod("reading");
-    let read = vec![device(&disk, "/dev/xvda", "r")];
+    let read = vec![disk.device("/dev/xvda", "r")];
     let reader = pod.start(&with("reader", read)).unwrap();
     assert_eq!(reader.shell("head -c 7 /dev/xvda"), "changed");
     let tried = reader.exec(&script("echo x > /dev/xvda")).unwrap();
@@ -130,7 +81,7 @@ pub(crate) fn a_block_volume_is_a_device(stage: &mut Stage) {
     if stage.subject.own_kernel {
         // Nor does its kernel.
         assert_eq!(reader.shell("cat /sys/block/vd*/ro"), "1");
-        let more = vec![device(&disk, "/dev/xvda", "mrw")];
+        let more = vec![disk.device("/dev/xvda", "mrw")];
         let refused = pod.start(&with("more", more)).unwrap_err();
         let said = "linux.devices: /dev/xvda: another container of the pod may only read it";
         assert!(refused.message().contains(said), "{refused}");
@@ -141,17 +92,14 @@ pub(crate) fn a_block_volume_is_a_device(stage: &mut Stage) {
 
 /// What is given away is there again once nobody has it, also while the pod stays.
 pub(crate) fn a_disk_comes_and_goes_with_its_containers(stage: &mut Stage) {
-    let (Some(one), Some(two)) = (Disk::new(stage, "one"), Disk::new(stage, "two")) else {
+    let (Some(one), Some(two)) = (disk(stage, "one"), disk(stage, "two")) else {
         return;
     };
     let pod = stage.pod("coming");
     // More often than there are places.
     for round in 0..10 {
         let name = format!("round-{round}");
-        let both = vec![
-            device(&one, "/dev/one", "mrw"),
-            device(&two, "/dev/two", "r"),
-        ];
+        let both = vec![one.device("/dev/one", "mrw"), two.device("/dev/two", "r")];
         let made = pod.start(&with(&name, both)).unwrap();
         let write = format!("echo {round} | dd of=/dev/one bs=512 conv=sync,fsync 2>/dev/null");
         made.shell(&format!("{write}; head -c 1 /dev/two | wc -c"));
@@ -175,7 +123,7 @@ pub(crate) fn a_disk_comes_and_goes_with_its_containers(stage: &mut Stage) {
 /// A privileged container has its guest, and of the host what its pod names: also where containerd hands
 /// it all devices of the host.
 pub(crate) fn a_privileged_container_has_what_its_pod_names(stage: &mut Stage) {
-    let (Some(named), Some(other)) = (Disk::new(stage, "named"), Disk::new(stage, "other")) else {
+    let (Some(named), Some(other)) = (disk(stage, "named"), disk(stage, "other")) else {
         return;
     };
     let image = fs::File::options().write(true).open(&named.image).unwrap();
@@ -185,7 +133,7 @@ pub(crate) fn a_privileged_container_has_what_its_pod_names(stage: &mut Stage) {
         let linux = config.linux.mut_or_insert_default();
         linux.security_context.mut_or_insert_default().privileged = true;
         let pod = stage.node.run_pod(config, stage.subject.name).unwrap();
-        let mut config = with("one", vec![device(&named, "/dev/xvda", "mrw")]);
+        let mut config = with("one", vec![named.device("/dev/xvda", "mrw")]);
         let linux = config.linux.mut_or_insert_default();
         linux.security_context.mut_or_insert_default().privileged = true;
         let one = pod.start(&config).unwrap();
@@ -221,7 +169,7 @@ pub(crate) fn a_privileged_container_has_what_its_pod_names(stage: &mut Stage) {
 
 /// What serves a disk may be killed while it is used.
 pub(crate) fn a_block_server_is_started_again(stage: &mut Stage) {
-    let Some(disk) = Disk::new(stage, "killed") else {
+    let Some(disk) = disk(stage, "killed") else {
         return;
     };
     let node = stage.node.scratch().dir().display().to_string();
@@ -236,7 +184,7 @@ pub(crate) fn a_block_server_is_started_again(stage: &mut Stage) {
             echo round >> /rounds
         done
         echo done";
-    let mut config = with("worker", vec![device(&disk, "/dev/xvda", "mrw")]);
+    let mut config = with("worker", vec![disk.device("/dev/xvda", "mrw")]);
     config.command = script(work).map(str::to_owned).to_vec();
     let worker = pod.start(&config).unwrap();
     let rounds = || -> u32 {
@@ -262,7 +210,7 @@ pub(crate) fn a_block_server_is_started_again(stage: &mut Stage) {
     worker.remove().unwrap();
 
     // Not without end.
-    let mut config = with("idle", vec![device(&disk, "/dev/xvda", "mrw")]);
+    let mut config = with("idle", vec![disk.device("/dev/xvda", "mrw")]);
     config.metadata.mut_or_insert_default().attempt = 1;
     let idle = pod.start(&config).unwrap();
     for _ in 0..6 {
@@ -340,7 +288,7 @@ pub(crate) fn a_direct_volume_is_mounted_in_the_guest(stage: &mut Stage) {
     if !have("a_direct_volume", &[Part::MkfsExt4]) {
         return;
     }
-    let Some(disk) = Disk::new(stage, "direct") else {
+    let Some(disk) = disk(stage, "direct") else {
         return;
     };
     ext4(&disk.image);
@@ -382,7 +330,7 @@ pub(crate) fn a_direct_volume_is_mounted_in_the_guest(stage: &mut Stage) {
     );
     one.shell("mkfifo /data/line; (echo said > /data/line) >/dev/null 2>&1 &");
     assert_eq!(two.shell("timeout 20 cat /data/line"), "said");
-    let raw = vec![device(&disk, "/dev/xvda", "mrw")];
+    let raw = vec![disk.device("/dev/xvda", "mrw")];
     let refused = pod.start(&with("raw", raw)).unwrap_err();
     assert!(
         refused.message().contains("two would write to one disk"),

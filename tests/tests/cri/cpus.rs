@@ -5,11 +5,11 @@ use std::fs;
 use std::path::PathBuf;
 
 use pericarp_tests::cri::proto::PodSandboxConfig;
-use pericarp_tests::cri::{Container, Pod, container, pod};
+use pericarp_tests::cri::{Container, Disk, Pod, container, pod};
 use pericarp_tests::parts::absent;
 use serde_json::Value;
 
-use crate::blocks::{Disk, device};
+use crate::blocks::disk;
 use crate::stage::{Stage, script, until};
 
 /// What a pod has its CPUs by.
@@ -112,7 +112,7 @@ pub(crate) fn pods_stay_on_their_own_cpus(stage: &mut Stage) {
     } else {
         other.parse().unwrap()
     };
-    let (Some(disk), Some(more)) = (Disk::new(stage, "own"), Disk::new(stage, "other")) else {
+    let (Some(disk), Some(more)) = (disk(stage, "own"), disk(stage, "other")) else {
         return;
     };
     let (own, other) = (own.to_string(), other.to_string());
@@ -129,7 +129,7 @@ pub(crate) fn pods_stay_on_their_own_cpus(stage: &mut Stage) {
 
     let work = |pod: &Pod<'_>, disk: &Disk| -> String {
         let mut config = container("work", &script(WORK));
-        config.devices = vec![device(disk, "/dev/xvda", "mrw")];
+        config.devices = vec![disk.device("/dev/xvda", "mrw")];
         let made: Container<'_> = pod.start(&config).unwrap();
         made.id
     };

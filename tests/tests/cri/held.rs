@@ -7,13 +7,12 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use pericarp_tests::cri::{Pod, container, pod};
+use pericarp_tests::cri::{Pod, container, mount, pod};
 use pericarp_tests::parts::{Part, have};
 use serde_json::{Value, json};
 
-use crate::blocks::{Disk, device};
+use crate::blocks::disk;
 use crate::stage::{IDLE, Stage, script};
-use crate::volumes::mount;
 
 /// Asks what serves a pod's devices, at its control socket.
 fn ask(stage: &Stage, pod: &Pod<'_>, socket: &str, question: &Value) -> Value {
@@ -32,7 +31,7 @@ fn ask(stage: &Stage, pod: &Pod<'_>, socket: &str, question: &Value) -> Value {
 
 pub(crate) fn volumes_are_held_to_limits_of_their_own(stage: &mut Stage) {
     let (Some(disk), true) = (
-        Disk::new(stage, "held-disk"),
+        disk(stage, "held-disk"),
         have("volumes_are_held", &[Part::MkfsExt4]),
     ) else {
         return;
@@ -86,7 +85,7 @@ pub(crate) fn volumes_are_held_to_limits_of_their_own(stage: &mut Stage) {
         (&slow, "/slow"),
     ];
     let mut one = with("one", &all);
-    one.devices = vec![device(&disk, "/dev/xvda", "mrw")];
+    one.devices = vec![disk.device("/dev/xvda", "mrw")];
     let one = pod.start(&one).unwrap();
     assert_eq!(
         one.shell("cat /slow/file; head -c 1 /dev/xvda | wc -c"),

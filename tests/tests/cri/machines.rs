@@ -5,6 +5,7 @@ use std::fs;
 
 use pericarp_tests::cri::proto::{NamespaceMode, PodSandboxState};
 use pericarp_tests::cri::{Container, SMALL, container, pod};
+use pericarp_tests::usage::proportional_kib;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::stage::{IDLE, Stage, until};
@@ -133,22 +134,6 @@ pub(crate) fn an_idle_pod_takes_little(stage: &mut Stage) {
     }
     println!("all sidecars: {sidecars} KiB; the pod: {all} KiB");
     assert!(sidecars <= 20 << 10, "{sidecars} KiB");
-}
-
-/// The proportional set size of a process's maps, without those of its guest's memory.
-fn proportional_kib(maps: &str) -> u64 {
-    let (mut guests, mut kib) = (false, 0);
-    for line in maps.lines() {
-        let mut fields = line.split_whitespace();
-        let first = fields.next().unwrap_or_default();
-        if first.contains('-') && !first.ends_with(':') {
-            // QEMU's, and our monitor's.
-            guests = line.contains("memfd:memory-backend") || line.contains("memfd:guest");
-        } else if first == "Pss:" && !guests {
-            kib += fields.next().unwrap().parse::<u64>().unwrap();
-        }
-    }
-    kib
 }
 
 /// What the host's root user does for a pod must not be led elsewhere by the pod: what it is shown

@@ -8,6 +8,7 @@
 
 mod assets;
 mod blocks;
+mod charged;
 mod counters;
 mod cpus;
 mod held;
@@ -88,6 +89,7 @@ machines! {
     machines::what_is_the_hosts_is_refused_by_name,
     machines::other_names_of_the_handler_mean_it,
     machines::an_idle_pod_takes_little,
+    charged::every_thread_and_byte_of_a_pod_is_charged_to_it,
     cpus::pods_stay_on_their_own_cpus,
     counters::what_a_pod_does_is_counted,
     counters::an_idle_pod_of_each_profile_is_measured,

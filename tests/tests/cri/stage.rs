@@ -3,7 +3,7 @@
 use pericarp_tests::bounded::poll;
 use pericarp_tests::cri::node::STEP;
 use pericarp_tests::cri::{Container, Handler, Node, Pod, container, pod};
-use pericarp_tests::parts::{Part, beside_us, have};
+use pericarp_tests::parts::{Part, have};
 
 /// A handler, and in what a case may differ under it.
 pub(crate) struct Subject {
@@ -37,26 +37,8 @@ pub(crate) const PERICARP: Subject = Subject {
     own_kernel: true,
     cgroups_of_host: false,
     may_lose_oom: false,
-    parts: &[
-        Part::Ours("containerd-shim-pericarp-v2"),
-        Part::Ours("pericarp-vmm"),
-        Part::PERICARP_BLOCK,
-        Part::PERICARP_FS,
-        Part::PERICARP_NET,
-        Part::PERICARP_VSOCK,
-        Part::QemuSystem,
-    ],
-    handler: || Handler {
-        name: "pericarp".into(),
-        runtime_type: "io.containerd.pericarp.v2".into(),
-        programs: Some(beside_us()),
-        pod_annotations: Vec::new(),
-        config: Some(
-            "[profiles.pericarp]\nannotations = [\"memory\", \"vcpus\", \"volume-iops\", \
-             \"volume-bandwidth\", \"volume-size-limit\"]\n\
-             # On an emulated CPU, and many at once.\nboot-timeout = 200\n",
-        ),
-    },
+    parts: &Handler::PARTS,
+    handler: Handler::pericarp,
 };
 
 /// A node on which a case is played.

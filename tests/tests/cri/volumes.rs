@@ -4,19 +4,10 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::Path;
 
-use pericarp_tests::cri::container;
 use pericarp_tests::cri::log::Line;
-use pericarp_tests::cri::proto::Mount;
+use pericarp_tests::cri::{container, mount};
 
 use crate::stage::{IDLE, Stage, script, until};
-
-pub(crate) fn mount(from: &Path, to: &str, readonly: bool) -> Mount {
-    let mut mount = Mount::new();
-    mount.host_path = from.display().to_string();
-    mount.container_path = to.into();
-    mount.readonly = readonly;
-    mount
-}
 
 /// Writes as a kubelet does: all files of a version in a directory of its own, and one link that
 /// is changed in one step. A projected volume of a ConfigMap, a Secret, and what the pod is.

@@ -4,14 +4,13 @@
 use std::fs;
 use std::path::Path;
 
-use pericarp_tests::cri::{container, pod};
+use pericarp_tests::cri::{container, mount, pod};
 use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 
 use crate::limits::{MIB, limited};
 use crate::machines::process;
 use crate::stage::{Stage, script, until};
-use crate::volumes::mount;
 
 fn asked(stage: &Stage, command: &str, pod: &str) -> (Option<i32>, Value) {
     let (code, said, errors) = stage.node.pericarp(&[command, pod, "--json"]);

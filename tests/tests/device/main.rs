@@ -3,6 +3,7 @@
 //! wait. Real Linux drivers do the same in `guests`.
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
+mod flood;
 mod flush;
 mod geometry;
 mod guests;

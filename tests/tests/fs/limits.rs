@@ -7,6 +7,7 @@ use pericarp_tests::fs::wire::ROOT;
 use pericarp_tests::fs::wire::op;
 use pericarp_tests::fs::wire::posix::O_RDONLY;
 use pericarp_tests::fs::{Options, SLOTS, refused, transfer_body};
+use pericarp_tests::usage::Watch;
 use rustix::io::Errno;
 
 use crate::{pattern, session};
@@ -148,4 +149,68 @@ fn a_full_queue_of_reads_takes_no_memory() {
     let (before, after) = (before.unwrap(), server.footprint().unwrap());
     let grown = after.anon_kib.saturating_sub(before.anon_kib);
     assert!(grown < 16_384, "{before:?} -> {after:?}");
+}
+
+/// Names, open files and directories half read, as many as a guest likes: each has its price, and
+/// there is an end to it.
+#[test]
+fn floods_of_names_files_and_directories_are_bounded() {
+    const NAMES: usize = 4000;
+    let test = "floods_of_names_files_and_directories_are_bounded";
+    let Some((server, mut c)) = session(test, Options::default()) else {
+        return;
+    };
+    for i in 0..NAMES {
+        fs::write(
+            server.path(&format!("file-with-a-name-of-some-length-{i}")),
+            b"",
+        )
+        .unwrap();
+    }
+    let dir = c.opendir(ROOT).unwrap();
+    c.releasedir(ROOT, dir).unwrap();
+
+    let watch = Watch::begin(server.pid());
+    let names: Vec<_> = (0..NAMES)
+        .map(|i| {
+            c.lookup(ROOT, &format!("file-with-a-name-of-some-length-{i}"))
+                .unwrap()
+                .node
+        })
+        .collect();
+    // 1 KiB for each, with 4 MiB for what tables double by.
+    watch.end("fs, 4000 names looked up", NAMES as u64 + 4096);
+
+    let watch = Watch::begin(server.pid());
+    let open: Vec<_> = names
+        .iter()
+        .map(|node| c.open(*node, O_RDONLY).unwrap())
+        .collect();
+    watch.end("fs, 4000 files open", NAMES as u64 + 4096);
+
+    let watch = Watch::begin(server.pid());
+    for (node, fh) in names.iter().zip(open) {
+        c.release(*node, fh).unwrap();
+    }
+    for round in 0..5 {
+        for some in names.chunks(200) {
+            let some: Vec<(u64, u64)> = some.iter().map(|node| (*node, 1)).collect();
+            c.batch_forget(&some).unwrap();
+        }
+        if round < 4 {
+            for i in 0..NAMES {
+                c.lookup(ROOT, &format!("file-with-a-name-of-some-length-{i}"))
+                    .unwrap();
+            }
+        }
+    }
+    watch.end("fs, 4000 names forgotten and looked up, 5 times", 4096);
+
+    let watch = Watch::begin(server.pid());
+    for _ in 0..600 {
+        let fh = c.opendir(ROOT).unwrap();
+        c.readdir(ROOT, fh, 0, 200).unwrap();
+    }
+    // 256 of them keep what was read and not asked for, up to 32 KiB.
+    watch.end("fs, 600 directories half read", 256 * 32 + 8192);
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use pericarp_tests::frontend::{Desc, WRITE};
 use pericarp_tests::network::{GUEST_MAC, HOST_MAC, Network, datagram};
 use pericarp_tests::parts::Part;
+use pericarp_tests::usage::Watch;
 
 use crate::card::{Card, HEADER, LARGE, LIMIT, PLAIN, Served};
 use crate::{bytes, host, reaches, send_to_guest};
@@ -184,4 +185,37 @@ fn commands_are_obeyed_or_refused() {
     reaches(&mut card, &socket, b"out", &[]);
     assert!(card.receive(Duration::from_millis(50)).is_none());
     served.finish();
+}
+
+/// Frames from both sides, and nobody who takes them: they are left in the tap's queue, or dropped by
+/// the host's stack, and nothing of them is kept.
+#[test]
+fn floods_that_nobody_reads_are_kept_by_nobody() {
+    let parts = [Part::PERICARP_NET];
+    let Some(_network) = Network::here("net floods", &parts, 1) else {
+        return;
+    };
+    for engine in ["uring", "sync"] {
+        let served = Served::start(&["--io-engine", engine]);
+        let mut card = Card::connect(&served, PLAIN | LARGE, 1);
+        let (silent, socket) = (host(), host());
+        reaches(&mut card, &socket, b"before", &[]);
+        let watch = Watch::begin(served.process.pid());
+        // There is no buffer for these.
+        for _ in 0..5000 {
+            send_to_guest(&socket, &bytes(1400));
+        }
+        // Nobody reads what comes here.
+        let port = silent.local_addr().unwrap().port();
+        let frame = [vec![0; HEADER], datagram(port, &bytes(1400))].concat();
+        for _ in 0..40 {
+            card.burst(&vec![frame.clone(); 250]);
+        }
+        // A queue's worth of the largest packets is 16 MiB, and nothing like that is held.
+        watch.end(&format!("net ({engine}), 5000 in and 10000 out"), 1024);
+        reaches(&mut card, &socket, b"after", &[]);
+        card.offer_many(100, 1526);
+        assert_eq!(card.receive(LIMIT).unwrap().payload(), bytes(1400));
+        served.finish();
+    }
 }

@@ -8,6 +8,7 @@ use std::thread::{sleep, spawn};
 use std::time::{Duration, Instant};
 
 use pericarp_tests::frontend::{Desc, NEXT};
+use pericarp_tests::usage::Watch;
 
 use crate::STEP;
 use crate::rig::{self, CID, Guest, Packet, op};
@@ -250,6 +251,39 @@ fn the_number_of_connections_has_an_end_and_hosts_keep_their_share() {
     for _ in 0..3072 {
         guest.expect_shutdown(3);
     }
+}
+
+/// A connection that nobody reads holds what its guest was given credit for: 64 KiB for each of the
+/// first 256, and 4 KiB for each of the others.
+#[test]
+fn connections_that_nobody_reads_hold_no_more_than_is_said() {
+    const MANY: u32 = 600;
+    let vsock = start!("connections_that_nobody_reads_hold_no_more_than_is_said");
+    let listener = UnixListener::bind(vsock.port(1)).unwrap();
+    raise_own_limit();
+    let mut guest = vsock.guest();
+    let watch = Watch::begin(vsock.pid());
+    let (mut held, mut sent) = (Vec::new(), Vec::new());
+    for port in 0..MANY {
+        let connection = guest.dial(10_000 + port, 1);
+        assert_eq!(connection.op, op::RESPONSE);
+        let room = if port < 256 { 64 << 10 } else { 4 << 10 };
+        assert_eq!(connection.buf_alloc, room, "connection {port}");
+        held.push(rig::accept(&listener));
+        sent.push(guest.fill(&connection));
+    }
+    let all: usize = sent.iter().sum();
+    println!(
+        "{} MiB sent to {MANY} programs that read nothing",
+        all >> 20
+    );
+    // The connections themselves take a few hundred bytes each.
+    let buffers = 256 * 64 + u64::from(MANY - 256) * 4;
+    watch.end("vsock, 600 connections full and unread", buffers + 4096);
+    // They still have what was sent, and the first of them has its credit back when it reads.
+    held[0].read_exact(&mut vec![0; sent[0]]).unwrap();
+    guest.expect(op::CREDIT_UPDATE);
+    assert!(vsock.is_alive());
 }
 
 /// The test's own half of a few thousand connections.

@@ -1,6 +1,5 @@
 //! A running `pericarp-vsock`. The guest's side of it is `pericarp_tests::vsock`.
 
-use std::fs;
 use std::io::Read;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -104,21 +103,7 @@ impl Vsock {
     }
 
     pub(crate) fn footprint(&self) -> Footprint {
-        let proc = PathBuf::from(format!("/proc/{}", self.pid()));
-        let status = fs::read_to_string(proc.join("status")).unwrap();
-        let field = |name: &str| -> u64 {
-            let line = status.lines().find(|line| line.starts_with(name)).unwrap();
-            line.split_whitespace().nth(1).unwrap().parse().unwrap()
-        };
-        Footprint {
-            fds: fs::read_dir(proc.join("fd")).unwrap().count(),
-            anon_kib: field("RssAnon:"),
-            maps: fs::read_to_string(proc.join("maps"))
-                .unwrap()
-                .lines()
-                .count(),
-            threads: field("Threads:") as usize,
-        }
+        Footprint::of(self.pid()).unwrap()
     }
 
     pub(crate) fn stop(mut self) -> ExitStatus {

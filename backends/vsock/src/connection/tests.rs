@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use proptest::prelude::*;
 
 use super::*;
+use crate::credit::BUF_ALLOC;
 
 const PORTS: Ports = Ports { host: 7, guest: 8 };
 
@@ -33,7 +34,7 @@ fn from_guest(op: u16) -> Header {
 /// A connection the guest opened, its RESPONSE sent.
 fn open() -> (Connection, UnixStream) {
     let (ours, theirs) = pair();
-    let mut connection = Connection::dialled(ours, PORTS, &from_guest(op::REQUEST));
+    let mut connection = Connection::dialled(ours, PORTS, &from_guest(op::REQUEST), BUF_ALLOC);
     connection.socket_event(false, true, false);
     assert_eq!(next(&mut connection).unwrap().0.op, op::RESPONSE);
     assert_eq!(next(&mut connection), None);
@@ -50,7 +51,7 @@ fn next(connection: &mut Connection) -> Option<(Header, Vec<u8>)> {
 fn greeting(bytes: &[u8]) -> Result<Option<u32>, ()> {
     let (ours, mut theirs) = pair();
     theirs.write_all(bytes).unwrap();
-    Connection::greeting(ours).greeting_line()
+    Connection::greeting(ours, BUF_ALLOC).greeting_line()
 }
 
 #[test]
@@ -72,14 +73,17 @@ fn greetings() {
     }
     let (ours, theirs) = pair();
     drop(theirs);
-    assert_eq!(Connection::greeting(ours).greeting_line(), Err(()));
+    assert_eq!(
+        Connection::greeting(ours, BUF_ALLOC).greeting_line(),
+        Err(())
+    );
 }
 
 #[test]
 fn a_greeting_takes_nothing_behind_its_line() {
     let (ours, mut theirs) = pair();
     theirs.write_all(b"CONNECT 8\nCONNECT 9\n").unwrap();
-    let mut connection = Connection::greeting(ours);
+    let mut connection = Connection::greeting(ours, BUF_ALLOC);
     assert_eq!(connection.greeting_line(), Ok(Some(8)));
     connection.ask(PORTS);
     connection.socket_event(true, true, false);
@@ -99,7 +103,7 @@ fn a_greeting_takes_nothing_behind_its_line() {
 fn only_a_response_or_a_reset_answers_a_request() {
     for operation in 0..9 {
         let (ours, _theirs) = pair();
-        let mut connection = Connection::greeting(ours);
+        let mut connection = Connection::greeting(ours, BUF_ALLOC);
         connection.ask(PORTS);
         let verdict = match operation {
             op::RESPONSE => Verdict::Keep,

@@ -49,7 +49,7 @@ impl Engine {
                 return;
             }
             match accept_with(&self.listener, flags) {
-                Ok(socket) => match self.add(Connection::greeting(socket)) {
+                Ok(socket) => match self.add(Connection::greeting(socket, self.room())) {
                     Ok(token) => self.set_deadline(token, GREETING),
                     Err(errno) => debug!("a host program is turned away: {errno}"),
                 },
