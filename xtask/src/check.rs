@@ -1,4 +1,4 @@
-//! `cargo xtask check`: formatting, clippy, documentation, the house rules, whether
+//! `cargo xtask check`: formatting, clippy, documentation, the house rules, harnesses, whether
 //! the tests that documents name exist, and what may be depended on.
 //!
 //! Every step runs even when an earlier one found something, so that one call
@@ -8,6 +8,7 @@ use std::process::Command;
 
 use crate::command::{self, Failure, cargo};
 use crate::deny;
+use crate::harness;
 use crate::house;
 use crate::named;
 use crate::project::Project;
@@ -49,13 +50,14 @@ pub(crate) fn run(project: &Project) -> Result<(), Failure> {
     step("documentation", command::run(&mut doc));
 
     step("house rules", house::inspect(&project.root));
+    step("harnesses", harness::inspect(&project.root));
     step("names of tests", named::inspect(&project.root));
     step("dependencies", deny::inspect(&project.root));
 
     if failed.is_empty() {
         println!(
-            "check: formatting, clippy, documentation, house rules, names of tests and \
-             dependencies are clean"
+            "check: formatting, clippy, documentation, house rules, harnesses, names \
+             of tests and dependencies are clean"
         );
         Ok(())
     } else {

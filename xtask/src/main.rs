@@ -16,6 +16,7 @@ mod deny;
 mod fio;
 mod fuzz;
 mod guest;
+mod harness;
 mod house;
 mod janitor;
 mod kernel;
