@@ -70,7 +70,9 @@ impl Target {
 fn targets(metadata: &Value) -> Vec<Target> {
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let packages = list(&metadata["packages"]);
-    let all = packages.iter().flat_map(|package| list(&package["targets"]));
+    let all = packages
+        .iter()
+        .flat_map(|package| list(&package["targets"]));
     let targets = all.filter_map(|target| {
         let kinds = list(&target["kind"]);
         let is = |kind: &str| kinds.iter().any(|one| one == kind);
@@ -94,7 +96,8 @@ fn has_test(text: &str) -> bool {
 fn has_example(text: &str) -> bool {
     let comments = text.lines().filter_map(|line| {
         let line = line.trim();
-        line.strip_prefix("///").or_else(|| line.strip_prefix("//!"))
+        line.strip_prefix("///")
+            .or_else(|| line.strip_prefix("//!"))
     });
     let mut open = false;
     for line in comments {
@@ -128,7 +131,10 @@ mod tests {
             .into_iter()
             .map(|one| (one.name, one.without_tests, one.without_examples))
             .collect();
-        assert_eq!(found, [("a".to_owned(), true, false), ("b".to_owned(), false, true)]);
+        assert_eq!(
+            found,
+            [("a".to_owned(), true, false), ("b".to_owned(), false, true)]
+        );
     }
 
     #[test]
