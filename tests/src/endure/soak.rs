@@ -34,14 +34,34 @@ pub struct Options {
 /// Fewer looks than this are no measurement: one for warming up, and two in each quarter.
 pub const LEAST: u64 = 9;
 
-/// What is measured: its name, whether the mean or the least of a quarter counts, and what share and
-/// how many it may be more at the end.
-const MEASURES: [(&str, Of, f64, f64, fn(&Usage) -> u64); 5] = [
-    ("pss-kib", Of::Mean, 0.1, 1024.0, |usage| usage.pss_kib),
-    ("private-kib", Of::Mean, 0.1, 1024.0, |usage| usage.anon_kib),
-    ("descriptors", Of::Least, 0.0, 1.0, |usage| usage.fds),
-    ("threads", Of::Least, 0.0, 1.0, |usage| usage.threads),
-    ("ring-threads", Of::Least, 0.0, 7.0, |usage| usage.workers),
+/// What is measured of a process.
+struct Measure {
+    name: &'static str,
+    counts: Of,
+    of: fn(&Usage) -> u64,
+    /// What share of it, and how many beside that, it may be more at the end.
+    more: (f64, f64),
+}
+
+impl Measure {
+    const fn new(name: &'static str, counts: Of, more: (f64, f64), of: fn(&Usage) -> u64) -> Self {
+        Self {
+            name,
+            counts,
+            of,
+            more,
+        }
+    }
+}
+
+const MEASURES: [Measure; 5] = [
+    Measure::new("pss-kib", Of::Mean, (0.1, 1024.0), |usage| usage.pss_kib),
+    Measure::new("private-kib", Of::Mean, (0.1, 1024.0), |usage| {
+        usage.anon_kib
+    }),
+    Measure::new("descriptors", Of::Least, (0.0, 1.0), |usage| usage.fds),
+    Measure::new("threads", Of::Least, (0.0, 1.0), |usage| usage.threads),
+    Measure::new("ring-threads", Of::Least, (0.0, 7.0), |usage| usage.workers),
 ];
 
 /// What of a quarter counts.
@@ -148,9 +168,10 @@ fn look(tenant: &Tenant, looks: &mut Looks) {
 /// All processes together, as they are now.
 fn line(looks: &Looks) -> String {
     let mut text = String::new();
-    for (name, _, _, _, of) in MEASURES {
+    for measure in MEASURES {
         let all = looks.values().filter_map(|looks| looks.last());
-        let _ = write!(text, "{name} {} ", all.map(of).sum::<u64>());
+        let sum = all.map(measure.of).sum::<u64>();
+        let _ = write!(text, "{} {sum} ", measure.name);
     }
     text.trim_end().to_owned()
 }
@@ -162,15 +183,16 @@ fn trends(looks: &Looks, count: usize) -> Vec<Trend> {
     for (process, looks) in looks {
         let warm = &looks[looks.len() / 8..];
         let quarter = (warm.len() / 4).max(1);
-        for (measure, counts, share, more, of) in MEASURES {
-            let first = counts.quarter(&warm[..quarter], of);
-            let last = counts.quarter(&warm[warm.len() - quarter..], of);
+        for measure in MEASURES {
+            let of = |looks: &[Usage]| measure.counts.quarter(looks, measure.of);
+            let (first, last) = (of(&warm[..quarter]), of(&warm[warm.len() - quarter..]));
+            let (share, more) = measure.more;
             trends.push(Trend {
                 process: process.clone(),
-                measure,
+                measure: measure.name,
                 first,
                 last,
-                most: looks.iter().map(of).max().unwrap_or(0),
+                most: looks.iter().map(measure.of).max().unwrap_or(0),
                 grown: last > first * (1.0 + share) + more || looks.len() != count,
             });
         }
