@@ -58,7 +58,8 @@ impl Victim for Disk {
         } as usize;
         let mut header = Vec::new();
         header.extend(kind.to_le_bytes());
-        header.extend((chance.one_in(8).then(|| chance.word()).unwrap_or_default()).to_le_bytes());
+        // Reserved: it means nothing.
+        header.extend(chance.word().to_le_bytes());
         header.extend(sector.to_le_bytes());
         if chance.one_in(24) {
             header.truncate(chance.below(17) as usize);

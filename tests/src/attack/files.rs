@@ -76,7 +76,10 @@ impl Directory {
         let fh = self.handle(chance);
         let size = chance.pick(&[0, 1, 512, 4096, 0x7000, 1 << 20, u32::MAX]);
         let room = size.min(0x7000);
-        let mode = 0o644 | (chance.one_in(4).then(|| chance.word()).unwrap_or_default() & 0o7777);
+        let mode = match chance.one_in(4) {
+            true => 0o644 | (chance.word() & 0o7777),
+            false => 0o644,
+        };
         let new = Body::new;
         match chance.below(40) {
             0..=3 => (op::LOOKUP, named(new(), chance), 128),

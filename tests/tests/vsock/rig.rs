@@ -11,7 +11,7 @@ use pericarp_tests::parts::Part;
 use pericarp_tests::peer::{Footprint, connect};
 use pericarp_tests::process::{Process, command};
 use pericarp_tests::scratch::Scratch;
-pub(crate) use pericarp_tests::vsock::{BUFFER, CID, Guest, HOST, Packet, op};
+pub(crate) use pericarp_tests::vsock::{BUFFER, CID, Guest, Packet, op};
 use rustix::process::Signal;
 
 const STEP: Duration = Duration::from_secs(20);

@@ -218,6 +218,31 @@ fn a_request_that_nobody_knows_ends_the_session_unless_it_can_be_refused() {
     assert_eq!(answers[2], 2u64.to_ne_bytes());
 }
 
+#[test]
+fn the_other_end_of_a_connection_is_no_bell() {
+    let name = format!("pericarp-bell-{}", std::process::id());
+    let path = std::env::temp_dir().join(name);
+    let _ = std::fs::remove_file(&path);
+    let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    // What a front end has, who could pass it on to the device.
+    let own = UnixStream::connect(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let (pair, _other) = UnixStream::pair().unwrap();
+    let (ack, first) = (ACK.bits().to_ne_bytes(), 0u64.to_ne_bytes());
+    let messages: [Sent<'_>; 3] = [
+        (FrontendReq::SET_PROTOCOL_FEATURES, &ack, &[]),
+        (FrontendReq::SET_VRING_CALL, &first, &[own.as_fd()]),
+        (FrontendReq::SET_VRING_CALL, &first, &[pair.as_fd()]),
+    ];
+    let (answers, _) = play_with(&messages);
+    assert_eq!(answers[1], 1u64.to_ne_bytes(), "it was taken");
+    assert_eq!(
+        answers[2],
+        0u64.to_ne_bytes(),
+        "pairs are what front ends use"
+    );
+}
+
 /// Where the regions are, in the guest's addresses and in the front end's. The rings are in the
 /// first.
 const REGIONS: [(u64, u64); 2] = [(0, 0x7000_0000), (0x10_0000, 0x7100_0000)];

@@ -7,6 +7,7 @@
 //! starts the queue again if it may run.
 
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 
@@ -299,6 +300,15 @@ impl<D: Device> Session<'_, D> {
     }
 }
 
+/// Whether a socket is connected to one with a name, as the front end's own end of this very session
+/// is: held here, the session would not see the end of its front end, and never end itself. Pairs of
+/// sockets, by which front ends are told something, have no names.
+fn leads_back(fd: OwnedFd) -> (OwnedFd, bool) {
+    let socket = UnixStream::from(fd);
+    let named = socket.peer_addr().is_ok_and(|peer| !peer.is_unnamed());
+    (socket.into(), named)
+}
+
 /// Takes a descriptor that the driver is to be told something by, or that it
 /// kicks. Only what can be waited for will do: a file on a file system of the
 /// front end's own could hold us up for ever.
@@ -316,9 +326,13 @@ pub(super) fn bell(fd: OwnedFd) -> Result<Bell, Refusal> {
     // worker may be the one that closes it.
     let foreign = kind == libc::S_IFSOCK
         && rustix::net::sockopt::socket_domain(&fd) != Ok(rustix::net::AddressFamily::UNIX);
+    let (fd, leads_back) = match kind == libc::S_IFSOCK && !foreign {
+        true => leads_back(fd),
+        false => (fd, false),
+    };
     let flags = rustix::fs::fcntl_getfl(&fd).map_err(|_| Refusal::BadBell)?;
     // O_PATH names a file and can do nothing with it: no engine takes it.
-    if foreign || flags.contains(rustix::fs::OFlags::PATH) {
+    if foreign || leads_back || flags.contains(rustix::fs::OFlags::PATH) {
         return Err(Refusal::BadBell);
     }
     // A full pipe must not stop a worker that calls the driver.
