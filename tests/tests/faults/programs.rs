@@ -99,6 +99,11 @@ impl Program {
 
     /// A front end comes, agrees with it and has it do something.
     pub(crate) fn answers(self, dir: &Path) -> Result<(), String> {
+        self.answers_within(LIMIT, dir)
+    }
+
+    /// As [`Self::answers`], for a front end that waits no longer than this for each answer.
+    pub(crate) fn answers_within(self, limit: Duration, dir: &Path) -> Result<(), String> {
         let socket = self.socket(dir);
         let queues = match self {
             Program::Block => 1,
@@ -107,7 +112,7 @@ impl Program {
         };
         let setup = Setup {
             queues,
-            limit: LIMIT,
+            limit,
             ..Setup::default()
         };
         match self {

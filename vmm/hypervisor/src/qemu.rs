@@ -17,6 +17,7 @@ pub(crate) use plug::Ports;
 use std::{
     io,
     os::fd::AsRawFd,
+    path::Path,
     process::{Command, Stdio},
     time::Duration,
 };
@@ -39,10 +40,14 @@ const SET_UP_LIMIT: Duration = Duration::from_secs(30);
 /// How long a QEMU that has closed its connections may take to end.
 const END_LIMIT: Duration = Duration::from_secs(5);
 
-/// What QEMU opens by a path.
-fn reach(accelerator: Accelerator, spec: &MachineSpec) -> Reach {
+/// What QEMU opens by a path. A kernel that it inherits has none.
+fn reach(accelerator: Accelerator, kernel: &Path, initramfs: &Path) -> Reach {
+    let mut read = vec![initramfs.to_owned()];
+    if !kernel.starts_with("/proc") {
+        read.push(kernel.to_owned());
+    }
     Reach {
-        read: vec![spec.kernel.clone(), spec.initramfs.clone()],
+        read,
         devices: match accelerator {
             Accelerator::Kvm => vec!["/dev/kvm".into()],
             Accelerator::Tcg => Vec::new(),
@@ -119,7 +124,8 @@ impl Hypervisor for Qemu {
             ))
             .stdout(Stdio::piped())
             .current_dir("/");
-        walls::enter(&mut command, PROGRAM, &reach(self.accelerator, spec))
+        let reach = reach(self.accelerator, &kernel, &spec.initramfs);
+        walls::enter(&mut command, PROGRAM, &reach)
             .map_err(host("what it may open cannot be said"))?;
         let confinement = Confinement {
             drop_capabilities: true,

@@ -180,6 +180,9 @@ pub(super) fn diagnose(
             let Some((_, last)) = line.split_once(&about) else {
                 continue;
             };
+            if last.starts_with("warning: ") {
+                continue;
+            }
             // QEMU tries a disk again, on a connection that it has closed: the first reason counts.
             let again = format!("{about}Reconnecting after error: ");
             let first = words.iter().find_map(|line| line.split_once(&again));
@@ -267,5 +270,8 @@ mod tests {
             assert_eq!(of(words).as_deref(), Some(error));
         }
         assert_eq!(of(&["qemu: invalid kernel header"]), None);
+        let warning = "qemu-system-x86_64: -netdev vhost-user,id=net0,chardev=card0,queues=2: \
+                       warning: vhost-user backend supports more than QEMU";
+        assert_eq!(of(&[warning, "qemu: could not open kernel file"]), None);
     }
 }
