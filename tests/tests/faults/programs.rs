@@ -135,6 +135,8 @@ impl Program {
             }
             Program::Net | Program::Vsock => {
                 let stream = peer::connect(&socket).map_err(|e| e.to_string())?;
+                let timed = stream.set_read_timeout(Some(limit));
+                timed.map_err(|e| e.to_string())?;
                 Driver::over(stream, &setup).map_err(|e| e.to_string())?;
             }
         }
