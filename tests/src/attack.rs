@@ -86,7 +86,7 @@ pub fn run(test: &str, plan: &Plan) -> Result<Option<Report>, String> {
         },
         false => None,
     };
-    let Some(mut stage) = Stage::set(test, parts, plan.seed)? else {
+    let Some(mut stage) = Stage::set(test, parts, plan)? else {
         return Ok(None);
     };
     let mut report = Report {
@@ -426,7 +426,7 @@ fn afterwards(stage: &Stage, sidecars: &mut [Sidecar], report: &mut Report) {
         for _ in 0..40 {
             let before = sidecar.cpu();
             sleep(Duration::from_secs(1));
-            held.idle_ms = (sidecar.cpu() - before).as_millis() as u64;
+            held.idle_ms = sidecar.cpu().saturating_sub(before).as_millis() as u64;
             held.end = sidecar.footprint();
             wrong = grown(held);
             if wrong.is_none() {

@@ -1,5 +1,6 @@
-//! Waiting with an end. Every wait in the rigs goes through here or through a
-//! socket time-out, so that a hung peer is a failed test and not a hung run.
+//! Waiting with an end. Every wait in the rigs goes through here, a socket time-out or, for the
+//! front end of the crate `vhost`, which tries again after one, the lifetime of the process that
+//! it waits for (`process`): a hung peer is a failed test and not a hung run.
 
 use std::fs::File;
 use std::thread::sleep;

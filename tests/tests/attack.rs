@@ -1,5 +1,5 @@
 //! Four confined sidecars under attack, by front ends and drivers at native speed and by a guest,
-//! for some seconds; `pericarp-attack --seconds 1800` goes on for longer. What is tried, and what
+//! for some seconds; `pericarp-attack --seconds N` goes on for longer. What is tried, and what
 //! must hold meanwhile, is in `pericarp_tests::attack`.
 
 use pericarp_tests::attack::{Plan, Report, run};

@@ -145,7 +145,7 @@ pub struct Machines {
     pub rounds: u64,
     /// Pokes counted by the rounds that came to their end.
     pub pokes: u64,
-    /// Of these, doorbells with a random ring behind them.
+    /// Beside them, doorbells with a random ring behind them.
     pub doorbells: u64,
     /// How machines ended before they were told to.
     pub ends: BTreeMap<String, u64>,

@@ -13,7 +13,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use rustix::thread::UnshareFlags;
 
 use super::block::{DISK, TAIL};
-use super::{files, network};
+use super::{Plan, files, network};
 use crate::bounded::poll;
 use crate::model::Sequence;
 use crate::network::{GUEST, GUEST_MAC, HOST, HOST_MAC, Network, TAP, dotted, mac};
@@ -108,6 +108,8 @@ pub(super) struct Stage {
     /// What the innocent have and nobody else may see.
     pub(super) canary: Vec<u8>,
     outside: Vec<(PathBuf, (u64, u32, u64, i64))>,
+    /// How long its sidecars may live: long after all should be over.
+    life: Duration,
     _trees: Vec<Tree>,
     scratch: Scratch,
 }
@@ -118,7 +120,7 @@ impl Stage {
     ///
     /// # Errors
     /// What a sidecar, or the kernel, refuses.
-    pub(super) fn set(test: &str, parts: &[Part], seed: u64) -> Result<Option<Self>, String> {
+    pub(super) fn set(test: &str, parts: &[Part], plan: &Plan) -> Result<Option<Self>, String> {
         let Some(network) = Network::here(test, &[&PARTS[..], parts].concat(), 1) else {
             return Ok(None);
         };
@@ -150,7 +152,7 @@ impl Stage {
             files::renew(&scratch.path(name)).map_err(wrong(name))?;
         }
         // Nobody guesses it.
-        let canary = Sequence::new(seed ^ 0xcafe_f00d_dead_beef).bytes(64);
+        let canary = Sequence::new(plan.seed ^ 0xcafe_f00d_dead_beef).bytes(64);
         scratch.file("secret", &canary.repeat(64));
         fs::create_dir(scratch.path("outside")).map_err(wrong("outside"))?;
         fs::write(scratch.path("outside/file"), &canary).map_err(wrong("outside"))?;
@@ -163,6 +165,7 @@ impl Stage {
             sidecars: Vec::new(),
             canary,
             outside: Vec::new(),
+            life: Duration::from_secs(plan.seconds.saturating_add(480)),
             _trees: trees,
             scratch,
         };
@@ -247,10 +250,10 @@ impl Stage {
         control: Option<PathBuf>,
     ) -> Result<(), String> {
         program.args(["--log-level", "info"]);
-        // The rig kills nobody: who ends has ended by itself.
-        let for_ever = Duration::from_secs(1 << 20);
+        // `vhost` waits for an answer without end, time-outs or not: who waits for a process that
+        // hangs hears its end then. Before that the rig kills nobody.
         let mut process =
-            Process::start(&mut program, for_ever).map_err(|e| format!("{name}: {e}"))?;
+            Process::start(&mut program, self.life).map_err(|e| format!("{name}: {e}"))?;
         let sockets: Vec<PathBuf> = sockets.iter().map(|name| self.scratch.path(name)).collect();
         let there = poll(LIMIT, || {
             let ended = process.ended().is_some();

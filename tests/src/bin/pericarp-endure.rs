@@ -32,7 +32,7 @@ soak    Looks every so many seconds at the memory (PSS and private, without the 
 
   --pods N      pods, 1 to 60 (8; soak: 4)
   --seconds S   for how long (1800; soak: 7200)
-  --seed X      of the choices; the same makes the same (1)
+  --seed X      of the choices (1)
   --apart S     the longest time between two rounds of kills (5)
   --every S     seconds between two looks (30); S of --seconds is at least nine times that
   --json        the result as JSON

@@ -30,7 +30,7 @@ pub struct Options {
     pub seconds: u64,
     /// After how many kills it is over, even before.
     pub most: u64,
-    /// The same seed makes the same choices.
+    /// The same seed makes the same choices, but for who is spared.
     pub seed: u64,
     /// The longest time between two rounds of kills.
     pub apart: Duration,
