@@ -138,14 +138,14 @@ fn mistake(device: &DeviceOptions, rule: &str) -> Failure {
 /// What the process keeps for its successor.
 #[derive(Debug, Default)]
 pub(crate) struct Kept {
+    /// Whether this process has made the file. Dropped first: it goes while its lock is held.
+    made: Made,
     /// The file with the state of all directories, if that is kept.
     pub(crate) file: Option<File>,
     /// The state of each.
     pub(crate) states: Vec<State>,
     /// Requests in flight.
     pub(crate) records: Option<InflightFile>,
-    /// Whether this process has made the first.
-    made: Made,
 }
 
 impl Kept {

@@ -165,7 +165,7 @@ impl Region {
 /// Mappings begin and end at whole pages of the file, which are large on hugetlbfs: a shorter
 /// mapping could be neither replaced nor undone. There the preferred block size is the page size;
 /// elsewhere a larger one does no harm.
-pub(crate) fn page_of(metadata: &Metadata) -> u64 {
+fn page_of(metadata: &Metadata) -> u64 {
     let block = metadata.blksize();
     match block.is_power_of_two() && block > 4096 {
         true => block,

@@ -177,10 +177,11 @@ pub struct RecordOf<'a> {
 /// A file with the records of all devices of this process.
 #[derive(Debug)]
 pub struct InflightFile {
+    /// Dropped first: the file goes while its lock is held.
+    made: Made,
     /// Locked as long as this process lives.
     owner: File,
     devices: Vec<Records>,
-    made: Made,
 }
 
 impl InflightFile {
@@ -190,7 +191,7 @@ impl InflightFile {
     /// [`InflightFileError`]; a file that exists is unchanged then, and none is made.
     pub fn open(path: &Path, devices: &[RecordOf<'_>]) -> Result<Self, InflightFileError> {
         let total: u64 = devices.iter().map(bytes).sum();
-        let (owner, made) = own_file(path, total)?;
+        let (owner, mut made) = own_file(path, total)?;
         let found = owner.metadata().map_err(InflightFileError::Open)?;
         // Memory that faults for want of room would be the end of us.
         let all = rustix::fs::FallocateFlags::empty();
@@ -201,6 +202,8 @@ impl InflightFile {
         let fence = opening(path).open(path).map_err(InflightFileError::Open)?;
         let again = fence.metadata().map_err(InflightFileError::Open)?;
         if (again.dev(), again.ino()) != (found.dev(), found.ino()) {
+            // What is there now is somebody else's.
+            made.keep();
             return Err(InflightFileError::Open(Errno::STALE.into()));
         }
         let mut file = Self::map(owner, fence.into(), devices)?;
@@ -313,9 +316,8 @@ impl Drop for Made {
 /// [`InflightFileError`]; a file that exists is unchanged then, and none is made.
 pub fn own_file(path: &Path, total: u64) -> Result<(File, Made), InflightFileError> {
     let new = opening(path).create_new(true).mode(0o600).open(path);
-    let (owner, mut made) = match new {
+    let (owner, made) = match new {
         Ok(owner) => (Ok(owner), Made(Some(path.to_owned()))),
-        // Where a link leads to none, one is made behind it.
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
             let options = opening(path).create(true).mode(0o600).open(path);
             (options, Made::default())
@@ -326,6 +328,8 @@ pub fn own_file(path: &Path, total: u64) -> Result<(File, Made), InflightFileErr
         Some(libc::EISDIR | libc::ELOOP | libc::ENXIO) => InflightFileError::NotAFile,
         _ => InflightFileError::Open(e),
     })?;
+    // Dropped before the owner is: the file goes while its lock is held.
+    let mut made = made;
     let found = owner.metadata().map_err(InflightFileError::Open)?;
     if !found.is_file() {
         return Err(InflightFileError::NotAFile);

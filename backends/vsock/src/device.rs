@@ -103,10 +103,11 @@ impl Vsock {
     pub(crate) fn attach(&self, daemon: &VhostUserDaemon<Arc<Self>>) -> io::Result<()> {
         let handlers: Vec<Arc<VringEpollHandler<Arc<Self>>>> = daemon.get_epoll_handlers();
         for handler in handlers {
-            let host = lock(&lock(&self.work).engine).as_fd().as_raw_fd();
-            handler.register_listener(host, EventSet::IN, u64::from(HOST))?;
+            // By this it hears of its end, also where the other cannot be watched.
             let again = self.again.as_raw_fd();
             handler.register_listener(again, EventSet::IN, u64::from(AGAIN))?;
+            let host = lock(&lock(&self.work).engine).as_fd().as_raw_fd();
+            handler.register_listener(host, EventSet::IN, u64::from(HOST))?;
         }
         Ok(())
     }
@@ -122,23 +123,26 @@ impl Vsock {
         let _ = rustix::io::write(&self.again, &1u64.to_ne_bytes());
     }
 
-    /// Whether this memory is there. It is watched from here on, so this comes before any access.
-    fn has(&self, memory: &Arc<GuestMemoryMmap>) -> bool {
+    /// The memory of now, if it is there. It is watched for as long as the guard is held: a front
+    /// end's next table, on another thread, must not end the watch over what a turn uses.
+    fn watch(&self) -> Option<(MutexGuard<'_, Option<Watched>>, Arc<GuestMemoryMmap>)> {
         let mut watched = lock(&self.watched);
+        let memory = self.memory.memory().into_inner();
         if !watched
             .as_ref()
-            .is_some_and(|watched| watched.is_of(memory))
+            .is_some_and(|watched| watched.is_of(&memory))
         {
             // What is in both tables is watched without a gap.
-            match Watched::new(Arc::clone(memory)) {
+            match Watched::new(Arc::clone(&memory)) {
                 Ok(new) => *watched = Some(new),
                 Err(error) => {
                     debug!("guest memory is not used: {error}");
-                    return false;
+                    return None;
                 }
             }
         }
-        watched.as_ref().is_some_and(|watched| !watched.is_lost())
+        let is_there = watched.as_ref().is_some_and(|watched| !watched.is_lost());
+        is_there.then_some((watched, memory))
     }
 
     /// One turn: hears the guest, then tells it what there is to tell.
@@ -149,10 +153,9 @@ impl Vsock {
             stopped,
         } = work;
         let mut engine = lock(engine);
-        let memory = self.memory.memory().into_inner();
-        if !self.has(&memory) {
+        let Some((_watched, memory)) = self.watch() else {
             return;
-        }
+        };
         let (Some(receive), Some(transmit)) = (vrings.get(RECEIVE), vrings.get(TRANSMIT)) else {
             return;
         };
@@ -325,12 +328,11 @@ impl VhostUserBackend for Vsock {
 
     fn set_event_idx(&self, _enabled: bool) {}
 
-    fn update_memory(&self, memory: Memory) -> io::Result<()> {
-        // The crate itself reads a ring's index as it is told its addresses.
-        match self.has(&memory.memory().into_inner()) {
-            true => Ok(()),
-            false => Err(io::Error::other("guest memory that cannot be watched")),
-        }
+    fn update_memory(&self, _memory: Memory) -> io::Result<()> {
+        // The crate itself reads a ring's index as it is told its addresses. It has put the new
+        // memory where ours is.
+        let watched = self.watch().map(|_| ());
+        watched.ok_or_else(|| io::Error::other("guest memory that cannot be watched"))
     }
 
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {

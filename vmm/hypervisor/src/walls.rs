@@ -149,7 +149,7 @@ fn rules(program: &str, reach: &Reach) -> Result<Option<OwnedFd>, RulesetError> 
     let programs = PROGRAMS
         .map(PathBuf::from)
         .into_iter()
-        .chain(prefix(program));
+        .chain(installed(program));
     let programs = programs.map(|path| (path, read | AccessFs::Execute));
     let single = READ.map(PathBuf::from).into_iter();
     let single = single.chain(reach.read.iter().cloned());
@@ -167,16 +167,24 @@ fn rules(program: &str, reach: &Reach) -> Result<Option<OwnedFd>, RulesetError> 
     Ok(rules.into())
 }
 
-/// Where a program is installed that is somewhere else: the directory above its own.
-fn prefix(program: &str) -> Option<PathBuf> {
+/// Where a program is installed that is somewhere else: its own directory, and those beside it for
+/// libraries and data. Not the one above, which may be somebody's home.
+fn installed(program: &str) -> Vec<PathBuf> {
+    // Never all there is.
+    let Some(own) = found(program).filter(|own| own != Path::new("/")) else {
+        return Vec::new();
+    };
+    let beside = ["lib", "lib64", "libexec", "share"].map(|name| own.with_file_name(name));
+    beside.into_iter().chain([own]).collect()
+}
+
+/// The directory of a program, where a search finds it.
+fn found(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     let found = std::env::split_paths(&path)
         .map(|directory| directory.join(program))
         .find(|file| file.is_file())?;
-    let found = found.canonicalize().ok()?;
-    let above = found.parent()?.parent()?;
-    // Never all there is.
-    (above != Path::new("/")).then(|| above.to_owned())
+    Some(found.canonicalize().ok()?.parent()?.to_owned())
 }
 
 #[cfg(test)]

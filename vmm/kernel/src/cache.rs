@@ -11,8 +11,9 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use log::{debug, info};
 use rustix::fs::MemfdFlags;
@@ -46,6 +47,8 @@ pub fn directory() -> Option<PathBuf> {
     variable("XDG_CACHE_HOME")
         .or_else(|| Some(variable("HOME")?.join(".cache")))
         .map(|cache| cache.join("pericarp/kernels"))
+        // QEMU is given it as text.
+        .filter(|path| path.to_str().is_some())
 }
 
 /// Opens a kernel in the form in which it is loaded. One that is to choose its
@@ -106,10 +109,21 @@ pub fn plain(path: &Path, cache: Option<&Path>) -> Result<Option<Plain>, KernelE
         }
     }
     // As a file all the same: it is read in pieces, and its pages can be swapped out.
-    let memfd = rustix::fs::memfd_create("kernel", MemfdFlags::CLOEXEC).map_err(io::Error::from)?;
-    let mut memfd = File::from(memfd);
-    memfd.write_all(&kernel)?;
-    Ok(Some(Plain::Memory(memfd)))
+    let made = rustix::fs::memfd_create("kernel", MemfdFlags::CLOEXEC).map_err(io::Error::from);
+    let filled = made.map(File::from).and_then(|mut file| {
+        file.write_all(&kernel)?;
+        Ok(file)
+    });
+    match filled {
+        Ok(file) => Ok(Some(Plain::Memory(file))),
+        Err(e) => {
+            info!(
+                "{} unpacks itself, there is no room for it: {e}",
+                path.display()
+            );
+            Ok(None)
+        }
+    }
 }
 
 struct Cache(PathBuf);
@@ -118,7 +132,9 @@ impl Cache {
     /// The directory, made if it is missing. Others' directories are not used,
     /// nor those that others may write to.
     fn open(dir: &Path) -> io::Result<Self> {
-        fs::create_dir_all(dir)?;
+        // Whatever the umask: one that the group may write to would never be used.
+        let mut make = fs::DirBuilder::new();
+        make.recursive(true).mode(0o755).create(dir)?;
         let meta = fs::symlink_metadata(dir)?;
         let own = meta.is_dir() && meta.uid() == rustix::process::geteuid().as_raw();
         if !own {
@@ -172,17 +188,28 @@ impl Cache {
         let name = format!("{hex}.elf");
         let path = self.0.join(&name);
         // Under another name first: who looks finds all of it or nothing.
-        let part = self.0.join(format!("{name}.{}", std::process::id()));
+        // A process's number comes again, and what it left may be there still.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = now.unwrap_or_default().as_nanos();
+        let part = self
+            .0
+            .join(format!("{name}.{}.{now:x}", std::process::id()));
         let mut out = File::options()
             .write(true)
             .create_new(true)
             .mode(0o600)
             .open(&part)?;
-        let written = out.write_all(kernel);
-        let placed = written.and_then(|()| fs::rename(&part, &path));
-        if placed.is_err() {
-            let _ = fs::remove_file(&part);
-        }
+        // On the disk before it has its name: nobody looks at all of it later.
+        let written = out.write_all(kernel).and_then(|()| out.sync_data());
+        // Who was quicker is not replaced: a QEMU that starts just now may open that very file and
+        // no other.
+        let is_kernel = || File::open(&path).is_ok_and(|file| is_elf(&file).unwrap_or(false));
+        let placed = written.and_then(|()| match fs::hard_link(&part, &path) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && is_kernel() => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => fs::rename(&part, &path),
+            other => other,
+        });
+        let _ = fs::remove_file(&part);
         placed?;
         let link = self.link(file)?;
         if let Err(e) = std::os::unix::fs::symlink(&name, &link)

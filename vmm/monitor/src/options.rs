@@ -44,7 +44,8 @@ the machine:
   --kaslr               let a bzImage unpack itself, at an address of its own choice:
                         slower, and harder to attack from within
   --kernel-cache DIR    keep unpacked kernels here; none is off
-                        (default /var/cache/pericarp/kernels)
+                        (default /var/cache/pericarp/kernels, or a user's
+                        ~/.cache/pericarp/kernels)
 
 its devices, in the order of their places on the bus:
   --disk id=ID,socket=PATH[,queues=N][,queue-size=N]
@@ -305,7 +306,7 @@ impl Draft {
                 kaslr: self.kaslr,
                 kernel_cache: self
                     .kernel_cache
-                    .unwrap_or_else(|| Some(pericarp_kernel::cache::DIRECTORY.into())),
+                    .unwrap_or_else(pericarp_kernel::cache::directory),
                 devices: self.devices,
                 serial: self.serial.unwrap_or(SerialOut::Stdio),
                 control_path: self.control_path,

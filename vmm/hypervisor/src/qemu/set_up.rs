@@ -64,7 +64,10 @@ pub(super) fn kernel(
 ) -> Result<PathBuf, MachineError> {
     let unusable = |error: &KernelError| MachineError::Kernel {
         path: spec.kernel.clone(),
-        reason: error.to_string(),
+        reason: match error {
+            KernelError::Read(source) => format!("{error}: {source}"),
+            _ => error.to_string(),
+        },
     };
     let cache = cache::directory();
     let plain = cache::plain(&spec.kernel, cache.as_deref()).map_err(|e| unusable(&e))?;
