@@ -1,11 +1,11 @@
 //! System calls that rustix does not have: file handles, modes and extended
 //! attributes of what a descriptor names without having it open, locks of open
-//! files, and a thread's own umask. Called by `mounts`, `share` and `credentials`.
+//! files, a thread's own umask, and what a close says. Called by `mounts`, `share` and `credentials`.
 #![expect(unsafe_code)]
 // UNSAFETY: raw system calls that read and write the buffers they are given.
 
 use std::ffi::CStr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
 use libc::{c_int, c_long, c_uint};
 use rustix::io::Errno;
@@ -49,6 +49,13 @@ fn check(result: c_long) -> Result<c_long, Errno> {
         return Err(Errno::from_io_error(&error).unwrap_or(Errno::IO));
     }
     Ok(result)
+}
+
+/// Closes it, and gives what its file system says of that: one that is served from elsewhere writes
+/// back what it has.
+pub(crate) fn close(file: OwnedFd) -> Result<(), Errno> {
+    // SAFETY: it was ours, and nobody knows its number any more.
+    check(unsafe { libc::close(file.into_raw_fd()) }.into()).map(drop)
 }
 
 /// The handle of what a descriptor names, O_PATH or not.

@@ -152,6 +152,7 @@ fn the_hosts_errors_reach_the_guest() {
             guest.write(node, fh, 0, &same)
         });
         rig.passes_on(Operation::Sync, |guest, node, fh| guest.fsync(node, fh));
+        rig.passes_on(Operation::Close, |guest, node, fh| guest.flush(node, fh));
         rig.passes_on(Operation::Attributes, |guest, node, _| {
             guest.truncate(node, SIZE as u64)
         });

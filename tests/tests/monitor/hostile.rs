@@ -43,7 +43,7 @@ fn a_guest_that_pokes_everything_harms_itself_alone() {
     println!(
         "{} rounds, {} came to their end",
         count("poking from"),
-        count("poked")
+        count("memory of")
     );
     let stats = monitor.tell(r#"{"op":"stats"}"#);
     println!("{stats}");

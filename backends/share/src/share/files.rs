@@ -9,6 +9,7 @@ use rustix::fs::{FileType, OFlags, SeekFrom, copy_file_range, fchown, fstat, see
 use rustix::io::Errno;
 
 use super::Share;
+use crate::calls::close;
 use crate::credentials::WithoutFsetid;
 use crate::handles::{Handle, Open, OpenFile, Opened, Traits};
 use crate::mounts::Mount;
@@ -124,9 +125,9 @@ impl Share {
         }
         let file = self.handles.file(handle)?;
         if file.traits.waits {
-            // Closing a copy is what has it written back; what that says is said
-            // again by fsync. By fcntl, which a confined server may call.
-            drop(rustix::io::fcntl_dupfd_cloexec(&*file, 0)?);
+            // Closing a copy is what has it written back, and some say what went wrong then
+            // and never again. By fcntl, which a confined server may call.
+            close(rustix::io::fcntl_dupfd_cloexec(&*file, 0)?)?;
         }
         Ok(())
     }
