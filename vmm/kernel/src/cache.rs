@@ -13,10 +13,10 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use log::{debug, info};
 use rustix::fs::MemfdFlags;
+use rustix::time::{ClockId, clock_gettime};
 use sha2::{Digest, Sha256};
 
 use crate::{Image, KernelError, is_elf, payload};
@@ -189,11 +189,9 @@ impl Cache {
         let path = self.0.join(&name);
         // Under another name first: who looks finds all of it or nothing.
         // A process's number comes again, and what it left may be there still.
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let now = now.unwrap_or_default().as_nanos();
-        let part = self
-            .0
-            .join(format!("{name}.{}.{now:x}", std::process::id()));
+        let now = clock_gettime(ClockId::Monotonic);
+        let unique = format!("{}.{}-{}", std::process::id(), now.tv_sec, now.tv_nsec);
+        let part = self.0.join(format!("{name}.{unique}"));
         let mut out = File::options()
             .write(true)
             .create_new(true)
