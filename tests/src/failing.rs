@@ -3,7 +3,7 @@
 //! fail in turn.
 //!
 //! The program is traced: before the chosen call the kernel is told of a harmless one
-//! instead, and after it the program finds the error. Counted are calls of [`CALLS`],
+//! instead, and after it the program finds the error. Counted are calls of `CALLS`,
 //! from the first that is the program's own and not its loader's, until all threads wait
 //! for something to do.
 
